@@ -1,0 +1,16 @@
+"""Native pose formats <-> one internal format. Needs no torch, and imports a format's library only where that format is read."""
+
+from converters.labels import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
+from converters.project import read_project, write_predictions
+
+__all__ = [
+    "FormatError",
+    "Instance",
+    "LabeledFrame",
+    "Labels",
+    "PredictedInstance",
+    "Skeleton",
+    "VideoSource",
+    "read_project",
+    "write_predictions",
+]

@@ -1,0 +1,103 @@
+"""Files as projects name them, and files that are written whole or not at all.
+
+Traps: a project travels between machines, so the paths in it may be absolute paths of another computer, Windows paths, or relative to the
+project's folder; an image sequence may name ten thousand files, so folders are listed once and not asked file by file.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PureWindowsPath
+
+from converters.labels import FormatError
+
+
+class Finder:
+    """Finds the files a project names.
+
+    Looks, in this order, at: the path as written where it is absolute; the path relative to the project's folder; the file's name in the
+    project's folder; under ``video_root`` the written path's tail, longest first, down to the file's name.
+    """
+
+    def __init__(self, folder: Path, video_root: Path | None = None) -> None:
+        """``folder``: where the project lies; ``video_root``: where the user keeps the videos. FormatError if that is no folder."""
+        if video_root is not None and not video_root.is_dir():
+            raise FormatError(f"The folder given for the videos, {video_root}, does not exist; check --video-root.")
+        self._folder = folder.absolute()
+        self._root = video_root.absolute() if video_root is not None else None
+        self._listed: dict[Path, tuple[Path, frozenset[str]]] = {}
+
+    def find(self, written: str) -> Path | None:
+        """The absolute path of the file that the project calls ``written``, or None where it is not found."""
+        return next((found for candidate in self._candidates(written) if (found := self._existing(candidate))), None)
+
+    def expected(self, written: str) -> Path:
+        """Where ``written`` should lie by the project's word, for files that are not found."""
+        return self._folder / written
+
+    def _candidates(self, written: str) -> Iterator[Path]:
+        written = written.replace("\\", "/")
+        parts = PureWindowsPath(written).parts  # splits both kinds of path, and knows what a drive is
+        yield self._folder / written  # an absolute ``written`` replaces the folder
+        tail = [part for part in parts if part not in ("..", ".") and part != PureWindowsPath(written).anchor]
+        if not tail:
+            return
+        yield self._folder / tail[-1]
+        if self._root is not None:
+            for start in range(len(tail)):
+                yield self._root.joinpath(*tail[start:])
+
+    def _existing(self, path: Path) -> Path | None:
+        if path.parent not in self._listed:
+            try:
+                # Only the folder is resolved: a video that is itself a link (git-annex, DVC) keeps the name people know it by.
+                self._listed[path.parent] = path.parent.resolve(), frozenset(os.listdir(path.parent))
+            except OSError:
+                self._listed[path.parent] = path.parent, frozenset()
+        folder, names = self._listed[path.parent]
+        # A file system may ignore case, so a name that is not listed is asked for once more where the folder exists.
+        if path.name in names or (names and path.is_file()):
+            return folder / path.name
+        return None
+
+
+@contextmanager
+def written_whole(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; move it there when the block ends well, remove it when anything is raised.
+
+    Args:
+        path: the file to write. An existing one is replaced, but stays untouched if writing fails.
+        inputs: files that must not be overwritten.
+
+    Raises:
+        FormatError: ``path`` is one of ``inputs``, is a folder, or its folder is missing or not writable.
+    """
+    path = path.absolute()
+    if any(_same_file(path, other) for other in inputs):
+        raise FormatError(f"{path} is one of the inputs and would be overwritten; give the output another name.")
+    if path.is_dir():
+        raise FormatError(f"{path} is a folder; name a file to write.")
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    except OSError as error:
+        raise FormatError(f"{path} cannot be written ({error.strerror}); choose an existing folder that you may write to.") from error
+    os.close(handle)
+    temporary = Path(name)
+    temporary.unlink()  # the writer creates it again, with the permissions the user's umask gives; mkstemp's are private
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _same_file(a: Path, b: Path) -> bool:
+    try:
+        return os.path.samefile(a, b)
+    except OSError:  # one of them does not exist
+        return os.path.abspath(a) == os.path.abspath(b)

@@ -1,0 +1,168 @@
+"""The internal format: what every native format is read into and written from.
+
+Conventions kept everywhere in the project:
+
+* points are ``(x, y)`` in *frame pixels*, float64, with the centre of the top-left pixel at (0, 0);
+* NaN means "not labelled"; a labelled point is always finite in both coordinates;
+* an instance is one animal in one frame; a frame without instances is only known to be empty when it is marked ``negative``.
+
+The classes check themselves once, on construction; everything behind them may trust what they hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+
+class FormatError(ValueError):
+    """Bad input. The message names the file, the field and what to do about it, for a person to read."""
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """Named keypoints, the edges drawn between them, and left/right pairs, both as index pairs into ``keypoints``."""
+
+    keypoints: tuple[str, ...]
+    edges: tuple[tuple[int, int], ...] = ()
+    symmetries: tuple[tuple[int, int], ...] = ()
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.keypoints:
+            raise FormatError("The skeleton has no keypoints; add at least one.")
+        if len(set(self.keypoints)) != len(self.keypoints):
+            raise FormatError(f"The skeleton names a keypoint twice: {', '.join(self.keypoints)}. Rename one of them.")
+        for kind, pairs in (("edge", self.edges), ("symmetry", self.symmetries)):
+            for a, b in pairs:
+                if not (0 <= a < len(self.keypoints) and 0 <= b < len(self.keypoints)) or a == b:
+                    raise FormatError(f"The skeleton has an {kind} between keypoints {a} and {b}, which is not a pair of its keypoints.")
+
+    def __len__(self) -> int:
+        return len(self.keypoints)
+
+    @property
+    def mirrored(self) -> list[int]:
+        """Index of each keypoint's mirror image (itself where it has none): the order of keypoints after a flip."""
+        order = list(range(len(self)))
+        for a, b in self.symmetries:
+            order[a], order[b] = b, a
+        return order
+
+
+@dataclass(eq=False)
+class Instance:
+    """One labelled animal. ``points``: (K, 2) frame pixels, NaN where not labelled."""
+
+    points: np.ndarray
+    track: str | None = None
+
+    def __post_init__(self) -> None:
+        points = np.array(self.points, dtype=np.float64)
+        if points.ndim != 2 or points.shape[1] != 2:
+            raise FormatError(f"An instance's points have shape {points.shape}; (keypoints, 2) is needed.")
+        points[~np.isfinite(points).all(axis=1)] = np.nan
+        self.points = points
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """(K,) bool: which keypoints have a position."""
+        return ~np.isnan(self.points[:, 0])
+
+
+@dataclass(eq=False)
+class PredictedInstance(Instance):
+    """One predicted animal. ``score`` and ``point_scores`` (K,) are in [0, 1] when this project's models made them."""
+
+    score: float = 1.0
+    point_scores: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        scores = np.array(self.point_scores, dtype=np.float64)
+        self.point_scores = scores if scores.size else np.where(self.labelled, 1.0, 0.0)
+        if self.point_scores.shape != (len(self.points),):
+            raise FormatError(f"An instance of {len(self.points)} keypoints has point scores of shape {self.point_scores.shape}.")
+
+
+@dataclass(frozen=True)
+class VideoSource:
+    """Where frames come from: a video file, an image sequence, or images embedded in a ``.pkg.slp``.
+
+    A small picklable reference; ``converters.video.open_video`` opens it.
+
+    Attributes:
+        paths: one video file, one ``.pkg.slp``, or the images of a sequence in frame order. Absolute.
+        embedded: HDF5 group that holds the images inside ``paths[0]`` (a ``.pkg.slp``), else None.
+        original: the video that embedded images were taken from, as the project names it; it may be absent.
+        kind: "file", "images" or "embedded".
+    """
+
+    paths: tuple[Path, ...]
+    embedded: str | None = None
+    original: VideoSource | None = None
+
+    @property
+    def kind(self) -> str:
+        """``file``, ``images`` or ``embedded``."""
+        if self.embedded is not None:
+            return "embedded"
+        return "images" if len(self.paths) != 1 or self.paths[0].suffix.lower() in IMAGE_SUFFIXES else "file"
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return str(self.paths[0]) if len(self.paths) == 1 else f"{self.paths[0].parent} ({len(self.paths)} images)"
+
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+
+
+@dataclass(eq=False)
+class LabeledFrame:
+    """One frame of one video with what is known about it.
+
+    Attributes:
+        video: index into ``Labels.videos``.
+        index: frame number in that video, from 0.
+        instances: animals a person labelled.
+        predicted: animals a model predicted; never used as labels unless asked for.
+        negative: a person states that no animal is here.
+    """
+
+    video: int
+    index: int
+    instances: list[Instance] = field(default_factory=list)
+    predicted: list[PredictedInstance] = field(default_factory=list)
+    negative: bool = False
+
+
+@dataclass(eq=False)
+class Labels:
+    """A project: one skeleton, videos, and frames. ``path`` is the file it was read from, for messages."""
+
+    skeleton: Skeleton
+    videos: list[VideoSource]
+    frames: list[LabeledFrame] = field(default_factory=list)
+    path: Path | None = None
+
+    def __post_init__(self) -> None:
+        where = f"{self.path}: " if self.path else ""
+        for frame in self.frames:
+            if not 0 <= frame.video < len(self.videos):
+                raise FormatError(f"{where}a frame names video {frame.video}, but there are {len(self.videos)} videos.")
+            if frame.index < 0:
+                raise FormatError(f"{where}a frame of {self.videos[frame.video].name} has the number {frame.index}; numbers start at 0.")
+            for instance in (*frame.instances, *frame.predicted):
+                if len(instance.points) != len(self.skeleton):
+                    raise FormatError(
+                        f"{where}frame {frame.index} of {self.videos[frame.video].name} holds an instance of {len(instance.points)} "
+                        f"keypoints, but the skeleton has {len(self.skeleton)}."
+                    )
+
+    @property
+    def labelled_frames(self) -> list[LabeledFrame]:
+        """Frames to learn from: with at least one labelled point, or marked negative."""
+        return [f for f in self.frames if f.negative or any(i.labelled.any() for i in f.instances)]

@@ -1,0 +1,353 @@
+"""SLEAP projects and packages (``.slp``, ``.pkg.slp``): read through sleap-io, predictions written so that the SLEAP GUI opens them.
+
+Traps of the format:
+
+* an invisible node may still have a position, which the GUI made up: only visible nodes count, through ``Instance.numpy()``;
+* the GUI may leave instances without any visible node, two entries for one frame, and predictions that a person has since corrected;
+* sleap-io finds image sequences only from the current directory, and videos only from there and beside the project: they are found here;
+* a package may number its videos 0, 15, 29, which sleap-io understands only with opened videos;
+* skeletons and tracks are compared by identity, and instance scores are float32;
+* sleap-io writes from objects, about 3 kB an animal: long predictions are appended to the tables of a file that it has begun.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.files import Finder, written_whole
+from converters.labels import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
+from converters.video import open_video
+
+_USER, _PREDICTED = 0, 1  # the format's instance types
+_BUFFERED_ROWS = 16384
+_NEGATIVE_FRAME = np.dtype([("video_id", "u4"), ("frame_idx", "u8")])
+
+
+def read_slp(path: Path, video_root: Path | None = None, predicted: bool = True, require_videos: bool = True) -> Labels:
+    """Read a SLEAP project or package.
+
+    A person's instances go to ``instances``, a model's to ``predicted``; predictions that a person has corrected and instances without a
+    visible node are left out. Entries for the same frame are joined. A package's videos are its embedded images; ``original`` is set to the
+    video they were taken from.
+
+    Args:
+        path: the ``.slp`` or ``.pkg.slp`` file.
+        video_root: folder to look for videos in that are not where the project says.
+        predicted: read predictions too.
+        require_videos: raise for videos that are not found; otherwise they keep the path the project names.
+
+    Raises:
+        FormatError: not a SLEAP project, damaged, several different skeletons, or a video that is not found.
+    """
+    path = Path(path).absolute()
+    project = _load(path)
+    skeleton, orders = _read_skeleton(path, project)
+    finder = Finder(path.parent, video_root)
+    videos = []
+    for video in project.videos:
+        source, missing = _read_video(path, video, finder)
+        if missing and require_videos:
+            others = f" (and {len(missing) - 1} more of its images)" if len(missing) > 1 else ""
+            raise FormatError(f"{path} names the video {missing[0]}{others}, which is not found; give its folder with --video-root FOLDER.")
+        videos.append(source)
+    _check_distinct(path, project, videos)
+    return Labels(skeleton, videos, _read_frames(project, orders, predicted), path)
+
+
+def _load(path: Path) -> Any:
+    sio = _sleap_io()
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            absent = [name for name in ("metadata", "videos_json", "tracks_json", "frames", "instances", "points") if name not in file]
+            if absent:
+                raise FormatError(f"{path} is an HDF5 file, but no SLEAP project: it has no '{absent[0]}'. Name a .slp or .pkg.slp file.")
+            opened = _renumbered(file)
+        return sio.load_slp(str(path), open_videos=opened)
+    except FormatError:
+        raise
+    except Exception as error:  # sleap-io raises what it meets: OSError, KeyError, IndexError, JSONDecodeError, ValueError
+        if not h5py.is_hdf5(path):
+            raise FormatError(f"{path} is no SLEAP project (not an HDF5 file); name a .slp or .pkg.slp file.") from error
+        cause = f"{type(error).__name__}: {error}"
+        raise FormatError(f"{path} cannot be read as a SLEAP project and may be damaged ({cause}); save it again from SLEAP.") from error
+
+
+def _sleap_io() -> Any:
+    try:
+        import sleap_io
+    except ImportError as error:
+        raise FormatError("SLEAP projects need the package sleap-io; install it with: pip install sleap-io") from error
+    return sleap_io
+
+
+def _renumbered(file: Any) -> bool:
+    """Whether an embedded video's number differs from its place in the list of videos."""
+    numbers = [_dataset_number(json.loads(text)["backend"].get("dataset")) for text in file["videos_json"][()]]
+    return any(number not in (None, place) for place, number in enumerate(numbers))
+
+
+def _dataset_number(dataset: str | None) -> int | None:
+    match = re.fullmatch(r"video(\d+)(/video)?", dataset or "")
+    return int(match[1]) if match else None
+
+
+def _read_skeleton(path: Path, project: Any) -> tuple[Skeleton, dict[int, list[int]]]:
+    """The project's skeleton, and by ``id`` of each sleap-io skeleton the places of our keypoints in it."""
+    used = {id(instance.skeleton): instance.skeleton for frame in project.labeled_frames for instance in frame.instances}
+    skeletons = list(used.values()) or list(project.skeletons)
+    if not skeletons:
+        raise FormatError(f"{path} has no skeleton; open it in SLEAP, define one, and save it again.")
+    first = next((each for each in skeletons if each.edges), skeletons[0])
+    names = list(first.node_names)
+    for other in skeletons:
+        if sorted(other.node_names) != sorted(names):
+            raise FormatError(
+                f"{path} has {len(skeletons)} different skeletons ({', '.join(names)} | {', '.join(other.node_names)}); "
+                "keep one per project: save the animals of each kind to a project of their own."
+            )
+    try:
+        symmetries = sorted({(min(pair), max(pair)) for pair in first.symmetry_inds})
+        skeleton = Skeleton(tuple(names), tuple(dict.fromkeys(first.edge_inds)), tuple(symmetries), first.name)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
+    return skeleton, {id(other): [list(other.node_names).index(name) for name in names] for other in skeletons}
+
+
+def _read_video(path: Path, video: Any, finder: Finder) -> tuple[VideoSource, list[str]]:
+    """The video, and which of its files are not found."""
+    meta = video.backend_metadata
+    if "crop" in meta:
+        raise FormatError(
+            f"{path} shows a part of the video {video.filename} (a virtual crop); save the cropped video as a file of its own."
+        )
+    names = video.filename if isinstance(video.filename, list) else [video.filename]
+    found = [finder.find(name) for name in names]
+    missing = [name for name, file in zip(names, found, strict=True) if file is None]
+    paths = tuple(file or finder.expected(name) for name, file in zip(names, found, strict=True))
+    number = _dataset_number(meta.get("dataset"))
+    if number is None:
+        return VideoSource(paths), missing
+    original = None if video.source_video is None else _read_video(path, video.source_video, finder)[0]
+    return VideoSource(paths, embedded=f"video{number}", original=original), missing
+
+
+def _check_distinct(path: Path, project: Any, videos: list[VideoSource]) -> None:
+    """Two videos of one name must not both be taken for the one file of that name that was found."""
+    shapes: dict[VideoSource, tuple[int, ...]] = {}
+    for video, source in zip(project.videos, videos, strict=True):
+        shape = tuple(video.backend_metadata.get("shape") or ())[:3]
+        if source.embedded is None and shape and shapes.setdefault(source, shape) != shape:
+            raise FormatError(
+                f"{path} names two different videos for which only one file is found, {source.name}; keep them in folders named as in the "
+                "project, and give the folder above these with --video-root FOLDER."
+            )
+
+
+def _read_frames(project: Any, orders: dict[int, list[int]], predicted: bool) -> list[LabeledFrame]:
+    places = {id(video): place for place, video in enumerate(project.videos)}
+    corrected = {id(i.from_predicted) for frame in project.labeled_frames for i in frame.instances if i.from_predicted is not None}
+    frames: dict[tuple[int, int], LabeledFrame] = {}
+    for entry in project.labeled_frames:
+        key = places[id(entry.video)], int(entry.frame_idx)
+        again = key in frames
+        frame = frames.setdefault(key, LabeledFrame(*key))
+        frame.negative = frame.negative or bool(entry.is_negative)
+        for native in entry.instances:
+            instance = _read_instance(native, orders[id(native.skeleton)])
+            if isinstance(instance, PredictedInstance):
+                if predicted and id(native) not in corrected and instance.labelled.any():
+                    frame.predicted.append(instance)
+            elif instance.labelled.any() and not (again and any(_same(instance, other) for other in frame.instances)):
+                frame.instances.append(instance)
+    for frame in frames.values():
+        frame.negative = frame.negative and not frame.instances
+    return list(frames.values())
+
+
+def _read_instance(native: Any, order: list[int]) -> Instance:
+    points, track = native.numpy()[order], native.track.name if native.track is not None else None
+    if "score" not in native.points.dtype.names:
+        return Instance(points, track)
+    scores = np.nan_to_num(np.asarray(native.points["score"], dtype=np.float64)[order])
+    return PredictedInstance(points, track, score=float(np.nan_to_num(native.score)), point_scores=scores)
+
+
+def _same(a: Instance, b: Instance) -> bool:
+    return a.track == b.track and np.array_equal(a.points, b.points, equal_nan=True)
+
+
+def write_slp(
+    path: Path,
+    skeleton: Skeleton,
+    videos: Sequence[VideoSource],
+    frames: Iterable[LabeledFrame],
+    provenance: dict[str, Any],
+    inputs: Iterable[Path] = (),
+) -> int:
+    """Write frames to a ``.slp`` that the SLEAP GUI opens, in memory that does not grow with their number.
+
+    The file appears whole or not at all. A frame without instances is written too: it was looked at, and nothing was found.
+
+    Args:
+        path: the file to write.
+        skeleton: what the instances' points are.
+        videos: written with absolute paths; embedded images are referred to, not copied.
+        frames: at most one for each frame of a video, in any order.
+        provenance: JSON values that say where the file comes from.
+        inputs: further files that must not be overwritten; the videos never are.
+
+    Returns:
+        The number of frames written.
+
+    Raises:
+        FormatError: ``path`` is an input, a package or not writable, or a frame does not fit the skeleton and videos.
+    """
+    import h5py
+
+    path = Path(path).absolute()
+    if path.name.lower().endswith(".pkg.slp"):
+        raise FormatError(f"{path} would be a package without images; give the file a name that ends in .slp alone.")
+    protected = [file for video in videos for source in (video, video.original) if source is not None for file in source.paths]
+    with written_whole(path, [*protected, *inputs]) as temporary:
+        _begin(temporary, skeleton, videos, provenance)
+        with h5py.File(temporary, "r+") as file:
+            return _append(file, path, skeleton, videos, frames)
+
+
+def _begin(path: Path, skeleton: Skeleton, videos: Sequence[VideoSource], provenance: dict[str, Any]) -> None:
+    """Let sleap-io write everything but the frames."""
+    sio = _sleap_io()
+    native = sio.Skeleton(
+        nodes=list(skeleton.keypoints),
+        edges=[tuple(skeleton.keypoints[i] for i in edge) for edge in skeleton.edges],
+        symmetries=[tuple(skeleton.keypoints[i] for i in pair) for pair in skeleton.symmetries],
+        name=skeleton.name,
+    )
+    labels = sio.Labels(videos=[_write_video(sio, video) for video in videos], skeletons=[native], provenance=dict(provenance))
+    sio.save_slp(labels, str(path), embed=False, restore_original_videos=False, verbose=False)
+
+
+def _write_video(sio: Any, source: VideoSource) -> Any:
+    """The video with the metadata that sleap-io records for an open one; without its shape where it cannot be opened."""
+    names = [file.absolute().as_posix() for file in source.paths]
+    meta: dict[str, Any] = {"filename": names[0]}
+    try:
+        with open_video(source) as video:
+            first = video.read(video.frame_numbers[0]) if video.n_frames else np.zeros((1, 1, 3), dtype=np.uint8)
+            grayscale = bool((first[..., :1] == first).all())
+            meta |= {"shape": [video.n_frames, video.height, video.width, 1 if grayscale else 3], "grayscale": grayscale, "fps": video.fps}
+    except FormatError:
+        meta["shape"] = None
+    if source.kind == "file":
+        meta |= {"type": "MediaVideo", "bgr": True, "dataset": "", "input_format": ""}
+    elif source.kind == "images":
+        _, height, width, channels = meta["shape"] or (None, None, None, 3)
+        meta |= {"type": "ImageVideo", "filenames": names, "height_": height, "width_": width, "channels_": channels}
+    else:
+        meta |= {"type": "HDF5Video", "dataset": f"{source.embedded}/video", "input_format": "channels_last", "convert_range": False}
+        meta["has_embedded_images"] = True
+    original = _write_video(sio, source.original) if source.original is not None else None
+    filename = names if source.kind == "images" else names[0]
+    return sio.Video(filename=filename, backend=None, backend_metadata=meta, source_video=original, open_backend=False)
+
+
+class _Table:
+    """One growing table of an HDF5 file, filled through a buffer."""
+
+    def __init__(self, file: Any, name: str, dtype: np.dtype | None = None) -> None:
+        """Replace the table that sleap-io wrote by an empty one of the same type, or make one of ``dtype``."""
+        self.dtype: np.dtype = file[name].dtype if dtype is None else dtype
+        if name in file:
+            del file[name]
+        self._dataset = file.create_dataset(name, shape=(0,), maxshape=(None,), chunks=(4096,), dtype=self.dtype)
+        self._buffer: list[np.ndarray] = []
+        self._buffered = 0
+        self.rows = 0
+
+    def add(self, count: int, **columns: Any) -> None:
+        """Append ``count`` rows; columns that are not given are zero."""
+        rows = np.zeros(count, self.dtype)
+        for name, values in columns.items():
+            rows[name] = values
+        self._buffer.append(rows)
+        self._buffered += count
+        self.rows += count
+        if self._buffered >= _BUFFERED_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._buffer:
+            self._dataset.resize((self.rows,))
+            self._dataset[self.rows - self._buffered :] = np.concatenate(self._buffer)
+            self._buffer, self._buffered = [], 0
+
+
+def _append(file: Any, path: Path, skeleton: Skeleton, videos: Sequence[VideoSource], frames: Iterable[LabeledFrame]) -> int:
+    import h5py
+
+    table = {name: _Table(file, name) for name in ("frames", "instances", "points", "pred_points")}
+    negative = _Table(file, "negative_frames", _NEGATIVE_FRAME)
+    numbers = _video_numbers(videos)
+    tracks: dict[str, int] = {}
+    for frame in frames:
+        _check(path, frame, skeleton, videos)
+        first, frame_id = table["instances"].rows, table["frames"].rows
+        for instance in (*frame.instances, *frame.predicted):
+            track = -1 if instance.track is None else tracks.setdefault(instance.track, len(tracks))
+            _append_instance(table, instance, frame_id, track)
+        place = {"video": numbers[frame.video], "frame_idx": frame.index}
+        table["frames"].add(1, frame_id=frame_id, instance_id_start=first, instance_id_end=table["instances"].rows, **place)
+        if frame.negative:
+            negative.add(1, video_id=numbers[frame.video], frame_idx=frame.index)
+    for each in (*table.values(), negative):
+        each.flush()
+    if not negative.rows:
+        del file["negative_frames"]  # sleap-io writes the table only where there are some
+    del file["tracks_json"]
+    rows = [json.dumps([0, name], separators=(",", ":")) for name in tracks]
+    file.create_dataset("tracks_json", data=rows, dtype=h5py.string_dtype(), maxshape=(None,))
+    return table["frames"].rows
+
+
+def _append_instance(table: dict[str, _Table], instance: Instance, frame_id: int, track: int) -> None:
+    kind, points, score, extra = _USER, table["points"], 0.0, {}
+    if isinstance(instance, PredictedInstance):
+        kind, points, score = _PREDICTED, table["pred_points"], instance.score
+        extra = {"score": np.nan_to_num(instance.point_scores)}
+    start, (x, y) = points.rows, instance.points.T
+    points.add(len(x), x=x, y=y, visible=instance.labelled, **extra)
+    table["instances"].add(
+        1,
+        instance_id=table["instances"].rows,
+        instance_type=kind,
+        frame_id=frame_id,
+        track=track,
+        from_predicted=-1,
+        score=score,
+        point_id_start=start,
+        point_id_end=points.rows,
+        tracking_score=np.nan,
+    )
+
+
+def _check(path: Path, frame: LabeledFrame, skeleton: Skeleton, videos: Sequence[VideoSource]) -> None:
+    if not 0 <= frame.video < len(videos) or frame.index < 0:
+        raise FormatError(f"{path}: frame {frame.index} of video {frame.video} cannot be written; there are {len(videos)} videos.")
+    for instance in (*frame.instances, *frame.predicted):
+        if len(instance.points) != len(skeleton):
+            animal = f"an instance of {len(instance.points)} keypoints in frame {frame.index} of {videos[frame.video].name}"
+            raise FormatError(f"{path}: {animal} cannot be written; the skeleton has {len(skeleton)}.")
+
+
+def _video_numbers(videos: Sequence[VideoSource]) -> list[int]:
+    """How ``frames`` refers to each video: by its place, or an embedded one by its number in the package, as sleap-io reads it."""
+    numbers = [place if (number := _dataset_number(video.embedded)) is None else number for place, video in enumerate(videos)]
+    return numbers if len(set(numbers)) == len(numbers) else list(range(len(videos)))

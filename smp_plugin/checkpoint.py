@@ -1,0 +1,82 @@
+"""A trained model in one file: weights, settings, skeleton and versions, as safetensors, which loads without running code."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from converters.labels import FormatError, Skeleton
+from smp_plugin import __version__
+from smp_plugin.config import Config, from_dict, to_dict
+from smp_plugin.model import PoseModel
+
+FORMAT = "smp-plugin model 1"
+
+
+@dataclass
+class Checkpoint:
+    """What prediction needs. ``typical_length``: median complete animal, input pixels; ``config.data.input_scale`` is resolved."""
+
+    model: PoseModel
+    config: Config
+    skeleton: Skeleton
+    typical_length: float
+    facts: dict[str, object]
+
+
+def save_model(path: Path, checkpoint: Checkpoint) -> None:
+    """Write whole or not at all."""
+    header = {
+        "format": FORMAT,
+        "version": __version__,
+        "torch": torch.__version__,
+        "config": to_dict(checkpoint.config),
+        "skeleton": {
+            "name": checkpoint.skeleton.name,
+            "keypoints": list(checkpoint.skeleton.keypoints),
+            "edges": checkpoint.skeleton.edges,
+            "symmetries": checkpoint.skeleton.symmetries,
+        },
+        "typical_length": checkpoint.typical_length,
+        "facts": checkpoint.facts,
+    }
+    partial = path.with_name(f".{path.name}.partial")
+    tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in checkpoint.model.state_dict().items()}
+    save_file(tensors, partial, metadata={"smp_plugin": json.dumps(header)})
+    os.replace(partial, path)
+
+
+def load_model(path: Path) -> Checkpoint:
+    """Read a model file, or the ``model.pt`` of a run folder. Raises FormatError saying what is wrong with it."""
+    path = path / "model.pt" if path.is_dir() else path
+    if not path.is_file():
+        raise FormatError(f"--model {path}: no such model file; give a run folder of smp-train or the model.pt in it.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("smp_plugin", "{}"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise FormatError(f"--model {path}: the file is damaged or is no model of smp-train ({str(error).splitlines()[0]}).") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise FormatError(f"--model {path}: not a model that this version ({__version__}) reads; train it again with smp-train.")
+    try:
+        config = from_dict(header["config"], where=str(path))
+        skeleton = Skeleton(
+            tuple(header["skeleton"]["keypoints"]),
+            tuple((int(a), int(b)) for a, b in header["skeleton"]["edges"]),
+            tuple((int(a), int(b)) for a, b in header["skeleton"]["symmetries"]),
+            header["skeleton"]["name"],
+        )
+        model = PoseModel(config.model, len(skeleton))
+        model.load_state_dict(tensors)
+        return Checkpoint(model.eval(), config, skeleton, float(header["typical_length"]), dict(header["facts"]))
+    except FormatError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise FormatError(f"--model {path}: the model file does not fit together ({str(error).splitlines()[0]}); train it again.") from error

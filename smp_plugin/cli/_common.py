@@ -1,0 +1,163 @@
+"""What the commands share: exit codes, one-line errors, settings from flags. Loads nothing slow."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+from click.exceptions import Exit
+
+from converters.labels import FormatError
+from smp_plugin.config import Config, preset, read_config, set_value
+from smp_plugin.progress import Reporter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DONE, BUG, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+
+@dataclass
+class State:
+    """What a running command leaves for its wrapper: where it reported to."""
+
+    reporter: Reporter = field(default_factory=Reporter)
+
+
+def run(command: click.Command, argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is 0 done, 2 bad input or usage, 1 a bug, 130 interrupted.
+
+    Bad input is one red line on stderr. After a bug, the traceback lies in a file, and stderr says where.
+    """
+    name = str(command.name)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    state = State()
+    _hush()
+    try:
+        with contextlib.suppress(Exit):
+            code = command.main(arguments, prog_name=name, standalone_mode=False, obj=state)
+            return code if isinstance(code, int) else DONE
+        return DONE
+    except click.ClickException as error:
+        return _fail(state, name, BAD_INPUT, error, f"{error.format_message()} (`{name} --help` lists the options.)")
+    except FormatError as error:
+        return _fail(state, name, BAD_INPUT, error, str(error))
+    except (KeyboardInterrupt, click.Abort):
+        click.secho(f"\n{name}: interrupted; everything finished so far is kept.", fg="yellow", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:
+        return _fail(state, name, BUG, error, _apology(state, name, arguments))
+
+
+def _fail(state: State, name: str, code: int, error: Exception, text: str) -> int:
+    sentence = " ".join(text.split())
+    click.secho(f"{name}: {sentence}", fg="red", err=True)
+    if state.reporter.json:
+        import json
+
+        print(json.dumps({"error": True, "type": type(error).__name__, "message": sentence}), flush=True)
+    return code
+
+
+def _apology(state: State, name: str, arguments: list[str]) -> str:
+    """Saves the traceback beside the log, else in the current folder."""
+    folder = state.reporter.log.parent if state.reporter.log else Path.cwd()
+    path = folder / f"{name}-error.txt"
+    command = shlex.join([name, *arguments])
+    last = traceback.format_exc().strip().splitlines()[-1]
+    try:
+        path.write_text(f"{command}\n\n{traceback.format_exc()}", encoding="utf-8")
+    except OSError:
+        return f"sorry, this is a bug: {last}. Please report it with this command: {command}"
+    return f"sorry, this is a bug: {last}. The details are in {path}; please report it with that file and this command: {command}"
+
+
+def _hush() -> None:
+    """Silence other packages' warnings, here and in worker processes. For commands only: a library's user keeps them."""
+    import logging
+
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    for logger in (
+        "lightning",
+        "lightning.pytorch",
+        "lightning.fabric",
+        "pytorch_lightning",
+        "torch",
+        "hdmf",
+        "pynwb",
+        "matplotlib",
+        "libav",
+    ):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+
+
+def existing(path: Path) -> Path:
+    """The path, or a FormatError: said before anything slow is loaded."""
+    if not path.exists():
+        raise FormatError(f"{path}: no such file or folder.")
+    return path
+
+
+def device_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--device``."""
+    return click.option("--device", metavar="NAME", callback=_device, help="auto | cpu | cuda[:i] | mps")(function)
+
+
+def _device(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not DEVICE.fullmatch(value):
+        raise click.BadParameter(f"{value!r} is none of auto, cpu, cuda, cuda:0, mps.", context, parameter)
+    return value
+
+
+def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--quiet`` and ``--json``."""
+    function = click.option("--json", "as_json", is_flag=True, help="Progress as JSON lines on stdout.")(function)
+    return click.option("--quiet", is_flag=True, help="Nothing but warnings.")(function)
+
+
+def build_config(
+    preset_name: str, config_file: Path | None, sets: Sequence[str], flags: dict[str, object], device: str
+) -> tuple[Config, list[str]]:
+    """Settings, and sentences saying where they come from. A flag beats ``--set``, that beats the file, and that beats the preset.
+
+    Args:
+        preset_name: auto, small, gpu or paper.
+        config_file: YAML, or None.
+        sets: ``section.name=value`` texts.
+        flags: setting -> value; None where the flag was not given.
+        device: as asked for; decides the preset ``auto``.
+    """
+    cuda = device.startswith("cuda")
+    if preset_name == "auto" and device == "auto":
+        import torch
+
+        cuda = torch.cuda.is_available()
+    config, reason = preset(preset_name, cuda)
+    reasons = [reason]
+    if config_file is not None:
+        read_config(config_file, config)
+        reasons.append(f"settings of {config_file}")
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise FormatError(f"--set {text}: write it as section.name=value, for example --set train.lr=0.0005.")
+        set_value(config, key.strip(), value.strip())
+    for key, flag in flags.items():
+        if flag is not None:
+            set_value(config, key, flag, "the flag for")
+    return config, reasons

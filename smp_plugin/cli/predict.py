@@ -1,0 +1,81 @@
+"""``smp-predict``: videos, image folders or a project in, predicted poses out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from converters.labels import FormatError
+from smp_plugin.cli import _common
+from smp_plugin.config import parse_ranges
+from smp_plugin.progress import Reporter
+
+FILE = click.Path(path_type=Path)
+
+EPILOG = "Example:  smp-predict video.mp4 -o video.predictions.slp --model runs/flies --overlay video.poses.mp4"
+
+
+@click.command("smp-predict", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.argument("inputs", type=FILE, nargs=-1, required=True)
+@click.option("-o", "--output", type=FILE, metavar="FILE", help="What to write (default: INPUT.predictions.slp beside the input).")
+@click.option("--model", type=FILE, metavar="RUN|FILE", help="Run folder or model.pt (default: the newest finished run under runs/).")
+@click.option("--frames", metavar="WHICH", help="all | labeled | unlabeled | 0-999,1500 (default: all; of a project: unlabeled).")
+@click.option("--video-root", type=FILE, metavar="DIR", help="Where the project's videos and images are looked for next.")
+@click.option("--max-animals", type=click.IntRange(min=1), metavar="N", help="At most so many animals in a frame.")
+@click.option("--min-score", type=click.FloatRange(0, 1), metavar="X", help="Drop animals below this score, 0 to 1.")
+@click.option("--refine/--no-refine", default=None, help="Move keypoints to the nearby heatmap maximum (default: yes).")
+@click.option("--overlay", type=FILE, metavar="OUT.mp4", help="Also draw the poses on a video.")
+@_common.device_option
+@click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Frames a batch.")
+@_common.output_options
+@click.option_panel("Input and output", options=["--output", "--model", "--frames", "--video-root", "--overlay"])
+@click.option_panel("Poses", options=["--max-animals", "--min-score", "--refine"])
+@click.option_panel("Machine and messages", options=["--device", "--batch", "--quiet", "--json", "--help"])
+@click.pass_obj
+def command(state: _common.State, **options: Any) -> None:
+    """Predict poses in videos, image folders, or the frames of a project."""
+    reporter = state.reporter = Reporter(quiet=options["quiet"], json=options["as_json"])
+    inputs = [_common.existing(path) for path in options["inputs"]]
+    if options["model"] is not None:
+        _common.existing(options["model"])
+    frames = options["frames"]
+    if frames is not None and frames not in ("all", "labeled", "unlabeled"):
+        if not frames[:1].isdigit():
+            raise FormatError(f"--frames is {frames!r}; write all, labeled, unlabeled, or numbers like 0-999,1500.")
+        parse_ranges(frames)
+    overrides = {f"predict.{name}": options[name] for name in ("min_score", "max_animals", "batch", "refine") if options[name] is not None}
+    output = options["output"] or _default_output(inputs)
+
+    from smp_plugin import predictor
+
+    written = predictor.predict(
+        inputs,
+        output,
+        model=options["model"],
+        config_overrides=overrides,
+        frames=frames,
+        video_root=options["video_root"],
+        device=options["device"] or "auto",
+        overlay=options["overlay"],
+        reporter=reporter,
+    )
+    reporter.say("Written: " + ", ".join(str(path) for path in written))
+
+
+def _default_output(inputs: list[Path]) -> Path:
+    if len(inputs) > 1:
+        raise click.UsageError("Several inputs need -o: where to write the predictions.")
+    return inputs[0].with_name(f"{inputs[0].name.removesuffix('.slp').removesuffix('.pkg')}.predictions.slp")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Console script; returns the exit code."""
+    return _common.run(command, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

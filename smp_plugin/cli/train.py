@@ -1,0 +1,122 @@
+"""``smp-train``: a labelled project in, a run folder with a model out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from converters.labels import FormatError
+from smp_plugin.cli import _common
+from smp_plugin.config import parse_ranges
+from smp_plugin.progress import Reporter
+
+FILE = click.Path(path_type=Path)
+
+EPILOG = "Example:  smp-train --slp flies.slp -o runs/flies --minutes 30"
+
+
+@click.command("smp-train", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--slp", "projects", type=FILE, multiple=True, required=True, metavar="FILE", help="SLEAP project (.slp, .pkg.slp); repeatable."
+)
+@click.option("--val", metavar="FILE|SHARE", help="Project to validate on, or a share of the labelled frames (default 0.1).")
+@click.option("--video-root", type=FILE, metavar="DIR", help="Where the project's videos and images are looked for next.")
+@click.option(
+    "--unlabeled", type=FILE, multiple=True, metavar="VIDEO", help="Learn from it without labels too; repeatable. Default: the project's."
+)
+@click.option("--unlabeled-frames", metavar="RANGE", help="Which of their frames, e.g. 0-999,1500 (default: all).")
+@click.option("--labels", type=click.Choice(["auto", "complete", "partial"]), help="partial: there are animals without a label.")
+@click.option("-o", "--output", type=FILE, metavar="DIR", help="Run folder (default: a dated one under runs/).")
+@click.option(
+    "--preset", type=click.Choice(["auto", "small", "gpu", "paper"]), default="auto", help="Starting point of all settings (default auto)."
+)
+@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Optimiser steps.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="M", help="Wall-clock budget in place of steps.")
+@click.option("--weights", metavar="NAME|FILE", help="Of the backbone: auto | imagenet | none | FILE.")
+@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Of everything random.")
+@click.option("--resume", is_flag=True, help="Go on with the run in the folder of -o.")
+@click.option("--config", "config_file", type=FILE, metavar="FILE", help="Settings, as in a run's config.yaml.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. train.lr=0.0005; repeatable.")
+@_common.device_option
+@click.option("--devices", type=click.IntRange(min=1), metavar="N", help="Processes, one per GPU.")
+@click.option("--num-nodes", type=click.IntRange(min=1), metavar="N", help="Machines.")
+@_common.output_options
+@click.option_panel("Data", options=["--slp", "--val", "--video-root", "--unlabeled", "--unlabeled-frames", "--labels"])
+@click.option_panel("Run", options=["--output", "--preset", "--steps", "--minutes", "--weights", "--seed", "--resume", "--config", "--set"])
+@click.option_panel("Machine and output", options=["--device", "--devices", "--num-nodes", "--quiet", "--json", "--help"])
+@click.pass_obj
+def command(state: _common.State, **options: Any) -> None:
+    """Train a pose model on a labelled project, and on its unlabelled frames."""
+    reporter = state.reporter = Reporter(quiet=options["quiet"], json=options["as_json"])
+    projects = [_common.existing(path) for path in options["projects"]]
+    unlabeled = [_common.existing(path) for path in options["unlabeled"]]
+    val, share = _validation(options["val"])
+    if options["unlabeled_frames"]:
+        parse_ranges(options["unlabeled_frames"], "--unlabeled-frames")
+    config_file = options["config_file"]
+    if options["resume"]:
+        if options["output"] is None:
+            raise click.UsageError("--resume needs -o: the folder of the run to go on with.")
+        settings = _common.existing(options["output"]) / "config.yaml"
+        config_file = config_file or (settings if settings.is_file() else None)
+    config, reasons = _common.build_config(
+        options["preset"], config_file, options["sets"], _flags(options, share), options["device"] or "auto"
+    )
+    for reason in reasons:
+        reporter.say(reason)
+
+    from smp_plugin import training
+
+    run = training.train(
+        projects,
+        config=config,
+        out=options["output"],
+        val=val,
+        video_root=options["video_root"],
+        unlabeled=unlabeled,
+        resume=options["resume"],
+        reporter=reporter,
+    )
+    reporter.say(f"The run is in {run}: look at {run / 'report.html'}, or predict with: smp-predict VIDEO -o OUT.slp --model {run}")
+
+
+def _validation(text: str | None) -> tuple[Path | None, float | None]:
+    """``--val``: a file, or a share of the labelled frames."""
+    if text is None:
+        return None, None
+    try:
+        share = float(text)
+    except ValueError:
+        return _common.existing(Path(text)), None
+    if not 0 <= share < 1:
+        raise FormatError(f"--val {text}: a share of the labelled frames is at least 0 and below 1.")
+    return None, share
+
+
+def _flags(options: dict[str, Any], share: float | None) -> dict[str, object]:
+    steps, minutes = options["steps"], options["minutes"]
+    return {
+        "data.labels": options["labels"],
+        "data.val_fraction": share,
+        "data.unlabeled_frames": options["unlabeled_frames"],
+        "model.weights": options["weights"],
+        "train.steps": steps,
+        "train.minutes": 0.0 if steps and minutes is None else minutes,  # steps asked for here beat minutes of a settings file
+        "train.device": options["device"],
+        "train.devices": options["devices"],
+        "train.num_nodes": options["num_nodes"],
+        "train.seed": options["seed"],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Console script; returns the exit code."""
+    return _common.run(command, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

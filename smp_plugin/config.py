@@ -1,0 +1,281 @@
+"""Every setting once: its default, unit and meaning; presets; YAML in and out. Unknown keys are errors.
+
+The tables in README and ``--help`` are not copies of this file: they name the few settings that have flags of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from converters.labels import FormatError
+
+
+@dataclass
+class DataConfig:
+    """What is learnt from, and at which size."""
+
+    labels: Literal["auto", "complete", "partial"] = "auto"  # are animals without a label background? auto: decided from the labels
+    input_scale: float = 0.0  # input pixels per frame pixel; 0: the scale that makes the median animal `animal_size` long, at most 1
+    animal_size: float = 96.0  # wanted length of the median animal, input pixels
+    crop: int = 384  # side of the square training crop, input pixels
+    val_fraction: float = 0.1  # share of labelled frames held out when no validation file is given; none below 10 frames
+    unlabeled_frames: str = ""  # frames of each video used without labels, e.g. "0-999,1500"; "": all
+    cache_gb: float = 2.0  # labelled frames kept decoded, gigabytes
+
+
+@dataclass
+class AugmentConfig:
+    """Random changes to training crops. Geometry is shared by teacher and student, the strong colour changes are the student's."""
+
+    rotation: float = 180.0  # degrees to either side
+    scale: tuple[float, float] = (0.8, 1.25)  # factor on the input scale
+    flip: bool = True  # mirror half of the crops, left and right keypoints swapped
+    brightness: float = 0.2  # additive, share of the full range
+    contrast: float = 0.25  # multiplicative, share
+    strong: float = 2.0  # how many times stronger colour changes are in the student's view of unlabelled frames
+    erase: int = 3  # patches wiped out in the student's view of unlabelled frames, at most
+    paste: float = 0.5  # share of labelled crops onto which complete animals are pasted
+    paste_max: int = 3  # animals pasted on one crop, at most; three times as many where labels are partial
+    paste_overlap: float = 0.3  # share of an animal's keypoints that a pasted one may cover
+
+
+@dataclass
+class ModelConfig:
+    """Backbone, feature pyramid and heads."""
+
+    backbone: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
+    weights: str = "auto"  # auto | imagenet | none | a file of backbone weights
+    norm: Literal["auto", "group", "frozen"] = "auto"  # backbone normalisation; auto: frozen batch norm with pretrained weights, else group norm
+    channels: int = 96  # of the pyramid and the towers
+    tower_depth: int = 2  # conv 3x3 + GroupNorm + ReLU blocks before each head
+    heatmap_stride: Literal[4, 8] = 4  # input pixels per cell of the keypoint heatmaps (A)
+    heatmap_channels: int = 64  # of the branch that makes them
+    kpalign: bool = True  # two-step keypoint vectors: locator, then residuals sampled where it points
+    groups: int = 0  # keypoint groups of KPAlign; 0: one per keypoint
+
+
+@dataclass
+class LossConfig:
+    """Supervised terms (eq. 3-7) and the fusion loss (eq. 8-9)."""
+
+    gamma: float = 2.0  # focusing exponent of every focal loss
+    kappa: float = 0.25  # weight of positives in the focal loss; 1-kappa that of negatives
+    heatmap_target: Literal["gaussian", "cell"] = "gaussian"  # cell: one positive cell per keypoint, as the authors
+    heatmap_sigma: float = 1.25  # of the Gaussian target, heatmap cells
+    heatmap_weight: float = 1.0  # of L_a
+    box_weight: float = 1.0  # of L_b
+    vector_weight: float = 1.0  # of L_d
+    vector_beta: float = 0.1  # strides; errors below it are penalised quadratically, above it linearly
+    quality_weight: float = 0.5  # of the score head C
+    quality: Literal["oks", "centerness"] = "oks"  # what C learns: similarity of the predicted pose to the label, or closeness to the centre
+    center_radius: float = 1.5  # strides around an animal's centre in which locations are positive
+    partial_negative: float = 0.02  # weight of background away from labels where labels are partial
+    alpha: float = 0.01  # of L_fl, fusion on labelled frames
+    beta: float = 0.1  # of L_fu, fusion on unlabelled frames
+    fusion: Literal["focal", "quality", "release"] = "focal"  # eq. 9 exactly, the quality-focal form, or the authors' hard cells
+    fusion_gradient: Literal["both", "heatmap", "vectors"] = "both"  # what L_f reaches: A and y, A only, y only
+    fusion_blur: bool = True  # 3x3 Gaussian on the loss map before sampling: a wider basin of attraction for y
+    candidate_threshold: float = 0.05  # delta: locations with sigma(B) above it are candidates
+    max_candidates: int = 100  # per image
+    pseudo: float = 0.5  # weight of the supervised terms on the teacher's sure detections in unlabelled frames; 0: fusion only
+    pseudo_score: float = 0.5  # teacher's score above which a detection counts as an animal; between this and a fifth of it: ignored
+
+
+@dataclass
+class TrainConfig:
+    """Length, schedule and machine."""
+
+    steps: int = 3000  # optimiser steps
+    minutes: float = 0.0  # wall-clock budget of training; 0: `steps` decides
+    batch: int = 6  # labelled crops a step
+    unlabeled_batch: int = 2  # unlabelled crops a step, in the third phase
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    backbone_lr: float = 1.0  # factor on the learning rate of the backbone
+    weight_decay: float = 1e-4
+    warmup: float = 0.03  # share of the run in which the learning rate rises
+    final_lr: float = 0.01  # share of the learning rate left at the end (cosine decay)
+    clip: float = 5.0  # gradient norm
+    labeled_fusion_start: float = 0.13  # share of the run after which L_fl counts (2k of 15k steps in the paper)
+    unlabeled_fusion_start: float = 0.33  # share of the run after which unlabelled frames count (5k of 15k)
+    ramp: float = 0.1  # share of the run over which a new term's weight rises
+    ema: float = 0.998  # decay of the moving average of weights: the teacher, and the model that is kept
+    val_every: int = 200  # steps between validations and checkpoints
+    val_frames: int = 40  # validation frames at most while training
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the processor has it
+    device: str = "auto"  # auto | cpu | cuda[:i] | mps
+    devices: int = 1  # processes, one per GPU
+    num_nodes: int = 1  # machines
+    workers: int = -1  # loader processes; -1: none on a CPU, 4 beside a GPU
+    seed: int = 0
+
+
+@dataclass
+class PredictConfig:
+    """From the network's outputs to animals."""
+
+    min_score: float = 0.1  # instances below it are dropped, 0 to 1
+    max_animals: int = 0  # the best so many per frame; 0: no limit
+    nms: float = 0.3  # similarity (OKS, s2 = .1) above which the lower-scoring of two poses is a double
+    refine: bool = True  # move keypoints to the near heatmap maximum
+    refine_radius: float = 0.08  # how far refinement may look, share of the animal's length
+    batch: int = 0  # frames a batch; 0: 4 on a CPU, 16 on a GPU
+
+
+@dataclass
+class Config:
+    """All settings of a run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": {},
+    # Section 4 of the paper: ResNet-50, SGD .01, 15k steps, 2 labelled + 1 unlabelled image, four-block towers, stride-8 heatmaps, fusion only.
+    "paper": {
+        "data.crop": 704,
+        "data.animal_size": 192.0,
+        "model.backbone": "resnet50",
+        "model.channels": 256,
+        "model.tower_depth": 4,
+        "model.heatmap_stride": 8,
+        "loss.heatmap_target": "cell",
+        "loss.heatmap_weight": 4.0,
+        "loss.pseudo": 0.0,
+        "train.steps": 15000,
+        "train.batch": 2,
+        "train.unlabeled_batch": 1,
+        "train.optimizer": "sgd",
+        "train.lr": 0.01,
+        "train.val_every": 500,
+    },
+    # Full-size frames and a deeper network where a GPU carries them.
+    "gpu": {
+        "data.crop": 512,
+        "data.animal_size": 144.0,
+        "model.backbone": "resnet50",
+        "model.tower_depth": 4,
+        "train.steps": 10000,
+        "train.batch": 8,
+        "train.unlabeled_batch": 4,
+        "train.val_every": 500,
+    },
+}
+
+
+def preset(name: str, cuda: bool) -> tuple[Config, str]:
+    """The settings of a preset, and a sentence saying what was chosen and why. ``auto`` chooses by device."""
+    reason = f"preset {name}, as asked for"
+    if name == "auto":
+        name = "gpu" if cuda else "small"
+        reason = f"preset {name}: {'a CUDA device is there' if cuda else 'there is no CUDA device'}"
+    if name not in PRESETS:
+        raise FormatError(f"There is no preset {name!r}; choose auto, small, gpu or paper.")
+    config = Config()
+    for key, value in PRESETS[name].items():
+        set_value(config, key, value)
+    return config, reason
+
+
+def set_value(config: Config, key: str, value: Any, where: str = "--set") -> None:
+    """Set ``section.name`` in place; ``value`` may be text. Raises FormatError for an unknown key or a value of the wrong type."""
+    section_name, _, name = key.partition(".")
+    section = getattr(config, section_name, None) if section_name in {f.name for f in dataclasses.fields(config)} else None
+    if section is None or name not in {f.name for f in dataclasses.fields(section)}:
+        raise FormatError(f"{where}: there is no setting {key!r}. {_nearest(config, key)}")
+    kind = typing.get_type_hints(type(section))[name]
+    setattr(section, name, _converted(value, kind, f"{where}: {key}"))
+
+
+def _nearest(config: Config, key: str) -> str:
+    import difflib
+
+    keys = [f"{s.name}.{f.name}" for s in dataclasses.fields(config) for f in dataclasses.fields(getattr(config, s.name))]
+    close = difflib.get_close_matches(key, keys, n=3, cutoff=0.4)
+    return f"Did you mean {' or '.join(close)}?" if close else "Keys look like train.steps; config.yaml of any run lists them all."
+
+
+def _converted(value: Any, kind: Any, where: str) -> Any:
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        for choice in choices:
+            if str(value) == str(choice):
+                return choice
+        raise FormatError(f"{where} is {value!r}; it must be one of {', '.join(map(str, choices))}.")
+    if isinstance(value, str) and kind is not str:
+        value = yaml.safe_load(value)
+        if isinstance(value, str):  # YAML reads 1e-3 as text
+            value = float(value) if kind is float and _is_number(value) else value
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, (int, float)) for v in value) and value[0] <= value[1]:
+            return (float(value[0]), float(value[1]))
+        raise FormatError(f"{where} is {value!r}; it must be two rising numbers such as [0.8, 1.25].")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise FormatError(f"{where} is {value!r}; it must be {'true or false' if kind is bool else 'a number' if kind in (int, float) else 'text'}.")
+    if kind in (int, float) and not (value == value and abs(value) != float("inf")):
+        raise FormatError(f"{where} is {value!r}; it must be a finite number.")
+    return value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def to_dict(config: Config) -> dict[str, dict[str, Any]]:
+    """Nested plain dictionary, tuples as lists: for YAML and checkpoints."""
+    return {s: {k: list(v) if isinstance(v, tuple) else v for k, v in d.items()} for s, d in dataclasses.asdict(config).items()}
+
+
+def from_dict(values: Any, base: Config | None = None, where: str = "config") -> Config:
+    """Settings from a nested dictionary over ``base`` (default: the defaults). Raises FormatError naming ``where`` and the key."""
+    config = base or Config()
+    if not isinstance(values, dict) or not all(isinstance(v, dict) for v in values.values()):
+        raise FormatError(f"{where}: settings stand in sections (data, augment, model, loss, train, predict), each a table of names and values.")
+    for section, entries in values.items():
+        for name, value in entries.items():
+            set_value(config, f"{section}.{name}", value, where)
+    return config
+
+
+def read_config(path: Path, base: Config | None = None) -> Config:
+    """Settings from a YAML file over ``base``."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FormatError(f"{path}: no such settings file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise FormatError(f"{path}: not a readable YAML file ({str(error).splitlines()[0]}).") from error
+    return from_dict(values or {}, base, str(path))
+
+
+def write_config(config: Config, path: Path) -> None:
+    """All settings as YAML, so that the run can be repeated with ``--config``."""
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+
+
+def parse_ranges(text: str, where: str = "--frames") -> list[tuple[int, int]]:
+    """``"0-999,1500"`` -> [(0, 999), (1500, 1500)], both ends included."""
+    ranges = []
+    for part in text.replace(" ", "").split(","):
+        first, _, last = part.partition("-")
+        if not first.isdigit() or not (last.isdigit() or part == first) or (last and int(last) < int(first)):
+            raise FormatError(f"{where} is {text!r}; frames are written like 0-999,1500.")
+        ranges.append((int(first), int(last or first)))
+    return ranges

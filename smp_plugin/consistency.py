@@ -1,0 +1,137 @@
+"""The semi-supervised part: the fusion loss L_f (eq. 8-9), and the teacher's sure detections as labels of unlabelled frames.
+
+L_f ties the heatmaps A to the poses y that the vectors D point to. Candidates s, with scores v, are chosen without gradient; y is then
+gathered *with* gradient. With h the identity or a 3x3 Gaussian, p = sigma(A) and the focal terms l1, l0 of eq. 4,
+
+    L_f = sum_cells l0(A) + sum_{s,k} v_s bilinear_sample(h * (l1 - l0)_k, u_sk),      u = y in heatmap cells.
+
+This is eq. 9 with the pseudo-label map drawn by a bilinear splat of v (blurred by h), because sampling is the adjoint of splatting:
+sum_cells W (l1 - l0) with W = h * splat(v, u) equals the second sum. It costs O(N S K) and never renders a map. v is detached, or L_f
+would drive it to 0; so L_f reaches A and D, never B or C.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from smp_plugin.config import LossConfig, PredictConfig
+from smp_plugin.decode import candidates, decode, gather_poses, similarity, suppress
+from smp_plugin.losses import focal_terms, quality_focal
+from smp_plugin.model import PoseOutputs
+from smp_plugin.targets import Instances, draw_gaussians
+
+
+@torch.no_grad()
+def select(outputs: PoseOutputs, config: LossConfig, typical: float, nms: float) -> tuple[Tensor, Tensor]:
+    """Candidates of eq. 8: location indices (N, S) and detached scores v (N, S), 0 where suppressed by pose NMS or padding."""
+    indices, scores = candidates(outputs, config.candidate_threshold, config.max_candidates)
+    keep = suppress(similarity(gather_poses(outputs, indices), typical), scores, nms)
+    return indices, scores * keep
+
+
+def fusion_loss(outputs: PoseOutputs, indices: Tensor, scores: Tensor, config: LossConfig) -> Tensor:
+    """L_f of eq. 9 for candidates ``indices``, ``scores`` (N, S), divided by max(1, K sum v).
+
+    ``config.fusion`` "focal" is the form above; "quality" the quality-focal loss to a map of Gaussians of height v, which is smallest
+    at p = v; "release" the authors' hard cells, gradient to A only. ``config.fusion_gradient`` cuts the way to y or to A.
+    """
+    poses = gather_poses(outputs, indices)
+    if config.fusion_gradient == "heatmap" or config.fusion == "release":
+        poses = poses.detach()
+    heatmaps = outputs.heatmaps.detach() if config.fusion_gradient == "vectors" and config.fusion != "release" else outputs.heatmaps
+    cells = (poses + 0.5) / outputs.heatmap_stride - 0.5  # u: N, S, K, 2
+    h, w = heatmaps.shape[2:]
+    # Keypoints off the grid are dropped: at the border their gradient would push them further out.
+    with torch.no_grad():
+        on_grid = ((cells >= 0) & (cells <= cells.new_tensor([w - 1, h - 1]))).all(dim=-1)
+        norm = (scores[..., None] * on_grid).sum().clamp(min=1)
+    if config.fusion == "quality":
+        target = draw_gaussians(tuple(heatmaps.shape), cells, on_grid & (scores > 0)[..., None], scores, config.heatmap_sigma, "gaussian")  # type: ignore[arg-type]
+        return quality_focal(heatmaps, target, config.gamma).sum() / norm
+    blur = config.fusion_blur and config.fusion != "release"
+    if config.fusion == "release":
+        cells = cells.round()
+    positive, negative = focal_terms(heatmaps, config.gamma, config.kappa)
+    difference = positive - negative
+    if blur:
+        difference = _blur(difference, config.heatmap_sigma)
+    values = _sample(difference, cells)
+    weights = scores[..., None] * on_grid
+    weights = weights / _overlap(weights, cells, h, w, config.heatmap_sigma if blur else 0.0)
+    return (negative.sum() + (weights * values).sum()) / norm
+
+
+def _blur(maps: Tensor, sigma: float) -> Tensor:
+    """3x3 Gaussian of height 1 at its middle, as the supervised target has: a pseudo-label is drawn as a label is. Its own adjoint."""
+    line = torch.exp(-(torch.tensor([-1.0, 0.0, 1.0], device=maps.device) ** 2) / (2 * sigma**2)).to(maps.dtype)
+    kernel = (line[:, None] * line).expand(maps.shape[1], 1, 3, 3)
+    with torch.autocast(maps.device.type, enabled=False):
+        return F.conv2d(maps, kernel, padding=1, groups=maps.shape[1])
+
+
+def _sample(maps: Tensor, cells: Tensor) -> Tensor:
+    """Map k at cell position u_sk, bilinear: maps (N, K, h, w), cells (N, S, K, 2) -> (N, S, K)."""
+    n, k, h, w = maps.shape
+    grid = (cells + 0.5) * (2 / cells.new_tensor([w, h])) - 1
+    grid = grid.permute(0, 2, 1, 3).reshape(n * k, -1, 1, 2)
+    sampled = F.grid_sample(maps.reshape(n * k, 1, h, w), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return sampled.view(n, k, -1).transpose(1, 2)
+
+
+@torch.no_grad()
+def _overlap(weights: Tensor, cells: Tensor, h: int, w: int, sigma: float) -> Tensor:
+    """(N, S, K), at least 1: by how much the largest cell near each keypoint exceeds weight 1 once all are drawn."""
+    n, s, k = weights.shape
+    low = cells.floor()
+    drawn = weights.new_zeros(n * k, h * w)
+    for dy in (0, 1):
+        for dx in (0, 1):
+            corner = low + low.new_tensor([dx, dy])
+            share = (1 - (cells - corner).abs()).clamp(min=0).prod(dim=-1) * weights
+            index = (corner[..., 1].clamp(0, h - 1) * w + corner[..., 0].clamp(0, w - 1)).long()
+            drawn.scatter_add_(1, index.transpose(1, 2).reshape(n * k, s), share.transpose(1, 2).reshape(n * k, s))
+    maps = drawn.view(n, k, h, w)
+    if sigma:
+        maps = _blur(maps, sigma)
+    peak = F.max_pool2d(maps, 3, stride=1, padding=1)
+    nearest = cells.round()
+    index = (nearest[..., 1].clamp(0, h - 1) * w + nearest[..., 0].clamp(0, w - 1)).long()
+    return peak.flatten(2).gather(2, index.transpose(1, 2)).transpose(1, 2).clamp(min=1)
+
+
+@torch.no_grad()
+def pseudo_instances(teacher: PoseOutputs, config: LossConfig, predict: PredictConfig, typical: float) -> Instances:
+    """The teacher's sure detections as labels, weighted by their scores.
+
+    Above ``pseudo_score`` a detection is an animal; below a fifth of it, nothing; between the two nothing is learnt there. A keypoint
+    that the teacher's own heatmap does not confirm (point score below a fifth) is left out.
+    """
+    found = decode(teacher, predict, typical)
+    sure = found.scores >= config.pseudo_score
+    seen = (found.point_scores >= 0.2) | ~sure[..., None]
+    exists = found.scores >= config.pseudo_score / 5
+    keypoints = found.poses.where((seen & exists[..., None])[..., None], found.poses.new_tensor(torch.nan))
+    return Instances(keypoints, found.scores * sure, torch.ones_like(found.scores[:, :1, None]))
+
+
+@torch.no_grad()
+def merge_instances(labels: Instances, found: Instances, background: Tensor, typical: float) -> Instances:
+    """Partly labelled frames completed by the teacher: its detections are added unless they lie on a labelled animal.
+
+    A detection lies on a labelled animal when, over the keypoints labelled there, it is less than a quarter of ``typical`` away.
+    """
+    gap = (found.keypoints[:, :, None] - labels.keypoints[:, None]).square().sum(dim=-1).sqrt()  # N, S, M, K; NaN where either is unknown
+    same = (gap.nanmean(dim=-1) < 0.25 * typical).any(dim=2)  # N, S
+    fresh = found.keypoints.where(~same[..., None, None], found.keypoints.new_tensor(torch.nan))
+    return Instances(torch.cat((labels.keypoints, fresh), dim=1), torch.cat((labels.weights, found.weights * ~same), dim=1), background)
+
+
+@torch.no_grad()
+def background_of(teacher: PoseOutputs, weights: Tensor, config: LossConfig) -> Tensor:
+    """(N, h, w) at stride 8: background counts fully where the teacher sees no animal at all, else as ``weights`` (N,) say."""
+    h, w = (side * teacher.heatmap_stride // 8 for side in teacher.heatmaps.shape[2:])
+    presence = torch.sigmoid(teacher.presence[:, : h * w]).view(-1, 1, h, w)
+    near = F.max_pool2d(presence, 5, stride=1, padding=2)[:, 0]
+    return torch.where(near < config.pseudo_score / 10, 1.0, weights[:, None, None])

@@ -1,0 +1,289 @@
+"""Labelled and unlabelled training crops. Step i of seed s is the same crops whoever makes it: a run continues exactly by starting at i."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from converters.labels import LabeledFrame, Skeleton, VideoSource
+from converters.video import Video, open_video
+from smp_plugin import transforms
+from smp_plugin.config import Config
+
+BLOCK_STEPS = 50  # steps that share one set of decoded unlabelled frames
+BLOCK_FRAMES = 12  # frames in it per unlabelled crop of a step: reading runs forward through them once
+NEVER = 2**31 - 1
+
+
+@dataclass
+class Batch:
+    """One step: labelled crops, and unlabelled ones seen by the teacher (weak) and by the student (strong).
+
+    Attributes:
+        images: (N, 3, S, S) uint8.
+        keypoints: (N, M, K, 2) float32, pixels of the crop, NaN where not labelled and in padding.
+        weights: (N, M) float32: 1, or 0 for an animal cut off by the crop.
+        background: (N,) float32: how sure it is that there is no animal away from the labels.
+        weak, strong: (U, 3, S, S) uint8, the same crops; U may be 0.
+    """
+
+    images: Tensor
+    keypoints: Tensor
+    weights: Tensor
+    background: Tensor
+    weak: Tensor
+    strong: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(**{k: v.to(device, non_blocking=True) for k, v in vars(self).items()})
+
+    def pin_memory(self) -> Batch:
+        """The same in pinned memory; called by the data loader."""
+        return Batch(**{k: v.pin_memory() for k, v in vars(self).items()})
+
+
+class FrameReader:
+    """Frames of several videos at the input scale, (3, H, W) uint8; opens videos when first needed, also inside loader processes."""
+
+    def __init__(self, videos: list[VideoSource], scale: float, cache_bytes: float = 0) -> None:
+        self.videos, self.scale, self.room = videos, scale, cache_bytes
+        self._open: dict[int, Video] = {}
+        self._cache: dict[tuple[int, int], tuple[Tensor, np.ndarray]] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_open": {}}  # open files do not travel to other processes
+
+    def video(self, number: int) -> Video:
+        """The opened video."""
+        if number not in self._open:
+            self._open[number] = open_video(self.videos[number])
+        return self._open[number]
+
+    def prepared(self, frame: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """A frame (H, W, 3) at the input scale, and the matrix frame -> input pixels."""
+        tensor = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None]
+        return transforms.resize_frames(tensor, self.scale)[0].contiguous(), transforms.resize_matrix(*frame.shape[:2], self.scale)
+
+    def get(self, video: int, index: int) -> tuple[Tensor, np.ndarray]:
+        """One frame, kept as long as there is room."""
+        found = self._cache.get((video, index))
+        if found is None:
+            found = self.prepared(self.video(video).read(index))
+            if self.room > found[0].numel():
+                self.room -= found[0].numel()
+                self._cache[video, index] = found
+        return found
+
+    def get_many(self, video: int, indices: list[int]) -> list[Tensor]:
+        """Several frames in ascending order, read in one forward pass."""
+        return [self.prepared(frame)[0] for _, frame in self.video(video).read_many(indices)]
+
+
+class UnlabeledPool:
+    """Which frames have no labels: counts per video, never a list of all frames, so that hours of video cost nothing."""
+
+    def __init__(self, sizes: list[int], labelled: list[set[int]], ranges: list[tuple[int, int]] | None) -> None:
+        self.labelled = labelled
+        self.spans = [[(a, min(b, size - 1)) for a, b in ranges or [(0, size - 1)] if a < size] for size in sizes]
+        self.counts = np.array([sum(b - a + 1 for a, b in spans) for spans in self.spans], dtype=float)
+        for video, spans in enumerate(self.spans):
+            self.counts[video] -= sum(any(a <= i <= b for a, b in spans) for i in labelled[video])
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def draw(self, rng: np.random.Generator, count: int) -> dict[int, list[int]]:
+        """``count`` random frames, with replacement where there are fewer: video -> ascending indices."""
+        drawn: dict[int, list[int]] = {}
+        for video in rng.choice(len(self.counts), size=count, p=self.counts / self.counts.sum()):
+            spans = self.spans[video]
+            lengths = np.array([b - a + 1 for a, b in spans])
+            while True:
+                start, end = spans[rng.choice(len(spans), p=lengths / lengths.sum())]
+                index = int(rng.integers(start, end + 1))
+                if index not in self.labelled[video]:
+                    break
+            drawn.setdefault(int(video), []).append(index)
+        return {video: sorted(set(indices)) for video, indices in sorted(drawn.items())}
+
+
+class TrainingSteps(Dataset[Batch]):
+    """Map-style data set whose item i is the whole batch of step i.
+
+    Args:
+        frames: labelled frames, with points in frame pixels.
+        videos: of the labelled frames.
+        skeleton: their skeleton.
+        partial: animals without a label are not background.
+        unlabeled_videos, pool: where unlabelled frames come from.
+        rank: number of this process among ``world`` ones, each of which makes its own crops.
+    """
+
+    def __init__(
+        self,
+        frames: list[LabeledFrame],
+        videos: list[VideoSource],
+        skeleton: Skeleton,
+        config: Config,
+        partial: bool,
+        unlabeled_videos: list[VideoSource],
+        pool: UnlabeledPool,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.frames, self.skeleton, self.config, self.partial = frames, skeleton, config, partial
+        self.pool, self.rank, self.world = pool, rank, world
+        self.reader = FrameReader(videos, config.data.input_scale, config.data.cache_gb * 1e9)
+        self.unlabeled_reader = FrameReader(unlabeled_videos, config.data.input_scale)
+        # Shared with loader processes: the step from which unlabelled crops are made.
+        self.first_unlabeled_step = torch.tensor([NEVER]).share_memory_()
+        self.donors = [(f, i) for f in frames for i in f.instances if i.labelled.all()]
+        self._block: tuple[int, list[Tensor]] = (-1, [])
+
+    def __len__(self) -> int:
+        return NEVER
+
+    def __getitem__(self, step: int) -> Batch:
+        train, size = self.config.train, self.config.data.crop
+        samples = [self._labelled_crop((step * self.world + self.rank) * train.batch + i) for i in range(train.batch)]
+        animals = max(1, max(len(s[1]) for s in samples))
+        keypoints = np.full((len(samples), animals, len(self.skeleton), 2), np.nan, dtype=np.float32)
+        weights = np.zeros((len(samples), animals), dtype=np.float32)
+        for i, (_, points, counts, _) in enumerate(samples):
+            keypoints[i, : len(points)], weights[i, : len(counts)] = points, counts
+        views = []
+        if step >= int(self.first_unlabeled_step) and len(self.pool):
+            views = [self._unlabeled_crop(step, i) for i in range(train.unlabeled_batch)]
+        empty = torch.empty(0, 3, size, size, dtype=torch.uint8)
+        return Batch(
+            images=torch.stack([s[0] for s in samples]),
+            keypoints=torch.from_numpy(keypoints),
+            weights=torch.from_numpy(weights),
+            background=torch.tensor([s[3] for s in samples]),
+            weak=torch.stack([v[0] for v in views]) if views else empty,
+            strong=torch.stack([v[1] for v in views]) if views else empty,
+        )
+
+    def _labelled_crop(self, number: int) -> tuple[Tensor, np.ndarray, np.ndarray, float]:
+        """Crop, keypoints (M, K, 2) and weights (M,) of its animals, and the weight of its background."""
+        config, size = self.config, self.config.data.crop
+        epoch, place = divmod(number, len(self.frames))
+        frame = self.frames[np.random.default_rng((config.train.seed, 1, epoch)).permutation(len(self.frames))[place]]
+        rng = np.random.default_rng((config.train.seed, 2, number))
+        image, to_input = self.reader.get(frame.video, frame.index)
+        points = [transforms.apply_matrix(to_input, i.points) for i in frame.instances]
+        if points and rng.random() < 0.8:
+            centre = np.nanmean(points[rng.integers(len(points))], axis=0) + rng.uniform(-size / 4, size / 4, 2)
+        else:
+            centre = rng.uniform(0, 1, 2) * (image.shape[2], image.shape[1])
+        matrix = transforms.random_matrix(rng, centre, size, config.augment)
+        crop = transforms.warp(image, matrix, size, size)
+        keypoints = np.array([self._moved(p, matrix) for p in points]).reshape(-1, len(self.skeleton), 2)
+        partial = self.partial and not frame.negative
+        if self.donors and rng.random() < config.augment.paste:
+            for _ in range(rng.integers(1, config.augment.paste_max * (3 if partial else 1) + 1)):
+                crop, keypoints = self._paste(rng, crop, keypoints)
+        crop = transforms.jitter(rng, transforms.to_bytes(crop), config.augment)
+        keypoints, weights = clip_animals(keypoints, size)
+        return crop, keypoints, weights, config.loss.partial_negative if partial else 1.0
+
+    def _moved(self, points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+        moved = transforms.apply_matrix(matrix, points)
+        return moved[self.skeleton.mirrored] if transforms.is_mirrored(matrix) else moved
+
+    def _paste(self, rng: np.random.Generator, crop: Tensor, keypoints: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """Lay one complete animal on the crop, turned and scaled at random, with a soft edge; keypoints it hides become unlabelled.
+
+        The paper's pup trick (section 4.1) made general. Gives up where it would hide too much of a labelled animal.
+        """
+        size, augment = self.config.data.crop, self.config.augment
+        frame, donor = self.donors[rng.integers(len(self.donors))]
+        image, to_input = self.reader.get(frame.video, frame.index)
+        source = transforms.apply_matrix(to_input, donor.points)
+        matrix = transforms.random_matrix(rng, source.mean(axis=0), size, augment)
+        near = keypoints[np.isfinite(keypoints).all(axis=2).any(axis=1)] if len(keypoints) else keypoints
+        if len(near) and rng.random() < 0.5:  # beside another animal, where confusion is likely
+            target = np.nanmean(near[rng.integers(len(near))], axis=0) + rng.normal(0, 0.6 * self.config.data.animal_size, 2)
+        else:
+            target = rng.uniform(0, size, 2)
+        matrix[:2, 2] += target - (size - 1) / 2
+        points = self._moved(source, matrix)
+        length = max(float(np.ptp(points, axis=0).max()), 0.5 * self.config.data.animal_size if len(points) == 1 else 4.0)
+        radius = 0.22 * length
+        x0, y0 = (int(v) for v in np.floor(points.min(axis=0) - 1.5 * radius))
+        x1, y1 = (int(v) for v in np.ceil(points.max(axis=0) + 1.5 * radius))
+        if x0 < 0 or y0 < 0 or x1 >= size or y1 >= size:
+            return crop, keypoints
+        shift = np.array([[1, 0, -x0], [0, 1, -y0], [0, 0, 1.0]])
+        mask = transforms.animal_mask(points - (x0, y0), self.skeleton.edges, radius, y1 - y0, x1 - x0)
+        hidden = _covered(mask, keypoints - (x0, y0))
+        known = np.isfinite(keypoints).all(axis=2)
+        if (hidden.sum(axis=1) > augment.paste_overlap * known.sum(axis=1)).any():
+            return crop, keypoints
+        patch = transforms.warp(image, shift @ matrix, y1 - y0, x1 - x0)
+        crop[:, y0:y1, x0:x1] += mask * (patch - crop[:, y0:y1, x0:x1])
+        keypoints = np.where(hidden[..., None], np.nan, keypoints)
+        return crop, np.concatenate((keypoints, points[None]))
+
+    def _unlabeled_crop(self, step: int, i: int) -> tuple[Tensor, Tensor]:
+        """The teacher's and the student's view of one crop: the same place, other colours."""
+        config, size = self.config, self.config.data.crop
+        number = (step * self.world + self.rank) * config.train.unlabeled_batch + i
+        rng = np.random.default_rng((config.train.seed, 3, number))
+        block = step // BLOCK_STEPS
+        if self._block[0] != block:
+            drawn = self.pool.draw(np.random.default_rng((config.train.seed, 4, block, self.rank)), BLOCK_FRAMES * config.train.unlabeled_batch)
+            self._block = (block, [f for video, indices in drawn.items() for f in self.unlabeled_reader.get_many(video, indices)])
+        image = self._block[1][rng.integers(len(self._block[1]))]
+        height, width = image.shape[1:]
+        # Crops lie within the frame where it is large enough: unlabelled frames have no animals to centre on, and border shows nothing.
+        margin = np.minimum((width / 2, height / 2), size / 3)
+        centre = rng.uniform(margin, np.array((width, height)) - margin)
+        crop = transforms.to_bytes(transforms.warp(image, transforms.random_matrix(rng, centre, size, config.augment), size, size))
+        return transforms.jitter(rng, crop, config.augment, 0.3), transforms.disturb(rng, crop, config.augment)
+
+
+def _covered(mask: Tensor, points: np.ndarray) -> np.ndarray:
+    """(M, K) bool: is the point under the mask?"""
+    height, width = mask.shape
+    inside = np.isfinite(points).all(axis=2)
+    cells = np.where(inside[..., None], points, -1).round().astype(int)
+    inside &= (cells >= 0).all(axis=2) & (cells[..., 0] < width) & (cells[..., 1] < height)
+    cells = np.where(inside[..., None], cells, 0)
+    return inside & (mask.numpy()[cells[..., 1], cells[..., 0]] > 0.5)
+
+
+def clip_animals(keypoints: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Animals (M, K, 2) that reach into the crop, and their weights (M,).
+
+    An animal whose middle lies outside is cut off: it counts nothing, and nothing around it is background. One whose middle is inside
+    keeps its keypoints beyond the border, which the vectors can still learn.
+    """
+    known = np.isfinite(keypoints).all(axis=2)
+    inside = known & (keypoints >= 0).all(axis=2) & (keypoints <= size - 1).all(axis=2)
+    keep = inside.any(axis=1)
+    keypoints = keypoints[keep]
+    if not len(keypoints):
+        return keypoints, np.zeros(0)
+    middle = (np.nanmin(keypoints, axis=1) + np.nanmax(keypoints, axis=1)) / 2
+    return keypoints, ((middle >= 0) & (middle <= size - 1)).all(axis=1).astype(float)
+
+
+class StepRange(torch.utils.data.Sampler[int]):
+    """The next ``length`` steps, from wherever the run stands."""
+
+    def __init__(self, start: Callable[[], int], length: int) -> None:
+        self.start, self.length = start, length
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        first = self.start()
+        return iter(range(first, first + self.length))
+
+    def __len__(self) -> int:
+        return self.length

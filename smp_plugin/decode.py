@@ -1,0 +1,134 @@
+"""Outputs -> animals: candidates, pose NMS, refinement by the heatmaps. All in input pixels, batched, without a loop over animals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from smp_plugin.config import PredictConfig
+from smp_plugin.model import PoseOutputs
+from smp_plugin.targets import extents
+
+NMS_S2 = 0.1  # OKS constant of the similarity between two poses
+MIN_PRESENCE = 0.05  # sigma(B) below which a location is no candidate (delta in the paper)
+CANDIDATES = 150  # per image, before suppression
+MIN_PEAK = 0.1  # heatmap probability below which there is nothing to refine to
+
+
+@dataclass
+class Detections:
+    """Animals of N images, padded to S: poses (N, S, K, 2) input pixels, scores (N, S), point scores (N, S, K); score 0 is padding."""
+
+    poses: Tensor
+    scores: Tensor
+    point_scores: Tensor
+
+
+def candidates(outputs: PoseOutputs, min_presence: float, limit: int, min_score: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Indices (N, S) and scores v (N, S), best first, of the locations with sigma(B) > ``min_presence``; v = 0 is padding."""
+    scores = outputs.scores
+    scores = scores.where((torch.sigmoid(outputs.presence) > min_presence) & (scores > min_score), scores.new_tensor(0.0))
+    best, indices = scores.topk(min(limit, scores.shape[1]), dim=1)
+    used = max(1, int((best > 0).sum(dim=1).max()))  # most images need far fewer than the limit
+    return indices[:, :used], best[:, :used]
+
+
+def gather_poses(outputs: PoseOutputs, indices: Tensor) -> Tensor:
+    """y at locations ``indices`` (N, S) -> (N, S, K, 2) input pixels, with gradient to D."""
+    n, _, k, _ = outputs.vectors.shape
+    vectors = outputs.vectors.gather(1, indices[..., None, None].expand(-1, -1, k, 2))
+    return outputs.locations[indices][:, :, None] + outputs.strides[indices][..., None, None] * vectors
+
+
+def similarity(poses: Tensor, typical: float) -> Tensor:
+    """OKS (s2 = .1) between all pairs of poses (N, S, K, 2) -> (N, S, S), with the smaller animal's area."""
+    area = extents(poses, typical)[2].clamp(min=(0.25 * typical) ** 2)
+    square = (poses[:, :, None] - poses[:, None]).square().sum(dim=-1)  # N, S, S, K
+    smaller = torch.minimum(area[:, :, None], area[:, None])
+    return torch.exp(-square / (2 * NMS_S2 * smaller[..., None])).mean(dim=-1)
+
+
+def suppress(alike: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Greedy NMS -> (N, S) bool. ``alike`` (N, S, S) and ``scores`` (N, S) are sorted best first; score 0 is never kept.
+
+    A candidate is dropped when a *kept* better one is too alike. Iterating that rule from "all kept" reaches the greedy solution after
+    as many rounds as the longest chain of drops, a handful in practice.
+    """
+    size = scores.shape[1]
+    earlier = torch.ones(size, size, dtype=torch.bool, device=scores.device).tril(-1)  # [i, j]: j is better than i
+    beats = (alike > threshold) & earlier
+    valid = scores > 0
+    keep = valid
+    for _ in range(size):
+        updated = valid & ~(beats & keep[:, None, :]).any(dim=2)
+        if torch.equal(updated, keep):
+            break
+        keep = updated
+    return keep
+
+
+def refine(heatmaps: Tensor, poses: Tensor, radius: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """Move each keypoint to the near heatmap maximum, with a sub-cell offset, and read its point score there.
+
+    Args:
+        heatmaps: (N, K, h, w) probabilities.
+        poses: (N, S, K, 2) input pixels.
+        radius: (N, S) how far the maximum may be, input pixels.
+        stride: input pixels per cell.
+
+    Returns:
+        poses (N, S, K, 2) and point scores (N, S, K). A keypoint with no maximum above ``MIN_PEAK`` near it stays, with the score there.
+    """
+    n, s, k, _ = poses.shape
+    h, w = heatmaps.shape[2:]
+    cells = (poses + 0.5) / stride - 0.5
+    reach = int(min(8, max(1, -(-float(radius.max()) // stride)))) if radius.numel() else 1
+    steps = torch.arange(-reach, reach + 1, device=poses.device)
+    columns = cells[..., 0].round().long()[..., None] + steps  # N, S, K, R
+    rows = cells[..., 1].round().long()[..., None] + steps
+    padded = F.pad(heatmaps, (1, 1, 1, 1)).flatten(2)  # a border of zeros, so that neighbours of edge cells exist
+
+    def at(row: Tensor, column: Tensor) -> Tensor:  # both (N, S, K, ...)
+        index = (row.clamp(-1, h) + 1) * (w + 2) + column.clamp(-1, w) + 1
+        flat = index.transpose(1, 2).reshape(n, k, -1)
+        return padded.gather(2, flat).view(n, k, s, *index.shape[3:]).transpose(1, 2)
+
+    patch = at(rows[..., :, None].expand(*rows.shape, len(steps)), columns[..., None, :].expand(*rows.shape, len(steps)))
+    far = (rows[..., :, None] - cells[..., 1, None, None]) ** 2 + (columns[..., None, :] - cells[..., 0, None, None]) ** 2
+    limit = (radius / stride).clamp(min=1.0)[..., None, None, None]
+    # Nearer maxima are preferred: of two animals that touch, the neighbour's keypoint is the farther one.
+    wanted = (patch * torch.exp(-far / (2 * limit**2))).where(far <= (1.5 * limit) ** 2, patch.new_tensor(0.0)).flatten(3)
+    best = wanted.argmax(dim=3)
+    row = rows.gather(3, (best // len(steps))[..., None])[..., 0]
+    column = columns.gather(3, (best % len(steps))[..., None])[..., 0]
+    peak = at(row, column)
+    dx = _vertex(at(row, column - 1), peak, at(row, column + 1))
+    dy = _vertex(at(row - 1, column), peak, at(row + 1, column))
+    found = torch.stack((column + dx, row + dy), dim=-1) * stride + (stride - 1) / 2
+    use = (peak > MIN_PEAK) & (wanted.amax(dim=3) > 0)
+    own = at(cells[..., 1].round().long(), cells[..., 0].round().long())
+    return torch.where(use[..., None], found, poses), torch.where(use, peak, own)
+
+
+def _vertex(before: Tensor, peak: Tensor, after: Tensor) -> Tensor:
+    """Where, within half a cell, the parabola through three neighbouring log-probabilities peaks: exact for a Gaussian."""
+    a, b, c = (x.clamp(min=1e-4).log() for x in (before, peak, after))
+    return ((c - a) / (2 * (2 * b - a - c)).clamp(min=1e-3)).clamp(-0.5, 0.5)
+
+
+def decode(outputs: PoseOutputs, config: PredictConfig, typical: float) -> Detections:
+    """Animals best first, in input pixels. ``typical``: length of the median complete animal, input pixels."""
+    indices, scores = candidates(outputs, MIN_PRESENCE, CANDIDATES, config.min_score)
+    poses = gather_poses(outputs, indices)
+    keep = suppress(similarity(poses, typical), scores, config.nms)
+    if config.max_animals:
+        keep = keep & (keep.cumsum(dim=1) <= config.max_animals)
+    order = keep.float().argsort(dim=1, descending=True, stable=True)[:, : max(1, int(keep.sum(dim=1).max()))]
+    scores = (scores * keep).gather(1, order)
+    poses = poses.gather(1, order[..., None, None].expand(-1, -1, *poses.shape[2:]))
+    radius = config.refine_radius * extents(poses, typical)[1] if config.refine else poses.new_zeros(poses.shape[:2])
+    refined, point_scores = refine(torch.sigmoid(outputs.heatmaps), poses, radius, outputs.heatmap_stride)
+    return Detections(refined if config.refine else poses, scores, point_scores)

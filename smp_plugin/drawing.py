@@ -1,0 +1,217 @@
+"""Poses drawn on frames, and frames written to a video.
+
+Smooth edges come from drawing each animal three times too large on a small transparent patch and shrinking that: whole frames need not be
+enlarged, so a video of 640 x 480 is drawn far faster than it plays. Colours are told apart by colour-blind people and stand on a dark
+outline, so that they show on light and on dark fur.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from converters.labels import FormatError, Skeleton
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Frame = NDArray[np.uint8]
+    Array = NDArray[np.float64]
+
+Colour = tuple[int, int, int]
+
+# Okabe and Ito's palette, its black and dark blue replaced by tones that show on dark frames.
+PALETTE: tuple[Colour, ...] = (
+    (86, 180, 233),
+    (230, 159, 0),
+    (0, 190, 130),
+    (240, 228, 66),
+    (213, 94, 0),
+    (204, 121, 167),
+    (160, 150, 255),
+    (250, 150, 150),
+)
+OUTLINE: Colour = (18, 18, 24)
+OVERSAMPLING = 3
+
+
+def animal_colours(count: int, start: int = 0) -> list[Colour]:
+    """One colour per animal; they repeat after eight."""
+    return [PALETTE[(start + i) % len(PALETTE)] for i in range(count)]
+
+
+def keypoint_sides(skeleton: Skeleton) -> list[str]:
+    """ "left", "right" or "" for each keypoint.
+
+    A pair is a symmetry of the skeleton, or two names that differ in "left"/"right" or one letter l/r. A symmetry whose names do not tell
+    (A1, A2) counts its first keypoint as left: which of the two is meant matters less than that they look different.
+    """
+    sides = [""] * len(skeleton)
+    names = [name.casefold().replace("left", "l").replace("right", "r") for name in skeleton.keypoints]
+    pairs = {frozenset(pair): pair for pair in skeleton.symmetries}
+    for a in range(len(names)):
+        for b in range(len(names)):
+            if _side_letters(names[a], names[b]) == ("l", "r"):
+                pairs[frozenset((a, b))] = (a, b)
+    for a, b in pairs.values():
+        sides[a], sides[b] = "left", "right"
+    return sides
+
+
+def _side_letters(a: str, b: str) -> tuple[str, str] | None:
+    """The letters in the only place where two names of one length differ."""
+    if len(a) != len(b):
+        return None
+    different = [(x, y) for x, y in zip(a, b, strict=True) if x != y]
+    return different[0] if len(different) == 1 else None
+
+
+def line_width(poses: Array, size: tuple[int, int]) -> float:
+    """A width in pixels that suits animals of this size, (n, K, 2), on a frame of (height, width)."""
+    spans = [float(np.nanmax(np.ptp(p[~np.isnan(p[:, 0])], axis=0))) for p in poses if (~np.isnan(p[:, 0])).sum() > 1]
+    most = max(2.0, max(size) / 250)
+    return float(np.clip(0.03 * float(np.median(spans)), max(1.2, max(size) / 900), most)) if spans else most / 2
+
+
+def draw_poses(
+    image: Frame,
+    skeleton: Skeleton,
+    poses: Array,
+    colours: Sequence[Colour] | None = None,
+    point_scores: Array | None = None,
+    width: float | None = None,
+) -> Frame:
+    """A copy of the frame with the animals on it.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        skeleton: whose edges are drawn. A left keypoint has a light centre, a right one a dark centre.
+        poses: (n, K, 2) frame pixels, NaN where there is no point.
+        colours: n of them; default: the palette in order.
+        point_scores: (n, K) in [0, 1]; unsure points are paler.
+        width: of the lines, frame pixels; default: by the size of the animals.
+    """
+    canvas = Image.fromarray(np.ascontiguousarray(image))
+    poses = np.asarray(poses, dtype=np.float64).reshape(-1, len(skeleton), 2)
+    width = width or line_width(poses, image.shape[:2])
+    sides = keypoint_sides(skeleton)
+    for n, (pose, colour) in enumerate(zip(poses, colours or animal_colours(len(poses)), strict=True)):
+        scores = np.ones(len(pose)) if point_scores is None else np.nan_to_num(np.asarray(point_scores[n], dtype=np.float64))
+        _draw_animal(canvas, skeleton, pose, colour, np.clip(scores, 0.0, 1.0), sides, width)
+    return np.array(canvas)
+
+
+def _draw_animal(
+    canvas: Image.Image, skeleton: Skeleton, pose: Array, colour: Colour, scores: Array, sides: list[str], width: float
+) -> None:
+    seen = np.isfinite(pose[:, 0] + pose[:, 1])
+    if not seen.any():
+        return
+    margin = 3 * width + 2
+    low = np.maximum(np.floor(np.min(pose[seen], axis=0) - margin), 0).astype(int)
+    high = np.minimum(np.ceil(np.max(pose[seen], axis=0) + margin), canvas.size).astype(int)
+    if np.any(high <= low):  # outside the frame
+        return
+    s = OVERSAMPLING
+    # The empty patch has the outline's colour, so that shrinking leaves no foreign fringe.
+    patch = Image.new("RGBA", (int(high[0] - low[0]) * s, int(high[1] - low[1]) * s), (*OUTLINE, 0))
+    pen = ImageDraw.Draw(patch)
+    at = (np.nan_to_num(pose) - low + 0.5) * s  # centre of the top-left pixel is (0, 0): its corner is half a pixel before
+    alpha = (70 + 185 * scores).round().astype(int)
+    edges = [(a, b) for a, b in skeleton.edges if seen[a] and seen[b]]
+    for fill, extra in ((OUTLINE, 0.9), (colour, 0.0)):
+        for a, b in edges:
+            thick = max(1, round((width + 2 * extra) * s))
+            pen.line([tuple(at[a]), tuple(at[b])], fill=(*fill, int(min(alpha[a], alpha[b]))), width=thick)
+    for k in np.flatnonzero(seen):
+        x, y = at[k]
+        for fill, radius in ((OUTLINE, 1.15 * width + 0.9), (colour, 1.15 * width)):
+            r = radius * s
+            pen.ellipse([x - r, y - r, x + r, y + r], fill=(*fill, int(alpha[k])))
+        if sides[k]:
+            r = 0.62 * width * s
+            pen.ellipse([x - r, y - r, x + r, y + r], fill=((255, 255, 255) if sides[k] == "left" else OUTLINE) + (int(alpha[k]),))
+    small = patch.reduce(s)
+    canvas.paste(small, (int(low[0]), int(low[1])), small)
+
+
+class OverlayWriter:
+    """Frames with poses on them as an H.264 mp4; a context manager.
+
+    The video is written under a temporary name beside ``path`` and moved there when complete. Interrupted with Ctrl-C, it keeps the frames
+    so far; on any other error nothing is left. Odd sizes are padded to even ones, and frames of another size than the first are fitted into
+    its frame.
+
+    Args:
+        path: the video to write; its folder is made.
+        skeleton: of the poses.
+        fps: frames per second.
+    """
+
+    def __init__(self, path: Path, skeleton: Skeleton, fps: float = 25.0) -> None:
+        if path.suffix.lower() != ".mp4":
+            raise FormatError(f"{path}: an overlay is written as .mp4; name it so.")
+        self.path, self.skeleton = path, skeleton
+        self.fps = fps if math.isfinite(fps) and fps > 0 else 25.0
+        self._part = path.with_name(f".{path.stem}.part.mp4")
+        self._container: Any = None
+        self._stream: Any = None
+        self._width: float | None = None
+
+    def write(self, image: Frame, poses: Array, colours: Sequence[Colour] | None = None, point_scores: Array | None = None) -> None:
+        """One frame more; arguments as in ``draw_poses``."""
+        import av
+
+        if self._width is None and len(poses):  # of the first frame with animals: a width that changes flickers
+            self._width = line_width(np.asarray(poses), image.shape[:2])
+        drawn = draw_poses(image, self.skeleton, poses, colours, point_scores, self._width)
+        if self._stream is None:
+            self._open(drawn.shape[:2])
+        for packet in self._stream.encode(av.VideoFrame.from_ndarray(self._fitted(drawn), format="rgb24")):
+            self._container.mux(packet)
+
+    def _open(self, size: tuple[int, ...]) -> None:
+        import av
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._container = av.open(str(self._part), mode="w", format="mp4", options={"movflags": "faststart"})
+        self._stream = self._container.add_stream("libx264", rate=Fraction(self.fps).limit_denominator(1001))
+        self._stream.height, self._stream.width = size[0] + size[0] % 2, size[1] + size[1] % 2
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.options = {"crf": "20", "preset": "veryfast"}
+
+    def _fitted(self, image: Frame) -> Frame:
+        height, width = self._stream.height, self._stream.width
+        factor = min(height / image.shape[0], width / image.shape[1])
+        if factor < 1 or image.shape[0] + 1 < height and image.shape[1] + 1 < width:
+            size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
+            image = np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+        padding = ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0))
+        return np.ascontiguousarray(np.pad(image, padding, mode="edge" if max(padding[0][1], padding[1][1]) <= 1 else "constant"))
+
+    def __enter__(self) -> OverlayWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._container is None:
+            return
+        keep = kind is None or issubclass(kind, (KeyboardInterrupt, GeneratorExit))
+        try:
+            if keep:
+                for packet in self._stream.encode():
+                    self._container.mux(packet)
+            self._container.close()
+            if keep:
+                os.replace(self._part, self.path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                self._part.unlink()

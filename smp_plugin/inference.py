@@ -1,0 +1,77 @@
+"""Frames -> animals in frame pixels: the road that validation during training and prediction share."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from converters.labels import FormatError
+from smp_plugin import transforms
+from smp_plugin.config import PredictConfig
+from smp_plugin.decode import decode
+from smp_plugin.model import PoseModel
+
+
+@dataclass
+class FramePoses:
+    """Animals of one frame, best first: poses (n, K, 2) frame pixels, scores (n,) and point scores (n, K) in [0, 1]."""
+
+    poses: np.ndarray
+    scores: np.ndarray
+    point_scores: np.ndarray
+
+
+def choose_device(name: str) -> tuple[torch.device, str]:
+    """The device for ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, and a sentence why. Raises FormatError where torch can't use it."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda"), f"device: {torch.cuda.get_device_name()}"
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), "device: Apple GPU (MPS)"
+        return torch.device("cpu"), f"device: CPU, {torch.get_num_threads()} threads (torch sees no GPU)"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise FormatError(f"--device {name}: torch {torch.__version__} can't use it ({str(error).splitlines()[0]}); try --device auto.") from error
+    return device, f"device: {name}, as asked for"
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Does bfloat16 pay on this device?"""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cpu" and bool(probe and probe())
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    """Mixed precision for ``bf16`` and, where it pays, ``auto``."""
+    if precision == "bf16" or (precision == "auto" and has_bf16(device)):
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+@torch.inference_mode()
+def infer(model: PoseModel, frames: Tensor, scale: float, config: PredictConfig, typical: float, precision: str) -> list[FramePoses]:
+    """Predict frames of one size.
+
+    Args:
+        frames: (N, 3, H, W) uint8, frame pixels, on any device.
+        scale: input pixels per frame pixel.
+        typical: length of the median complete animal, input pixels.
+    """
+    device = next(model.parameters()).device
+    height, width = frames.shape[2:]
+    images = transforms.resize_frames(frames.to(device, non_blocking=True), scale)
+    with autocast(device, precision):
+        outputs = model(images)
+    found = decode(outputs, config, typical)
+    to_frame = np.linalg.inv(transforms.resize_matrix(height, width, scale))
+    poses = transforms.apply_matrix(to_frame, found.poses.double().cpu().numpy())
+    scores, point_scores = found.scores.cpu().numpy(), found.point_scores.cpu().numpy()
+    return [FramePoses(p[s > 0], s[s > 0], q[s > 0]) for p, s, q in zip(poses, scores, point_scores, strict=True)]

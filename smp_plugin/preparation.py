@@ -1,0 +1,168 @@
+"""Before training: read the projects, hold frames out, and decide what ``auto`` stands for, each decision with its reason."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from converters import FormatError, LabeledFrame, Labels, Skeleton, VideoSource, read_project
+from converters.video import open_video, video_source
+from smp_plugin.config import Config, parse_ranges
+from smp_plugin.datasets import UnlabeledPool
+from smp_plugin.progress import Reporter
+
+MIN_FRAMES_TO_SPLIT = 10  # with fewer labelled frames every one is needed for training
+
+
+@dataclass
+class Material:
+    """What a run learns from. ``frames`` and ``val_frames`` index into ``videos``; unlabelled frames come from ``unlabeled_videos``."""
+
+    skeleton: Skeleton
+    videos: list[VideoSource]
+    frames: list[LabeledFrame]
+    val_frames: list[LabeledFrame]
+    partial: bool
+    typical_length: float  # median complete animal, input pixels
+    unlabeled_videos: list[VideoSource]
+    pool: UnlabeledPool
+
+
+def prepare(
+    projects: list[Path], config: Config, val: Path | None, video_root: Path | None, unlabeled: list[Path], reporter: Reporter
+) -> Material:
+    """Read everything and resolve ``config.data.labels`` and ``config.data.input_scale`` in place.
+
+    Raises:
+        FormatError: a project can't be read, holds no labels, or projects have different keypoints.
+    """
+    labels = merge([read_project(p, video_root) for p in projects])
+    skeleton, frames = labels.skeleton, labels.labelled_frames
+    if not any(f.instances for f in frames):
+        raise FormatError(f"{', '.join(map(str, projects))}: no animal is labelled; label some frames (20 is a good start) and try again.")
+    animals = sum(len(f.instances) for f in frames)
+    reporter.say(f"labels: {animals} animals in {len(frames)} frames, {len(skeleton)} keypoints ({', '.join(skeleton.keypoints)})")
+    videos = list(labels.videos)
+    labelled = {(f.video, f.index) for f in frames}  # held-out ones too: unlabelled frames must be new
+    if val is not None:
+        held = read_project(val, video_root)
+        if held.skeleton.keypoints != skeleton.keypoints:
+            raise FormatError(f"{val}: its keypoints are {', '.join(held.skeleton.keypoints)}, those of the training project {', '.join(skeleton.keypoints)}.")
+        val_frames = [replace(f, video=f.video + len(videos)) for f in held.labelled_frames]
+        videos += held.videos
+        reporter.say(f"validation: {len(val_frames)} frames of {val}")
+    else:
+        frames, val_frames = _split(frames, config, reporter)
+    lengths = _complete_lengths(frames)
+    _choose_scale(config, lengths, reporter)
+    partial = _choose_labels(config, frames, len(skeleton), reporter)
+    taken = labelled | {(f.video, f.index) for f in val_frames}
+    unlabeled_videos, pool = _unlabeled(labels, videos, taken, config, unlabeled, reporter)
+    typical = float(np.median(lengths)) * config.data.input_scale if len(lengths) else config.data.animal_size
+    return Material(skeleton, videos, frames, val_frames, partial, typical, unlabeled_videos, pool)
+
+
+def merge(projects: list[Labels]) -> Labels:
+    """Several projects with the same keypoints as one."""
+    first = projects[0]
+    videos, frames = list(first.videos), list(first.frames)
+    for other in projects[1:]:
+        if other.skeleton.keypoints != first.skeleton.keypoints:
+            raise FormatError(
+                f"{other.path}: its keypoints are {', '.join(other.skeleton.keypoints)}, but those of {first.path} are "
+                f"{', '.join(first.skeleton.keypoints)}; projects trained together need the same keypoints in the same order."
+            )
+        frames += [replace(f, video=f.video + len(videos)) for f in other.frames]
+        videos += other.videos
+    return Labels(first.skeleton, videos, frames, first.path)
+
+
+def _split(frames: list[LabeledFrame], config: Config, reporter: Reporter) -> tuple[list[LabeledFrame], list[LabeledFrame]]:
+    count = round(config.data.val_fraction * len(frames)) if config.data.val_fraction > 0 else 0
+    if len(frames) < MIN_FRAMES_TO_SPLIT or count < 1:
+        reporter.say(f"validation: none, all {len(frames)} labelled frames are trained on; the last model is kept (--val FILE gives frames to choose on)")
+        return frames, []
+    chosen = set(np.random.default_rng((config.train.seed, 0)).choice(len(frames), size=count, replace=False).tolist())
+    train = [f for i, f in enumerate(frames) if i not in chosen]
+    if not any(f.instances for f in train):
+        return frames, []
+    reporter.say(f"validation: {count} of {len(frames)} labelled frames, chosen at random, are held out")
+    return train, [f for i, f in enumerate(frames) if i in chosen]
+
+
+def _complete_lengths(frames: list[LabeledFrame]) -> np.ndarray:
+    """Longer side of the keypoint box of every completely labelled animal (else of the most complete half), frame pixels."""
+    instances = [i for f in frames for i in f.instances if i.labelled.sum() >= 2]
+    if not instances:
+        return np.empty(0)
+    counts = np.array([i.labelled.sum() for i in instances])
+    best = [i for i, c in zip(instances, counts, strict=True) if c >= np.quantile(counts, 0.5)]
+    lengths = np.array([float(np.ptp(i.points[i.labelled], axis=0).max()) for i in best])
+    return lengths[lengths > 0]
+
+
+def _choose_scale(config: Config, lengths: np.ndarray, reporter: Reporter) -> None:
+    if config.data.input_scale > 0:
+        reporter.say(f"input scale: {config.data.input_scale:g}, as asked for")
+    elif len(lengths) == 0:
+        config.data.input_scale = 1.0
+        reporter.say("input scale: 1, since no animal has two labelled keypoints to tell its size by")
+    else:
+        median = float(np.median(lengths))
+        config.data.input_scale = round(min(1.0, config.data.animal_size / median), 3)
+        reporter.say(f"input scale: {config.data.input_scale:g}, since the median animal is {median:.0f} pixels long (wanted: at most {config.data.animal_size:g})")
+
+
+def _choose_labels(config: Config, frames: list[LabeledFrame], keypoints: int, reporter: Reporter) -> bool:
+    """Are unlabelled animals to be expected? People who label some animals only also leave most of their keypoints out."""
+    if config.data.labels == "auto":
+        animals = [i for f in frames for i in f.instances]
+        single = sum(i.labelled.sum() == 1 for i in animals) / len(animals)
+        counts = [len(f.instances) for f in frames if f.instances]
+        config.data.labels = "partial" if keypoints > 1 and single > 0.3 else "complete"
+        reporter.say(
+            f"labels: taken as {config.data.labels}, since {single:.0%} of animals have one labelled keypoint "
+            f"({min(counts)}-{max(counts)} animals a frame); --labels complete or partial overrules"
+        )
+    return config.data.labels == "partial"
+
+
+def _unlabeled(
+    labels: Labels, videos: list[VideoSource], taken: set[tuple[int, int]], config: Config, extra: list[Path], reporter: Reporter
+) -> tuple[list[VideoSource], UnlabeledPool]:
+    """Every frame without a label of the project's videos (of the originals of embedded ones), or of the videos the user names."""
+    ranges = parse_ranges(config.data.unlabeled_frames, "--unlabeled-frames") if config.data.unlabeled_frames else None
+    sources: list[VideoSource] = []
+    labelled: list[set[int]] = []
+    originals = {v.original or v: i for i, v in reversed(list(enumerate(videos)))}
+    for path in extra:
+        sources.append(video_source(path))
+        known = originals.get(sources[-1])
+        labelled.append({i for v, i in taken if v == known})
+    for number, video in enumerate(labels.videos if not extra else []):
+        source = video
+        if video.kind == "embedded":
+            if video.original is None or not all(p.exists() for p in video.original.paths):
+                reporter.say(f"unlabelled frames: none from {video.name}; the video it was made from was not found (name it with --unlabeled VIDEO)")
+                continue
+            source = video.original
+        sources.append(source)
+        labelled.append({i for v, i in taken if v == number})
+    sizes = []
+    for source in sources:
+        with open_video(source) as opened:
+            sizes.append(opened.n_frames)
+    pool = UnlabeledPool(sizes, labelled, ranges) if sources else UnlabeledPool([0], [set()], None)
+    if len(pool) and config.train.unlabeled_batch > 0:
+        reporter.say(f"unlabelled frames: {len(pool):,} in {len(sources)} video{'s' if len(sources) > 1 else ''}")
+    elif config.loss.beta > 0 or config.loss.pseudo > 0:
+        reporter.warn("there are no unlabelled frames: training as SemiMultiPose-labeled, on labelled frames alone (--unlabeled VIDEO adds some)")
+    return sources, pool
+
+
+def resolved(config: Config) -> Config:
+    """A copy to be changed freely."""
+    return copy.deepcopy(config)

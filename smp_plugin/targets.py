@@ -1,0 +1,180 @@
+"""Labelled (or pseudo-labelled) animals -> what each cell and location should say, and how much it counts.
+
+What is not labelled is not background: a keypoint missing from a labelled animal has no negatives around that animal, and where labels
+are partial nothing away from the labels is a sure negative.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from smp_plugin.config import LossConfig
+from smp_plugin.model import LEVEL_STRIDES, PoseOutputs
+
+WINDOW = 4  # heatmap cells to either side of a keypoint in which its Gaussian is drawn
+
+
+@dataclass
+class Instances:
+    """Animals of N images in input pixels, padded to M per image.
+
+    Attributes:
+        keypoints: (N, M, K, 2), NaN where not labelled; all NaN in padding.
+        weights: (N, M) how much each animal counts, 0 to 1. An animal of weight 0 teaches nothing, and nothing is background around it.
+        background: (N, h', w') or (N, 1, 1): how much "no animal here" counts away from the animals; maps are resized to each grid.
+    """
+
+    keypoints: Tensor
+    weights: Tensor
+    background: Tensor
+
+
+@dataclass
+class PoseTargets:
+    """Targets beside ``PoseOutputs``: heatmaps (N, K, h, w) and presence (N, L), each with a weight of the same shape, and for every
+    location the index of the animal it belongs to, ``assigned`` (N, L), -1 for none."""
+
+    heatmaps: Tensor
+    heatmap_weights: Tensor
+    presence: Tensor
+    presence_weights: Tensor
+    assigned: Tensor
+
+
+def extents(keypoints: Tensor, typical: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Box (..., 4: x0, y0, x1, y1), length and area (...) of animals (..., K, 2), input pixels.
+
+    The length is the longer side of the labelled keypoints' box; an incompletely labelled animal is taken to be at least as long as
+    ``typical``, the median complete animal. The area is the box's, at least a tenth of the length squared (animals lying along an axis).
+    """
+    known = keypoints.isfinite().all(dim=-1, keepdim=True)
+    low = keypoints.where(known, keypoints.new_tensor(torch.inf)).amin(dim=-2)
+    high = keypoints.where(known, keypoints.new_tensor(-torch.inf)).amax(dim=-2)
+    side = (high - low).clamp(min=0).nan_to_num(0, 0, 0)
+    complete = known.squeeze(-1).all(dim=-1)
+    length = side.amax(dim=-1)
+    length = torch.where(complete & (length > 0), length, length.clamp(min=typical))
+    return torch.cat((low, high), dim=-1), length, torch.maximum(side.prod(dim=-1), 0.1 * length**2)
+
+
+def build_targets(outputs: PoseOutputs, instances: Instances, config: LossConfig, typical: float) -> PoseTargets:
+    """Targets on the grids of ``outputs``, made on its device. ``typical``: length of the median complete animal, input pixels."""
+    boxes, lengths, _ = extents(instances.keypoints, typical)
+    heatmaps, heatmap_weights = _heatmap_targets(outputs, instances, boxes, lengths, config, typical)
+    assigned = _assign(outputs, instances, boxes, lengths, config)
+    positive = assigned >= 0
+    weight = _resize_background(instances.background, outputs)
+    # Cells inside a labelled animal's box but away from its centre are sure negatives, also where labels are partial.
+    inside = _inside(boxes, instances.weights > 0, outputs.locations[:, 0], outputs.locations[:, 1])
+    weight = torch.where(inside, 1.0, weight)
+    unsure = _inside(_grow(boxes, 0.1 * lengths), _exists(instances) & (instances.weights == 0), outputs.locations[:, 0], outputs.locations[:, 1])
+    weight = torch.where(unsure, 0.0, weight)
+    weight = torch.where(positive, instances.weights.gather(1, assigned.clamp(min=0)), weight)
+    return PoseTargets(heatmaps, heatmap_weights, positive.float(), weight, assigned)
+
+
+def _exists(instances: Instances) -> Tensor:
+    return instances.keypoints.isfinite().all(dim=-1).any(dim=-1)
+
+
+def _grow(boxes: Tensor, margin: Tensor) -> Tensor:
+    return boxes + margin[..., None] * boxes.new_tensor([-1, -1, 1, 1])
+
+
+def _inside(boxes: Tensor, which: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+    """(N, P) bool: is the point (xs[p], ys[p]) in any of the boxes (N, M, 4) marked by ``which`` (N, M)?"""
+    x0, y0, x1, y1 = boxes[..., None].unbind(dim=2)
+    return ((xs >= x0) & (xs <= x1) & (ys >= y0) & (ys <= y1) & which[..., None]).any(dim=1)
+
+
+def _resize_background(background: Tensor, outputs: PoseOutputs) -> Tensor:
+    """Background weights as given (N, h', w') -> (N, L) at the locations."""
+    n, h, w = background.shape
+    if h == w == 1:
+        return background.view(n, 1).expand(n, len(outputs.locations))
+    rows, columns = outputs.heatmaps.shape[2:]
+    extent = outputs.locations.new_tensor([columns, rows]) * outputs.heatmap_stride
+    index = ((outputs.locations + 0.5) / extent * outputs.locations.new_tensor([w, h])).long()
+    return background[:, index[:, 1].clamp(max=h - 1), index[:, 0].clamp(max=w - 1)]
+
+
+def _heatmap_targets(
+    outputs: PoseOutputs, instances: Instances, boxes: Tensor, lengths: Tensor, config: LossConfig, typical: float
+) -> tuple[Tensor, Tensor]:
+    n, k, h, w = outputs.heatmaps.shape
+    stride = outputs.heatmap_stride
+    counted = instances.keypoints.isfinite().all(dim=-1) & (instances.weights > 0)[..., None]  # N, M, K
+    cells = (instances.keypoints + 0.5) / stride - 0.5  # N, M, K, 2 in heatmap cells
+    target = draw_gaussians((n, k, h, w), cells, counted, torch.ones_like(instances.weights), config.heatmap_sigma, config.heatmap_target)
+    weights_at = draw_gaussians((n, k, h, w), cells, counted, instances.weights, torch.inf, "gaussian")  # a flat square around each keypoint
+
+    xs = torch.arange(w, device=cells.device) * stride + (stride - 1) / 2
+    ys = torch.arange(h, device=cells.device) * stride + (stride - 1) / 2
+    if instances.background.shape[1:] == (1, 1):
+        background = instances.background[:, None]
+    else:
+        background = torch.nn.functional.interpolate(instances.background[:, None], size=(h, w), mode="nearest")
+    weight = background.expand(n, k, h, w)
+    # Around an animal whose keypoint k has no label (or that does not count at all), heatmap k has no negatives: keypoint k may be there.
+    exists = _exists(instances)
+    missing = exists[..., None] & ~counted  # N, M, K
+    margin = torch.maximum(0.25 * lengths, typical - (boxes[..., 2:] - boxes[..., :2]).amax(dim=-1).nan_to_num(0, 0, 0))
+    region = _grow(boxes, margin)
+    in_x = (xs >= region[..., 0, None]) & (xs <= region[..., 2, None])  # N, M, w
+    in_y = (ys >= region[..., 1, None]) & (ys <= region[..., 3, None])  # N, M, h
+    known = _separable_any(missing, in_y, in_x)
+    weight = weight.masked_fill(known, 0.0)
+    # Cells drawn around a labelled keypoint count as much as their animal, whatever lies around them.
+    return target, torch.where(weights_at > 0, weights_at, weight)
+
+
+def _separable_any(which: Tensor, in_y: Tensor, in_x: Tensor) -> Tensor:
+    """(N, K, h, w) bool: is the cell in the rectangle of any animal marked for keypoint k? One matrix product per image."""
+    n, m, k = which.shape
+    rows = (which.transpose(1, 2)[..., None] & in_y[:, None]).float()  # N, K, M, h
+    with torch.autocast(which.device.type, enabled=False):
+        count = rows.permute(0, 1, 3, 2).reshape(n, -1, m) @ in_x.float()
+    return (count > 0).view(n, k, in_y.shape[2], in_x.shape[2])
+
+
+def draw_gaussians(shape: tuple[int, int, int, int], cells: Tensor, which: Tensor, heights: Tensor, sigma: float, kind: str) -> Tensor:
+    """Maps (N, K, h, w) with a Gaussian of height ``heights`` (N, M) at every marked keypoint, the highest where they overlap.
+
+    Differentiable in ``cells`` (N, M, K, 2), positions in cells. ``kind`` "cell" draws a single cell at the nearest centre.
+    """
+    n, k, h, w = shape
+    reach = torch.arange(-WINDOW, WINDOW + 1, device=cells.device) if kind == "gaussian" else torch.zeros(1, device=cells.device, dtype=torch.long)
+    safe = cells.where(which[..., None], cells.new_tensor(0.0))
+    middle = safe.detach().round().long()
+    columns, rows = middle[..., 0, None] + reach, middle[..., 1, None] + reach  # N, M, K, R
+    gain_x = torch.exp(-((columns - safe[..., 0, None]) ** 2) / (2 * sigma**2)) if kind == "gaussian" else torch.ones_like(columns, dtype=cells.dtype)
+    gain_y = torch.exp(-((rows - safe[..., 1, None]) ** 2) / (2 * sigma**2)) if kind == "gaussian" else torch.ones_like(rows, dtype=cells.dtype)
+    value = heights[..., None, None, None] * gain_y[..., :, None] * gain_x[..., None, :]  # N, M, K, R, R
+    on_map = which[..., None, None] & ((rows >= 0) & (rows < h))[..., :, None] & ((columns >= 0) & (columns < w))[..., None, :]
+    image = torch.arange(n, device=cells.device).view(n, 1, 1, 1, 1) * k + torch.arange(k, device=cells.device).view(1, 1, k, 1, 1)
+    index = (image * h + rows.clamp(0, h - 1)[..., :, None]) * w + columns.clamp(0, w - 1)[..., None, :]
+    flat = value.new_zeros(n * k * h * w)
+    return flat.scatter_reduce(0, index.flatten(), value.masked_fill(~on_map, 0.0).flatten(), "amax").view(n, k, h, w)
+
+
+def _assign(outputs: PoseOutputs, instances: Instances, boxes: Tensor, lengths: Tensor, config: LossConfig) -> Tensor:
+    """(N, L) index of the animal that each location belongs to, -1 for none.
+
+    Locations within ``center_radius`` strides of an animal's centre on the level that fits its size, and always the nearest one there; of
+    several animals, the nearest centre wins. Levels by half the length as in the paper, (0, 64], (64, 128] and everything above.
+    """
+    exists = _exists(instances) & (instances.weights > 0)
+    centres = (boxes[..., :2] + boxes[..., 2:]) / 2  # N, M, 2
+    half = lengths / 2
+    level_of_animal = (half > 64).long() + (half > 128).long()  # N, M
+    level_of_location = torch.bucketize(outputs.strides, outputs.strides.new_tensor(LEVEL_STRIDES))  # L
+    distance = (outputs.locations[None, :, None] - centres[:, None].where(exists[:, None, :, None], centres.new_tensor(torch.inf))).square().sum(-1).sqrt()
+    usable = (level_of_location[None, :, None] == level_of_animal[:, None]) & exists[:, None]  # N, L, M
+    distance = distance.where(usable, distance.new_tensor(torch.inf)) / outputs.strides[:, None]
+    nearest = torch.zeros_like(usable).scatter_(1, distance.argmin(dim=1, keepdim=True), True) & usable
+    candidate = (distance <= config.center_radius) | nearest
+    best, animal = torch.where(candidate, distance, torch.inf).min(dim=2)
+    return torch.where(best.isfinite(), animal, -1)

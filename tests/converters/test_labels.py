@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from converters import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
+
+VIDEO = VideoSource((Path("/videos/a.mp4"),))
+
+
+def test_skeleton_flip_order() -> None:
+    skeleton = Skeleton(("nose", "left", "right"), symmetries=((1, 2),))
+    assert skeleton.mirrored == [0, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"keypoints": ()}, "no keypoints"),
+        ({"keypoints": ("a", "a")}, "twice"),
+        ({"keypoints": ("a", "b"), "edges": ((0, 2),)}, "edge between keypoints 0 and 2"),
+        ({"keypoints": ("a", "b"), "edges": ((1, 1),)}, "edge between keypoints 1 and 1"),
+        ({"keypoints": ("a", "b"), "symmetries": ((0, -1),)}, "symmetry between keypoints 0 and -1"),
+    ],
+)
+def test_skeleton_refuses(arguments: dict, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        Skeleton(**arguments)
+
+
+def test_half_a_position_is_not_a_label() -> None:
+    given = np.array([[1.0, np.nan], [np.inf, 2.0], [3.0, 4.0]])
+    instance = Instance(given)
+    assert instance.labelled.tolist() == [False, False, True]
+    assert np.isnan(instance.points[:2]).all()
+    assert given[0, 0] == 1.0, "the caller's array was changed"
+
+
+def test_points_need_two_columns() -> None:
+    with pytest.raises(FormatError, match="shape"):
+        Instance(np.zeros((3, 3)))
+
+
+def test_predicted_scores_default_to_what_is_there() -> None:
+    predicted = PredictedInstance(np.array([[1.0, 2.0], [np.nan, np.nan]]))
+    assert predicted.point_scores.tolist() == [1.0, 0.0]
+    with pytest.raises(FormatError, match="point scores"):
+        PredictedInstance(np.zeros((2, 2)), point_scores=np.ones(3))
+
+
+def test_video_kinds_and_pickle() -> None:
+    images = VideoSource((Path("/a/1.png"), Path("/a/2.png")))
+    embedded = VideoSource((Path("/a/p.pkg.slp"),), embedded="video0", original=VIDEO)
+    assert [each.kind for each in (VIDEO, images, VideoSource((Path("/a/1.PNG"),)), embedded)] == ["file", "images", "images", "embedded"]
+    assert pickle.loads(pickle.dumps(embedded)) == embedded
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (LabeledFrame(1, 0), "video 1, but there are 1"),
+        (LabeledFrame(0, -1), "start at 0"),
+        (LabeledFrame(0, 7, [Instance(np.zeros((3, 2)))]), "frame 7 of .* 3 keypoints"),
+        (LabeledFrame(0, 7, predicted=[PredictedInstance(np.zeros((1, 2)))]), "1 keypoints"),
+    ],
+)
+def test_labels_refuse(frame: LabeledFrame, message: str) -> None:
+    with pytest.raises(FormatError, match=message) as caught:
+        Labels(Skeleton(("a", "b")), [VIDEO], [frame], Path("/p/project.slp"))
+    assert "/p/project.slp" in str(caught.value)
+
+
+def test_labelled_frames_are_those_to_learn_from() -> None:
+    nothing = Instance(np.full((2, 2), np.nan))
+    frames = [
+        LabeledFrame(0, 0, [Instance(np.zeros((2, 2)))]),
+        LabeledFrame(0, 1, [nothing]),
+        LabeledFrame(0, 2, negative=True),
+        LabeledFrame(0, 3, predicted=[PredictedInstance(np.zeros((2, 2)))]),
+        LabeledFrame(0, 4),
+    ]
+    assert [frame.index for frame in Labels(Skeleton(("a", "b")), [VIDEO], frames).labelled_frames] == [0, 2]

@@ -1,0 +1,214 @@
+"""Flags, exit codes and one-line errors; no model is made here."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import smp_plugin
+from converters.labels import FormatError
+from smp_plugin.cli import _common, evaluate, predict, train
+from smp_plugin.metrics import Evaluation
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "project.slp").touch()
+    (tmp_path / "video.mp4").touch()
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def keep_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_common, "_hush", lambda: None)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Stands in for the library and keeps what it was called with."""
+    kept: list[dict[str, Any]] = []
+
+    def fake_train(projects: list[Path], **options: Any) -> Path:
+        kept.append({"projects": projects, **options})
+        return Path("runs/x")
+
+    def fake_predict(inputs: list[Path], output: Path, **options: Any) -> list[Path]:
+        kept.append({"inputs": inputs, "output": output, **options})
+        return [output]
+
+    for name, function in (("training", fake_train), ("predictor", fake_predict)):
+        module = types.ModuleType(f"smp_plugin.{name}")
+        setattr(module, {"training": "train", "predictor": "predict"}[name], function)
+        monkeypatch.setitem(sys.modules, f"smp_plugin.{name}", module)
+        monkeypatch.setattr(smp_plugin, name, module, raising=False)
+    return kept
+
+
+SLOW = ("torch", "torchvision", "lightning", "pandas", "sleap_io", "av", "matplotlib", "h5py", "pycocotools")
+
+
+def test_importing_the_commands_loads_nothing_slow():
+    code = f"""import sys, smp_plugin, smp_plugin.cli.train, smp_plugin.cli.predict, smp_plugin.cli.evaluate
+print([name for name in {SLOW} if name in sys.modules])"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(smp_plugin.__file__).parents[1])}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert run.stdout.strip() == "[]", run.stderr
+
+
+@pytest.mark.parametrize("module", [train, predict, evaluate])
+def test_help_fits_one_screen_and_ends_with_an_example(module: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert module.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) <= 45 and "Example:" in text.rstrip().splitlines()[-2] + text.rstrip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "sentence"),
+    [
+        (train, [], "Missing option '--slp'"),
+        (train, ["--slp", "nothere.slp"], "nothere.slp: no such file"),
+        (train, ["--slp", "project.slp", "--steps", "0"], "--steps"),
+        (train, ["--slp", "project.slp", "--bogus"], "--bogus"),
+        (train, ["--slp", "project.slp", "--device", "gpu"], "'gpu' is none of auto"),
+        (train, ["--slp", "project.slp", "--set", "train.lr"], "section.name=value"),
+        (train, ["--slp", "project.slp", "--set", "train.lrr=1"], "Did you mean train.lr"),
+        (train, ["--slp", "project.slp", "--val", "1.5"], "below 1"),
+        (train, ["--slp", "project.slp", "--val", "no.slp"], "no.slp: no such file"),
+        (train, ["--slp", "project.slp", "--resume"], "--resume needs -o"),
+        (train, ["--slp", "project.slp", "--unlabeled-frames", "9-1"], "--unlabeled-frames is '9-1'"),
+        (train, ["--slp", "project.slp", "--config", "no.yaml"], "no.yaml: no such settings file"),
+        (predict, [], "Missing argument"),
+        (predict, ["nothere.mp4"], "nothere.mp4: no such file"),
+        (predict, ["video.mp4", "--frames", "some"], "all, labeled, unlabeled"),
+        (predict, ["video.mp4", "--frames", "5-2"], "0-999,1500"),
+        (predict, ["video.mp4", "--min-score", "2"], "--min-score"),
+        (predict, ["video.mp4", "--model", "runs/none"], "no such file"),
+        (predict, ["video.mp4", "project.slp"], "need -o"),
+        (evaluate, ["project.slp"], "Missing argument"),
+        (evaluate, ["project.slp", "nothere.slp"], "nothere.slp: no such file"),
+    ],
+)
+def test_bad_usage_is_one_sentence_and_2(
+    module: Any, arguments: list[str], sentence: str, calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+):
+    assert module.main(arguments) == 2
+    shown = capsys.readouterr()
+    last = shown.err.strip().splitlines()[-1]
+    assert last.startswith(f"{module.command.name}: ") and sentence in last and "Traceback" not in shown.err
+    assert calls == []
+
+
+def test_train_passes_everything_on(calls: list[dict[str, Any]], in_folder: Path):
+    (in_folder / "settings.yaml").write_text("train: {steps: 5, lr: 0.1, seed: 3, minutes: 9}\nmodel: {channels: 32}\n")
+    text = (
+        "--slp project.slp --slp project.slp -o runs/x --preset paper --config settings.yaml --set train.lr=0.2 --set train.seed=4 --seed 5"
+    )
+    more = "--steps 7 --video-root root --unlabeled video.mp4 --unlabeled-frames 0-9 --labels partial"
+    rest = "--weights none --device cpu --val 0.2 --quiet"
+    assert train.main([*text.split(), *more.split(), *rest.split()]) == 0
+    call = calls[0]
+    config = call["config"]
+    assert call["projects"] == [Path("project.slp")] * 2 and call["out"] == Path("runs/x") and call["video_root"] == Path("root")
+    assert call["unlabeled"] == [Path("video.mp4")] and call["val"] is None and call["resume"] is False and call["reporter"].quiet
+    assert config.model.backbone == "resnet50" and config.model.channels == 32  # preset, then file
+    assert (config.train.lr, config.train.seed) == (0.2, 5)  # file, then --set, then the flag
+    assert (config.train.steps, config.train.minutes) == (7, 0.0)
+    assert (config.data.val_fraction, config.data.labels, config.data.unlabeled_frames) == (0.2, "partial", "0-9")
+    assert (config.model.weights, config.train.device) == ("none", "cpu")
+
+
+def test_train_resumes_with_the_runs_settings(calls: list[dict[str, Any]], in_folder: Path):
+    (in_folder / "run").mkdir()
+    (in_folder / "run" / "config.yaml").write_text("train: {steps: 11}")
+    assert train.main(["--slp", "project.slp", "-o", "run", "--resume", "--device", "cpu", "--val", "video.mp4"]) == 0
+    assert calls[0]["resume"] is True and calls[0]["config"].train.steps == 11 and calls[0]["val"] == Path("video.mp4")
+
+
+def test_predict_passes_everything_on(calls: list[dict[str, Any]], in_folder: Path):
+    text = "video.mp4 project.slp -o out.slp --model project.slp --frames 0-9,12 --batch 2 --max-animals 3 --min-score 0.2 --no-refine"
+    assert predict.main([*text.split(), "--overlay", "o.mp4", "--device", "cuda:1", "--json"]) == 0
+    call = calls[0]
+    assert call["inputs"] == [Path("video.mp4"), Path("project.slp")] and call["output"] == Path("out.slp") and call["frames"] == "0-9,12"
+    assert call["config_overrides"] == {"predict.batch": 2, "predict.max_animals": 3, "predict.min_score": 0.2, "predict.refine": False}
+    assert (
+        call["model"] == Path("project.slp") and call["device"] == "cuda:1" and call["overlay"] == Path("o.mp4") and call["reporter"].json
+    )
+
+
+def test_predict_defaults(calls: list[dict[str, Any]], in_folder: Path):
+    assert predict.main(["project.slp", "--quiet"]) == 0
+    assert calls[0]["output"] == Path("project.predictions.slp") and calls[0]["config_overrides"] == {} and calls[0]["device"] == "auto"
+    assert predict.main(["video.mp4", "--quiet"]) == 0
+    assert calls[1]["output"] == Path("video.mp4.predictions.slp") and calls[1]["frames"] is None
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (FormatError("a.slp: no\n  frames."), 2, "smp-predict: a.slp: no frames."),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (BrokenPipeError(), 0, ""),
+        (ZeroDivisionError("oh"), 1, "smp-predict-error.txt"),
+    ],
+)
+def test_exit_codes(
+    error: BaseException,
+    code: int,
+    sentence: str,
+    calls: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    in_folder: Path,
+):
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(sys.modules["smp_plugin.predictor"], "predict", fail)
+    monkeypatch.setattr(_common.os, "dup2", lambda *_: None)
+    assert predict.main(["video.mp4", "--frames", "all"]) == code
+    shown = capfd.readouterr().err
+    assert sentence in shown and "Traceback" not in shown
+    saved = in_folder / "smp-predict-error.txt"
+    assert saved.exists() == (code == 1)
+    if code == 1:
+        assert "ZeroDivisionError: oh" in saved.read_text() and "smp-predict video.mp4 --frames all" in saved.read_text()
+        assert "ZeroDivisionError: oh" in shown
+
+
+def test_json_errors_are_json(capsys: pytest.CaptureFixture[str], calls: Any, monkeypatch: pytest.MonkeyPatch):
+    assert predict.main(["nothere.mp4", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out) == {"error": True, "type": "FormatError", "message": "nothere.mp4: no such file or folder."}
+
+
+def test_evaluate_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    import numpy as np
+
+    from smp_plugin import metrics
+
+    pose = np.array([[[0.0, 0.0], [60.0, 40.0]]])
+
+    def fake(labels: Path, predictions: Path, *, video_root: Path | None) -> Evaluation:
+        assert (labels, predictions, video_root) == (Path("project.slp"), Path("video.mp4"), Path("root"))
+        return metrics.evaluate_poses([pose], [(pose, np.ones(1))], ["nose", "[tail]"])
+
+    monkeypatch.setattr(metrics, "evaluate", fake)
+    arguments = ["project.slp", "video.mp4", "--video-root", "root"]
+    assert evaluate.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "1.000" in text and "[tail]" in text and max(map(len, text.splitlines())) <= 110
+    assert evaluate.main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ap"]["1.0"]["ap"] == 1.0
+
+
+def test_package_is_lazy():
+    assert smp_plugin.__version__ and {"train", "predict", "evaluate"} <= set(dir(smp_plugin))
+    assert smp_plugin.evaluate.__module__ == "smp_plugin.metrics"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        smp_plugin.nothing  # noqa: B018
