@@ -26,6 +26,7 @@ from converters.video import open_video
 
 _USER, _PREDICTED = 0, 1  # the format's instance types
 _BUFFERED_ROWS = 16384
+_BUFFERED_PIECES = 2048  # an array of one row costs far more than the row
 _NEGATIVE_FRAME = np.dtype([("video_id", "u4"), ("frame_idx", "u8")])
 
 
@@ -280,7 +281,7 @@ class _Table:
         self._buffer.append(rows)
         self._buffered += count
         self.rows += count
-        if self._buffered >= _BUFFERED_ROWS:
+        if self._buffered >= _BUFFERED_ROWS or len(self._buffer) >= _BUFFERED_PIECES:
             self.flush()
 
     def flush(self) -> None:

@@ -302,7 +302,6 @@ class _FileVideo(Video):
             self._key_frames = np.searchsorted(ordered, np.sort(np.frombuffer(keys, dtype=np.int64))) if keys else self._key_frames
         self.n_frames, self._counted = packets, True
 
-
     def _begins_with(self, times: np.ndarray) -> bool:
         """Whether the first decoded frames carry these time stamps; H.264 in AVI, for one, has stamps in the order of storage."""
         import av

@@ -79,4 +79,6 @@ def load_model(path: Path) -> Checkpoint:
     except FormatError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise FormatError(f"--model {path}: the model file does not fit together ({str(error).splitlines()[0]}); train it again.") from error
+        raise FormatError(
+            f"--model {path}: the model file does not fit together ({str(error).splitlines()[0]}); train it again."
+        ) from error

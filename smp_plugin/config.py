@@ -51,7 +51,9 @@ class ModelConfig:
 
     backbone: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
     weights: str = "auto"  # auto | imagenet | none | a file of backbone weights
-    norm: Literal["auto", "group", "frozen"] = "auto"  # backbone normalisation; auto: frozen batch norm with pretrained weights, else group norm
+    norm: Literal["auto", "group", "frozen"] = (
+        "auto"  # backbone normalisation; auto: frozen batch norm with pretrained weights, else group norm
+    )
     channels: int = 96  # of the pyramid and the towers
     tower_depth: int = 2  # conv 3x3 + GroupNorm + ReLU blocks before each head
     heatmap_stride: Literal[4, 8] = 4  # input pixels per cell of the keypoint heatmaps (A)
@@ -73,7 +75,9 @@ class LossConfig:
     vector_weight: float = 1.0  # of L_d
     vector_beta: float = 0.1  # strides; errors below it are penalised quadratically, above it linearly
     quality_weight: float = 0.5  # of the score head C
-    quality: Literal["oks", "centerness"] = "oks"  # what C learns: similarity of the predicted pose to the label, or closeness to the centre
+    quality: Literal["oks", "centerness"] = (
+        "oks"  # what C learns: similarity of the predicted pose to the label, or closeness to the centre
+    )
     center_radius: float = 1.5  # strides around an animal's centre in which locations are positive
     partial_negative: float = 0.02  # weight of background away from labels where labels are partial
     alpha: float = 0.01  # of L_fl, fusion on labelled frames
@@ -142,7 +146,7 @@ class Config:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {},
-    # Section 4 of the paper: ResNet-50, SGD .01, 15k steps, 2 labelled + 1 unlabelled image, four-block towers, stride-8 heatmaps, fusion only.
+    # Section 4 of the paper: ResNet-50, SGD .01, 15k steps, 2 labelled + 1 unlabelled image, deep towers, stride-8 heatmaps, fusion only.
     "paper": {
         "data.crop": 704,
         "data.animal_size": 192.0,
@@ -218,13 +222,20 @@ def _converted(value: Any, kind: Any, where: str) -> Any:
         if isinstance(value, str):  # YAML reads 1e-3 as text
             value = float(value) if kind is float and _is_number(value) else value
     if typing.get_origin(kind) is tuple:
-        if isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, (int, float)) for v in value) and value[0] <= value[1]:
+        if (
+            isinstance(value, (list, tuple))
+            and len(value) == 2
+            and all(isinstance(v, (int, float)) for v in value)
+            and value[0] <= value[1]
+        ):
             return (float(value[0]), float(value[1]))
         raise FormatError(f"{where} is {value!r}; it must be two rising numbers such as [0.8, 1.25].")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise FormatError(f"{where} is {value!r}; it must be {'true or false' if kind is bool else 'a number' if kind in (int, float) else 'text'}.")
+        raise FormatError(
+            f"{where} is {value!r}; it must be {'true or false' if kind is bool else 'a number' if kind in (int, float) else 'text'}."
+        )
     if kind in (int, float) and not (value == value and abs(value) != float("inf")):
         raise FormatError(f"{where} is {value!r}; it must be a finite number.")
     return value
@@ -247,7 +258,9 @@ def from_dict(values: Any, base: Config | None = None, where: str = "config") ->
     """Settings from a nested dictionary over ``base`` (default: the defaults). Raises FormatError naming ``where`` and the key."""
     config = base or Config()
     if not isinstance(values, dict) or not all(isinstance(v, dict) for v in values.values()):
-        raise FormatError(f"{where}: settings stand in sections (data, augment, model, loss, train, predict), each a table of names and values.")
+        raise FormatError(
+            f"{where}: settings stand in sections (data, augment, model, loss, train, predict), each a table of names and values."
+        )
     for section, entries in values.items():
         for name, value in entries.items():
             set_value(config, f"{section}.{name}", value, where)

@@ -68,7 +68,9 @@ class FrameReader:
     def prepared(self, frame: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """A frame (H, W, 3) at the input scale, and the matrix frame -> input pixels."""
         tensor = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None]
-        return transforms.resize_frames(tensor, self.scale)[0].contiguous(), transforms.resize_matrix(*frame.shape[:2], self.scale)
+        return transforms.resize_frames(tensor, self.scale)[0].contiguous(), transforms.resize_matrix(
+            frame.shape[0], frame.shape[1], self.scale
+        )
 
     def get(self, video: int, index: int) -> tuple[Tensor, np.ndarray]:
         """One frame, kept as long as there is room."""
@@ -238,7 +240,9 @@ class TrainingSteps(Dataset[Batch]):
         rng = np.random.default_rng((config.train.seed, 3, number))
         block = step // BLOCK_STEPS
         if self._block[0] != block:
-            drawn = self.pool.draw(np.random.default_rng((config.train.seed, 4, block, self.rank)), BLOCK_FRAMES * config.train.unlabeled_batch)
+            drawn = self.pool.draw(
+                np.random.default_rng((config.train.seed, 4, block, self.rank)), BLOCK_FRAMES * config.train.unlabeled_batch
+            )
             self._block = (block, [f for video, indices in drawn.items() for f in self.unlabeled_reader.get_many(video, indices)])
         image = self._block[1][rng.integers(len(self._block[1]))]
         height, width = image.shape[1:]

@@ -116,7 +116,7 @@ def _draw_animal(
     seen = np.isfinite(pose[:, 0] + pose[:, 1])
     if not seen.any():
         return
-    margin = 3 * width + 2
+    margin = 3 * width + 6
     low = np.maximum(np.floor(np.min(pose[seen], axis=0) - margin), 0).astype(int)
     high = np.minimum(np.ceil(np.max(pose[seen], axis=0) + margin), canvas.size).astype(int)
     if np.any(high <= low):  # outside the frame
@@ -132,13 +132,14 @@ def _draw_animal(
         for a, b in edges:
             thick = max(1, round((width + 2 * extra) * s))
             pen.line([tuple(at[a]), tuple(at[b])], fill=(*fill, int(min(alpha[a], alpha[b]))), width=thick)
+    dot = 1.15 * width if seen.sum() > 1 else max(1.8 * width, 3.5)  # one point alone is easily overlooked
     for k in np.flatnonzero(seen):
         x, y = at[k]
-        for fill, radius in ((OUTLINE, 1.15 * width + 0.9), (colour, 1.15 * width)):
+        for fill, radius in ((OUTLINE, dot + 0.9), (colour, dot)):
             r = radius * s
             pen.ellipse([x - r, y - r, x + r, y + r], fill=(*fill, int(alpha[k])))
         if sides[k]:
-            r = 0.62 * width * s
+            r = 0.54 * dot * s
             pen.ellipse([x - r, y - r, x + r, y + r], fill=((255, 255, 255) if sides[k] == "left" else OUTLINE) + (int(alpha[k]),))
     small = patch.reduce(s)
     canvas.paste(small, (int(low[0]), int(low[1])), small)

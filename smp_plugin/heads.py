@@ -74,7 +74,9 @@ class VectorHead(nn.Module):
     branch's, of every other level the next finer level's tower.
     """
 
-    def __init__(self, channels: int, fine_channels: int, depth: int, keypoints: int, groups: int, kpalign: bool, strides: tuple[int, ...]) -> None:
+    def __init__(
+        self, channels: int, fine_channels: int, depth: int, keypoints: int, groups: int, kpalign: bool, strides: tuple[int, ...]
+    ) -> None:
         super().__init__()
         self.keypoints, self.kpalign, self.strides = keypoints, kpalign, strides
         groups = min(groups or keypoints, keypoints)

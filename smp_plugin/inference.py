@@ -37,7 +37,9 @@ def choose_device(name: str) -> tuple[torch.device, str]:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise FormatError(f"--device {name}: torch {torch.__version__} can't use it ({str(error).splitlines()[0]}); try --device auto.") from error
+        raise FormatError(
+            f"--device {name}: torch {torch.__version__} can't use it ({str(error).splitlines()[0]}); try --device auto."
+        ) from error
     return device, f"device: {name}, as asked for"
 
 

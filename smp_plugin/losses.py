@@ -61,7 +61,9 @@ def presence_loss(outputs: PoseOutputs, targets: PoseTargets, config: LossConfig
     return loss.sum() / (targets.presence * targets.presence_weights).sum().clamp(min=1)
 
 
-def instance_losses(outputs: PoseOutputs, targets: PoseTargets, instances: Instances, config: LossConfig, typical: float) -> tuple[Tensor, Tensor]:
+def instance_losses(
+    outputs: PoseOutputs, targets: PoseTargets, instances: Instances, config: LossConfig, typical: float
+) -> tuple[Tensor, Tensor]:
     """L_d, smooth L1 in strides to the labelled keypoints of each positive location's animal, and BCE of the quality C there."""
     image, place = torch.nonzero(targets.assigned >= 0, as_tuple=True)  # P positive locations
     if len(image) == 0:
@@ -90,7 +92,7 @@ def instance_losses(outputs: PoseOutputs, targets: PoseTargets, instances: Insta
 
 
 def _centerness(boxes: Tensor, centre: Tensor, typical: float) -> Tensor:
-    """sqrt of the product of the smaller over the larger distance to opposite sides of the box (FCOS, eq. 3), at least ``typical / 4`` wide."""
+    """FCOS, eq. 3: root of the product of smaller over larger distance to opposite sides of the box, at least ``typical / 4`` wide."""
     middle = (boxes[:, :2] + boxes[:, 2:]) / 2
     half = ((boxes[:, 2:] - boxes[:, :2]) / 2).clamp(min=typical / 8)
     low, high = (centre - middle + half).clamp(min=0), (middle + half - centre).clamp(min=0)

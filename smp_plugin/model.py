@@ -51,7 +51,13 @@ class PoseOutputs:
     def images(self, which: slice) -> PoseOutputs:
         """The same for some of the images."""
         return PoseOutputs(
-            self.heatmaps[which], self.presence[which], self.quality[which], self.vectors[which], self.locations, self.strides, self.heatmap_stride
+            self.heatmaps[which],
+            self.presence[which],
+            self.quality[which],
+            self.vectors[which],
+            self.locations,
+            self.strides,
+            self.heatmap_stride,
         )
 
 

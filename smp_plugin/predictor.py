@@ -1,4 +1,4 @@
-"""``predict``: videos or projects -> predictions in native files. Streamed: decoding, the network and writing overlap, memory stays flat."""
+"""``predict``: videos or projects -> native prediction files. Streamed: decoding, the network and writing overlap, memory stays flat."""
 
 from __future__ import annotations
 
@@ -192,7 +192,9 @@ def _predicted(
                     drawn.write(frame, found.poses, point_scores=found.point_scores)
                 done += 1
                 task.update(done)
-                animals = [PredictedInstance(p, None, float(s), q) for p, s, q in zip(found.poses, found.scores, found.point_scores, strict=True)]
+                animals = [
+                    PredictedInstance(p, None, float(s), q) for p, s, q in zip(found.poses, found.scores, found.point_scores, strict=True)
+                ]
                 yield LabeledFrame(number, index, predicted=animals)
                 if stopped.is_set():
                     return
@@ -218,7 +220,9 @@ def _stoppable() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def _jobs(inputs: list[Path], output: Path, frames: str | None, video_root: Path | None, checkpoint: Checkpoint, reporter: Reporter) -> list[_Job]:
+def _jobs(
+    inputs: list[Path], output: Path, frames: str | None, video_root: Path | None, checkpoint: Checkpoint, reporter: Reporter
+) -> list[_Job]:
     separate = output.is_dir() or output.suffix == ""
     jobs: list[_Job] = []
     names: set[str] = set()
@@ -237,7 +241,9 @@ def _jobs(inputs: list[Path], output: Path, frames: str | None, video_root: Path
         else:
             jobs.append(_Job(output, videos, wanted, [path]))
     if not sum(j.total for j in jobs):
-        raise FormatError(f"{', '.join(map(str, inputs))}: no frames are asked for with --frames {frames or 'unlabeled'}; try --frames all.")
+        raise FormatError(
+            f"{', '.join(map(str, inputs))}: no frames are asked for with --frames {frames or 'unlabeled'}; try --frames all."
+        )
     return jobs
 
 
@@ -255,14 +261,17 @@ def _frames_of(
     labels = read_project(path, video_root)
     if labels.skeleton.keypoints != checkpoint.skeleton.keypoints:
         raise FormatError(
-            f"{path}: its keypoints are {', '.join(labels.skeleton.keypoints)}, those of the model {', '.join(checkpoint.skeleton.keypoints)}; "
+            f"{path}: its keypoints are {', '.join(labels.skeleton.keypoints)}, "
+            f"those of the model {', '.join(checkpoint.skeleton.keypoints)}; "
             "choose a model that was trained on this skeleton with --model."
         )
     wanted: list[list[int] | range] = []
     for number, source in enumerate(labels.videos):
         labelled = {f.index for f in labels.labelled_frames if f.video == number}
         wanted.append(_numbers(source, frames or "unlabeled", labelled, path))
-    reporter.say(f"{path}: {sum(len(w) for w in wanted):,} frames ({frames or 'unlabeled, the default for a project'}) of {len(labels.videos)} videos")
+    reporter.say(
+        f"{path}: {sum(len(w) for w in wanted):,} frames ({frames or 'unlabeled, as for any project'}) of {len(labels.videos)} videos"
+    )
     return labels.videos, wanted
 
 

@@ -50,7 +50,10 @@ def prepare(
     if val is not None:
         held = read_project(val, video_root)
         if held.skeleton.keypoints != skeleton.keypoints:
-            raise FormatError(f"{val}: its keypoints are {', '.join(held.skeleton.keypoints)}, those of the training project {', '.join(skeleton.keypoints)}.")
+            raise FormatError(
+                f"{val}: its keypoints are {', '.join(held.skeleton.keypoints)}, those of the training project "
+                f"{', '.join(skeleton.keypoints)}; validate on a project with the same skeleton."
+            )
         val_frames = [replace(f, video=f.video + len(videos)) for f in held.labelled_frames]
         videos += held.videos
         reporter.say(f"validation: {len(val_frames)} frames of {val}")
@@ -83,7 +86,9 @@ def merge(projects: list[Labels]) -> Labels:
 def _split(frames: list[LabeledFrame], config: Config, reporter: Reporter) -> tuple[list[LabeledFrame], list[LabeledFrame]]:
     count = round(config.data.val_fraction * len(frames)) if config.data.val_fraction > 0 else 0
     if len(frames) < MIN_FRAMES_TO_SPLIT or count < 1:
-        reporter.say(f"validation: none, all {len(frames)} labelled frames are trained on; the last model is kept (--val FILE gives frames to choose on)")
+        reporter.say(
+            f"validation: none, all {len(frames)} labelled frames are trained on and the last model is kept (--val FILE would choose)"
+        )
         return frames, []
     chosen = set(np.random.default_rng((config.train.seed, 0)).choice(len(frames), size=count, replace=False).tolist())
     train = [f for i, f in enumerate(frames) if i not in chosen]
@@ -113,7 +118,10 @@ def _choose_scale(config: Config, lengths: np.ndarray, reporter: Reporter) -> No
     else:
         median = float(np.median(lengths))
         config.data.input_scale = round(min(1.0, config.data.animal_size / median), 3)
-        reporter.say(f"input scale: {config.data.input_scale:g}, since the median animal is {median:.0f} pixels long (wanted: at most {config.data.animal_size:g})")
+        reporter.say(
+            f"input scale: {config.data.input_scale:g}, since the median animal is {median:.0f} pixels long "
+            f"(wanted: at most {config.data.animal_size:g})"
+        )
 
 
 def _choose_labels(config: Config, frames: list[LabeledFrame], keypoints: int, reporter: Reporter) -> bool:
@@ -146,7 +154,9 @@ def _unlabeled(
         source = video
         if video.kind == "embedded":
             if video.original is None or not all(p.exists() for p in video.original.paths):
-                reporter.say(f"unlabelled frames: none from {video.name}; the video it was made from was not found (name it with --unlabeled VIDEO)")
+                reporter.say(
+                    f"unlabelled frames: none from {video.name}; the video it was made from was not found (name it with --unlabeled VIDEO)"
+                )
                 continue
             source = video.original
         sources.append(source)
@@ -159,7 +169,9 @@ def _unlabeled(
     if len(pool) and config.train.unlabeled_batch > 0:
         reporter.say(f"unlabelled frames: {len(pool):,} in {len(sources)} video{'s' if len(sources) > 1 else ''}")
     elif config.loss.beta > 0 or config.loss.pseudo > 0:
-        reporter.warn("there are no unlabelled frames: training as SemiMultiPose-labeled, on labelled frames alone (--unlabeled VIDEO adds some)")
+        reporter.warn(
+            "there are no unlabelled frames: training as SemiMultiPose-labeled, on labelled frames alone (--unlabeled VIDEO adds some)"
+        )
     return sources, pool
 
 

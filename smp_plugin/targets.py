@@ -70,7 +70,9 @@ def build_targets(outputs: PoseOutputs, instances: Instances, config: LossConfig
     # Cells inside a labelled animal's box but away from its centre are sure negatives, also where labels are partial.
     inside = _inside(boxes, instances.weights > 0, outputs.locations[:, 0], outputs.locations[:, 1])
     weight = torch.where(inside, 1.0, weight)
-    unsure = _inside(_grow(boxes, 0.1 * lengths), _exists(instances) & (instances.weights == 0), outputs.locations[:, 0], outputs.locations[:, 1])
+    unsure = _inside(
+        _grow(boxes, 0.1 * lengths), _exists(instances) & (instances.weights == 0), outputs.locations[:, 0], outputs.locations[:, 1]
+    )
     weight = torch.where(unsure, 0.0, weight)
     weight = torch.where(positive, instances.weights.gather(1, assigned.clamp(min=0)), weight)
     return PoseTargets(heatmaps, heatmap_weights, positive.float(), weight, assigned)
@@ -109,7 +111,9 @@ def _heatmap_targets(
     counted = instances.keypoints.isfinite().all(dim=-1) & (instances.weights > 0)[..., None]  # N, M, K
     cells = (instances.keypoints + 0.5) / stride - 0.5  # N, M, K, 2 in heatmap cells
     target = draw_gaussians((n, k, h, w), cells, counted, torch.ones_like(instances.weights), config.heatmap_sigma, config.heatmap_target)
-    weights_at = draw_gaussians((n, k, h, w), cells, counted, instances.weights, torch.inf, "gaussian")  # a flat square around each keypoint
+    weights_at = draw_gaussians(
+        (n, k, h, w), cells, counted, instances.weights, torch.inf, "gaussian"
+    )  # a flat square around each keypoint
 
     xs = torch.arange(w, device=cells.device) * stride + (stride - 1) / 2
     ys = torch.arange(h, device=cells.device) * stride + (stride - 1) / 2
@@ -146,12 +150,22 @@ def draw_gaussians(shape: tuple[int, int, int, int], cells: Tensor, which: Tenso
     Differentiable in ``cells`` (N, M, K, 2), positions in cells. ``kind`` "cell" draws a single cell at the nearest centre.
     """
     n, k, h, w = shape
-    reach = torch.arange(-WINDOW, WINDOW + 1, device=cells.device) if kind == "gaussian" else torch.zeros(1, device=cells.device, dtype=torch.long)
+    reach = (
+        torch.arange(-WINDOW, WINDOW + 1, device=cells.device)
+        if kind == "gaussian"
+        else torch.zeros(1, device=cells.device, dtype=torch.long)
+    )
     safe = cells.where(which[..., None], cells.new_tensor(0.0))
     middle = safe.detach().round().long()
     columns, rows = middle[..., 0, None] + reach, middle[..., 1, None] + reach  # N, M, K, R
-    gain_x = torch.exp(-((columns - safe[..., 0, None]) ** 2) / (2 * sigma**2)) if kind == "gaussian" else torch.ones_like(columns, dtype=cells.dtype)
-    gain_y = torch.exp(-((rows - safe[..., 1, None]) ** 2) / (2 * sigma**2)) if kind == "gaussian" else torch.ones_like(rows, dtype=cells.dtype)
+    gain_x = (
+        torch.exp(-((columns - safe[..., 0, None]) ** 2) / (2 * sigma**2))
+        if kind == "gaussian"
+        else torch.ones_like(columns, dtype=cells.dtype)
+    )
+    gain_y = (
+        torch.exp(-((rows - safe[..., 1, None]) ** 2) / (2 * sigma**2)) if kind == "gaussian" else torch.ones_like(rows, dtype=cells.dtype)
+    )
     value = heights[..., None, None, None] * gain_y[..., :, None] * gain_x[..., None, :]  # N, M, K, R, R
     on_map = which[..., None, None] & ((rows >= 0) & (rows < h))[..., :, None] & ((columns >= 0) & (columns < w))[..., None, :]
     image = torch.arange(n, device=cells.device).view(n, 1, 1, 1, 1) * k + torch.arange(k, device=cells.device).view(1, 1, k, 1, 1)
@@ -171,7 +185,12 @@ def _assign(outputs: PoseOutputs, instances: Instances, boxes: Tensor, lengths: 
     half = lengths / 2
     level_of_animal = (half > 64).long() + (half > 128).long()  # N, M
     level_of_location = torch.bucketize(outputs.strides, outputs.strides.new_tensor(LEVEL_STRIDES))  # L
-    distance = (outputs.locations[None, :, None] - centres[:, None].where(exists[:, None, :, None], centres.new_tensor(torch.inf))).square().sum(-1).sqrt()
+    distance = (
+        (outputs.locations[None, :, None] - centres[:, None].where(exists[:, None, :, None], centres.new_tensor(torch.inf)))
+        .square()
+        .sum(-1)
+        .sqrt()
+    )
     usable = (level_of_location[None, :, None] == level_of_animal[:, None]) & exists[:, None]  # N, L, M
     distance = distance.where(usable, distance.new_tensor(torch.inf)) / outputs.strides[:, None]
     nearest = torch.zeros_like(usable).scatter_(1, distance.argmin(dim=1, keepdim=True), True) & usable

@@ -62,13 +62,15 @@ class Budget:
 class PoseTraining(L.LightningModule):
     """The step: supervised terms, then + L_fl, then + L_fu, with a moving average of the weights as teacher and as the model kept."""
 
-    def __init__(self, config: Config, keypoints: int, typical: float, partial: bool, budget: Budget, weights: dict[str, Tensor] | None) -> None:
+    def __init__(
+        self, config: Config, keypoints: int, typical: float, partial: bool, budget: Budget, weights: dict[str, Tensor] | None
+    ) -> None:
         super().__init__()
         self.config, self.typical, self.partial, self.budget = config, typical, partial, budget
         self.model = PoseModel(config.model, keypoints)
         if weights is not None:
             self.model.backbone.load_torchvision(weights)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model.to(memory_format=torch.channels_last)
         self.teacher = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.terms: dict[str, list[Tensor]] = defaultdict(list)  # since the last row of metrics.csv
 
@@ -183,13 +185,20 @@ class RunFolder(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: PoseTraining, *_: object) -> None:  # type: ignore[override]
         progress = module.budget.progress(trainer.global_step)
-        self.task.update(module.budget.elapsed if module.budget.seconds else trainer.global_step, step=trainer.global_step, phase=module.phase)
+        self.task.update(
+            module.budget.elapsed if module.budget.seconds else trainer.global_step, step=trainer.global_step, phase=module.phase
+        )
         if progress >= 1:
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: PoseTraining) -> None:  # type: ignore[override]
         row: dict[str, object] = {k: f"{torch.stack(v).mean().item():.5g}" for k, v in module.terms.items()}
-        row |= {"step": trainer.global_step, "epoch": trainer.current_epoch, "seconds": f"{module.budget.elapsed:.1f}", "phase": module.phase}
+        row |= {
+            "step": trainer.global_step,
+            "epoch": trainer.current_epoch,
+            "seconds": f"{module.budget.elapsed:.1f}",
+            "phase": module.phase,
+        }
         row["lr"] = f"{trainer.optimizers[0].param_groups[-1]['lr']:.3g}"
         module.terms.clear()
         if trainer.is_global_zero:
@@ -208,8 +217,15 @@ class RunFolder(L.Callback):
         found = predict_frames(module.teacher, self.val_frames, self.reader, self.config, module.typical)
         result = evaluate_poses(truth_of(self.val_frames), [(f.poses, f.scores) for f in found], self.material.skeleton.keypoints)
         ap = {s2: result.ap[s2].ap for s2 in (PAPER_S2, MEDIUM_S2, SLEAP_S2)}
-        figures = {"val_ap": ap[PAPER_S2], "val_ap_s2_0.1": ap[MEDIUM_S2], "val_ap_s2_0.0025": ap[SLEAP_S2], "val_pixel_error": result.pixel_error[50]}
-        self.task.update(module.budget.elapsed if module.budget.seconds else module.global_step, step=module.global_step, AP=f"{ap[PAPER_S2]:.3f}")
+        figures = {
+            "val_ap": ap[PAPER_S2],
+            "val_ap_s2_0.1": ap[MEDIUM_S2],
+            "val_ap_s2_0.0025": ap[SLEAP_S2],
+            "val_pixel_error": result.pixel_error[50],
+        }
+        self.task.update(
+            module.budget.elapsed if module.budget.seconds else module.global_step, step=module.global_step, AP=f"{ap[PAPER_S2]:.3f}"
+        )
         return float(np.nanmean(list(ap.values()))), {k: f"{v:.4f}" for k, v in figures.items()}
 
     def save(self, module: PoseTraining) -> None:
@@ -237,7 +253,8 @@ def truth_of(frames: list[LabeledFrame]) -> list[np.ndarray]:
 def predict_frames(model: PoseModel, frames: list[LabeledFrame], reader: FrameReader, config: Config, typical: float) -> list[FramePoses]:
     """Predictions for labelled frames, one by one: frames of a project may differ in size."""
     return [
-        infer(model, reader.get(f.video, f.index)[0][None], config.data.input_scale, config.predict, typical, config.train.precision)[0] for f in frames
+        infer(model, reader.get(f.video, f.index)[0][None], config.data.input_scale, config.predict, typical, config.train.precision)[0]
+        for f in frames
     ]
 
 
@@ -307,7 +324,12 @@ def train(
 
     torch.manual_seed(config.train.seed)
     budget = Budget(config.train.steps, config.train.minutes)
-    facts: dict[str, object] = {"projects": [str(p) for p in projects], "weights": sentence, "labelled_frames": len(material.frames), "version": __version__}
+    facts: dict[str, object] = {
+        "projects": [str(p) for p in projects],
+        "weights": sentence,
+        "labelled_frames": len(material.frames),
+        "version": __version__,
+    }
     module = PoseTraining(config, len(material.skeleton), material.typical_length, material.partial, budget, weights)
     interrupted = fit(module, material, config, device, out, facts, resume, reporter)
     finish(out, config, material, reporter)
@@ -317,7 +339,14 @@ def train(
 
 
 def fit(
-    module: PoseTraining, material: Material, config: Config, device: torch.device, out: Path, facts: dict[str, object], resume: bool, reporter: Reporter
+    module: PoseTraining,
+    material: Material,
+    config: Config,
+    device: torch.device,
+    out: Path,
+    facts: dict[str, object],
+    resume: bool,
+    reporter: Reporter,
 ) -> bool:
     """Run Lightning's loop until the budget is spent. Returns whether it was interrupted by the user."""
     settings, budget = config.train, module.budget
@@ -385,7 +414,8 @@ def finish(out: Path, config: Config, material: Material, reporter: Reporter) ->
     items = [
         GalleryItem(
             reader.get(f.video, f.index)[0].permute(1, 2, 0).numpy(), t, p.poses,
-            evaluate_poses([t], [(p.poses, p.scores)], material.skeleton.keypoints).ap[MEDIUM_S2].ap, f"{material.videos[f.video].name} frame {f.index}",
+            evaluate_poses([t], [(p.poses, p.scores)], material.skeleton.keypoints).ap[MEDIUM_S2].ap,
+            f"{material.videos[f.video].name} frame {f.index}",
         )
         for f, t, p in zip(frames, truth, found, strict=True)
     ]  # fmt: skip
@@ -393,5 +423,8 @@ def finish(out: Path, config: Config, material: Material, reporter: Reporter) ->
     write_gallery(out / "val_predictions.png", items, material.skeleton)
     write_report(out, title=out.name, evaluation=result)
     what = "validation" if material.val_frames else "training (no validation frames)"
-    reporter.say(f"AP on {len(frames)} {what} frames: {result.ap[PAPER_S2].ap:.3f} (s2 = 1), {result.ap[MEDIUM_S2].ap:.3f} (.1), {result.ap[SLEAP_S2].ap:.3f} (.0025)")
+    reporter.say(
+        f"AP on {len(frames)} {what} frames: {result.ap[PAPER_S2].ap:.3f} (s2 = 1), "
+        f"{result.ap[MEDIUM_S2].ap:.3f} (.1), {result.ap[SLEAP_S2].ap:.3f} (.0025)"
+    )
     reporter.say(f"model: {out / 'model.pt'}; report: {out / 'report.html'}")

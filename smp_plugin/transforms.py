@@ -120,7 +120,7 @@ def jitter(rng: np.random.Generator, image: Tensor, config: AugmentConfig, stren
 
 
 def disturb(rng: np.random.Generator, image: Tensor, config: AugmentConfig) -> Tensor:
-    """The student's view of an unlabelled crop (3, S, S) uint8: strong colour changes, noise or blur, wiped-out patches; the geometry stays."""
+    """The student's view of an unlabelled crop (3, S, S) uint8: strong colours, noise or blur, wiped-out patches; the geometry stays."""
     image = jitter(rng, image, config, config.strong)
     if rng.random() < 0.5:
         noise = torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32))

@@ -42,7 +42,7 @@ def encode(
     """Write a video of numbered frames at 25 per second; by default H.264 with B-frames and a key frame every 12."""
     options = {"bf": "3", "g": "12", "b_strategy": "0"} if options is None and codec == "libx264" else options or {}
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25, options=options)
+        stream: Any = container.add_stream(codec, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pix_fmt
         stream.time_base = stream.codec_context.time_base = Fraction(1, 25)
         for number, time in zip(range(n_frames), times or range(n_frames), strict=False):

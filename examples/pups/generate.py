@@ -89,13 +89,12 @@ def encoded(clip: Clip, path: Path) -> Iterator[tuple[int, np.ndarray]]:
         stream = container.add_stream("libx264", rate=Fraction(FPS))
         stream.width, stream.height = clip.size
         stream.pix_fmt = "yuv420p"
-        # one thread: the bytes do not depend on the number of cores; a key frame each second: single frames are found quickly
-        stream.options = {"preset": "veryfast", "crf": "20", "g": str(FPS), "bf": "0", "threads": "1"}
+        # One thread and no B-frames: with them x264 now and then codes the same pictures into other bytes. A key frame each second: single
+        # frames are found quickly.
+        stream.options = {"preset": "veryfast", "crf": "23", "g": str(FPS), "bf": "0", "threads": "1"}
         for t in range(clip.frames):
             image, owner = clip.render(t)
-            # converted here: left to the encoder, the first video of a process came out a few bytes different from the next
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
-            container.mux(stream.encode(frame))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             yield t, owner
         container.mux(stream.encode())
 

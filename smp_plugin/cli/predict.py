@@ -52,7 +52,7 @@ def command(state: _common.State, **options: Any) -> None:
 
     from smp_plugin import predictor
 
-    written = predictor.predict(
+    predictor.predict(
         inputs,
         output,
         model=options["model"],
@@ -63,7 +63,6 @@ def command(state: _common.State, **options: Any) -> None:
         overlay=options["overlay"],
         reporter=reporter,
     )
-    reporter.say("Written: " + ", ".join(str(path) for path in written))
 
 
 def _default_output(inputs: list[Path]) -> Path:

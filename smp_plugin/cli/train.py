@@ -81,7 +81,7 @@ def command(state: _common.State, **options: Any) -> None:
         resume=options["resume"],
         reporter=reporter,
     )
-    reporter.say(f"The run is in {run}: look at {run / 'report.html'}, or predict with: smp-predict VIDEO -o OUT.slp --model {run}")
+    reporter.say(f"predict with: smp-predict VIDEO -o OUT.slp --model {run}")
 
 
 def _validation(text: str | None) -> tuple[Path | None, float | None]:

@@ -32,7 +32,7 @@ def opened(path: Path) -> Video:
 
 def test_fixture_has_b_frames(video_file: Path) -> None:
     with av.open(str(video_file)) as container:
-        times = [packet.pts for packet in container.demux(video=0) if packet.size]
+        times = [packet.pts for packet in container.demux(video=0) if packet.pts is not None]
     assert times != sorted(times)
 
 
@@ -72,7 +72,9 @@ def test_a_frames_number_is_its_place_in_a_decode_from_the_start(
         assert number_of(video.read(2)) == 2
 
 
-@pytest.mark.parametrize(("name", "codec", "pix_fmt"), [("m.avi", "mjpeg", "yuvj420p"), ("x.avi", "mpeg4", "yuv420p"), ("v.webm", "libvpx", "yuv420p")])
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt"), [("m.avi", "mjpeg", "yuvj420p"), ("x.avi", "mpeg4", "yuv420p"), ("v.webm", "libvpx", "yuv420p")]
+)
 def test_other_codecs(tmp_path: Path, make_video: Callable[..., Path], number_of: Callable, name: str, codec: str, pix_fmt: str) -> None:
     with opened(make_video(tmp_path / name, codec=codec, pix_fmt=pix_fmt)) as video:
         assert [number_of(video.read(index)) for index in ORDER] == ORDER
@@ -313,7 +315,11 @@ def test_bad_images(tmp_path: Path, make_images: Callable[..., list[Path]]) -> N
 def test_video_source_refuses(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "project.slp").write_bytes(b"x")
-    for path, message in [(tmp_path / "empty", "without images"), (tmp_path / "gone", "does not exist"), (tmp_path / "project.slp", "a project")]:
+    for path, message in [
+        (tmp_path / "empty", "without images"),
+        (tmp_path / "gone", "does not exist"),
+        (tmp_path / "project.slp", "a project"),
+    ]:
         with pytest.raises(FormatError, match=message):
             video_source(path)
 
@@ -338,7 +344,9 @@ def test_embedded_frames_keep_their_numbers_and_colours(make_project: Callable[.
             video.read(4)
 
 
-@pytest.mark.parametrize(("order", "format_id", "swapped"), [("RGB", 1.4, False), ("BGR", 1.4, True), (None, 1.3, True), (None, 1.4, False)])
+@pytest.mark.parametrize(
+    ("order", "format_id", "swapped"), [("RGB", 1.4, False), ("BGR", 1.4, True), (None, 1.3, True), (None, 1.4, False)]
+)
 def test_order_of_colours(
     make_project: Callable[..., Path], video_file: Path, order: str | None, format_id: float, swapped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
