@@ -22,8 +22,8 @@ class DataConfig:
 
     labels: Literal["auto", "complete", "partial"] = "auto"  # are animals without a label background? auto: decided from the labels
     input_scale: float = 0.0  # input pixels per frame pixel; 0: the scale that makes the median animal `animal_size` long, at most 1
-    animal_size: float = 96.0  # wanted length of the median animal, input pixels
-    crop: int = 384  # side of the square training crop, input pixels
+    animal_size: float = 72.0  # wanted length of the median animal, input pixels
+    crop: int = 0  # side of the square training crop, input pixels; 0: four and a half median animals, 192 to 512
     val_fraction: float = 0.1  # share of labelled frames held out when no validation file is given; none below 10 frames
     unlabeled_frames: str = ""  # frames of each video used without labels, e.g. "0-999,1500"; "": all
     cache_gb: float = 2.0  # labelled frames kept decoded, gigabytes
@@ -88,7 +88,9 @@ class LossConfig:
     candidate_threshold: float = 0.05  # delta: locations with sigma(B) above it are candidates
     max_candidates: int = 100  # per image
     pseudo: float = 0.5  # weight of the supervised terms on the teacher's sure detections in unlabelled frames; 0: fusion only
-    pseudo_score: float = 0.5  # teacher's score above which a detection counts as an animal; between this and a fifth of it: ignored
+    pseudo_score: float = (
+        0.7  # share of a typical labelled animal's score from which a detection is an animal; from a quarter of it: ignored
+    )
 
 
 @dataclass

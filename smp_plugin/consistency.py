@@ -12,6 +12,8 @@ would drive it to 0; so L_f reaches A and D, never B or C.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -102,18 +104,36 @@ def _overlap(weights: Tensor, cells: Tensor, h: int, w: int, sigma: float) -> Te
 
 
 @torch.no_grad()
-def pseudo_instances(teacher: PoseOutputs, config: LossConfig, predict: PredictConfig, typical: float) -> Instances:
-    """The teacher's sure detections as labels, weighted by their scores.
+def label_confidence(outputs: PoseOutputs, instances: Instances) -> Tensor:
+    """Median over the labelled animals of the best score v within a stride of their middle: what "sure" means to the network now.
 
-    Above ``pseudo_score`` a detection is an animal; below a fifth of it, nothing; between the two nothing is learnt there. A keypoint
+    Focal losses keep scores far below 1 when labels are few, by a factor that changes during the run, so that thresholds and weights are
+    taken relative to this figure. NaN without animals.
+    """
+    known = instances.keypoints.isfinite().all(dim=-1, keepdim=True)
+    low = instances.keypoints.where(known, instances.keypoints.new_tensor(torch.inf)).amin(dim=2)
+    high = instances.keypoints.where(known, instances.keypoints.new_tensor(-torch.inf)).amax(dim=2)
+    middle = (low + high) / 2  # N, M, 2
+    near = (outputs.locations[None, :, None] - middle[:, None]).abs().amax(dim=-1) <= outputs.strides[:, None]  # N, L, M
+    best = (outputs.scores[..., None] * near).amax(dim=1)
+    counted = known.squeeze(-1).any(dim=-1) & (instances.weights > 0)
+    return best[counted].median() if bool(counted.any()) else best.new_tensor(torch.nan)
+
+
+@torch.no_grad()
+def pseudo_instances(teacher: PoseOutputs, config: LossConfig, predict: PredictConfig, typical: float, confidence: Tensor) -> Instances:
+    """The teacher's sure detections as labels, weighted by their scores relative to ``confidence`` (of a typical labelled animal).
+
+    Above ``pseudo_score`` a detection is an animal; below a quarter of it, nothing; between the two nothing is learnt there. A keypoint
     that the teacher's own heatmap does not confirm (point score below a fifth) is left out.
     """
-    found = decode(teacher, predict, typical)
-    sure = found.scores >= config.pseudo_score
+    found = decode(teacher, replace(predict, min_score=0.0, max_animals=0, refine=True), typical)
+    relative = (found.scores / confidence).clamp(max=1)
+    sure = relative >= config.pseudo_score
     seen = (found.point_scores >= 0.2) | ~sure[..., None]
-    exists = found.scores >= config.pseudo_score / 5
+    exists = relative >= config.pseudo_score / 4
     keypoints = found.poses.where((seen & exists[..., None])[..., None], found.poses.new_tensor(torch.nan))
-    return Instances(keypoints, found.scores * sure, torch.ones_like(found.scores[:, :1, None]))
+    return Instances(keypoints, relative * sure, torch.ones_like(found.scores[:, :1, None]))
 
 
 @torch.no_grad()
@@ -134,4 +154,4 @@ def background_of(teacher: PoseOutputs, weights: Tensor, config: LossConfig) -> 
     h, w = (side * teacher.heatmap_stride // 8 for side in teacher.heatmaps.shape[2:])
     presence = torch.sigmoid(teacher.presence[:, : h * w]).view(-1, 1, h, w)
     near = F.max_pool2d(presence, 5, stride=1, padding=2)[:, 0]
-    return torch.where(near < config.pseudo_score / 10, 1.0, weights[:, None, None])
+    return torch.where(near < config.candidate_threshold, 1.0, weights[:, None, None])

@@ -34,7 +34,7 @@ class Material:
 def prepare(
     projects: list[Path], config: Config, val: Path | None, video_root: Path | None, unlabeled: list[Path], reporter: Reporter
 ) -> Material:
-    """Read everything and resolve ``config.data.labels`` and ``config.data.input_scale`` in place.
+    """Read everything and resolve ``labels``, ``input_scale`` and ``crop`` of ``config.data`` in place.
 
     Raises:
         FormatError: a project can't be read, holds no labels, or projects have different keypoints.
@@ -61,10 +61,13 @@ def prepare(
         frames, val_frames = _split(frames, config, reporter)
     lengths = _complete_lengths(frames)
     _choose_scale(config, lengths, reporter)
+    typical = float(np.median(lengths)) * config.data.input_scale if len(lengths) else config.data.animal_size
+    if config.data.crop == 0:
+        config.data.crop = int(np.clip(32 * round(4.5 * typical / 32), 192, 512))
+        reporter.say(f"training crops: {config.data.crop} input pixels, four and a half times the median animal")
     partial = _choose_labels(config, frames, len(skeleton), reporter)
     taken = labelled | {(f.video, f.index) for f in val_frames}
     unlabeled_videos, pool = _unlabeled(labels, videos, taken, config, unlabeled, reporter)
-    typical = float(np.median(lengths)) * config.data.input_scale if len(lengths) else config.data.animal_size
     return Material(skeleton, videos, frames, val_frames, partial, typical, unlabeled_videos, pool)
 
 

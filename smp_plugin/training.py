@@ -25,7 +25,7 @@ from smp_plugin import __version__
 from smp_plugin.backbone import find_weights
 from smp_plugin.checkpoint import Checkpoint, save_model
 from smp_plugin.config import Config, read_config, write_config
-from smp_plugin.consistency import background_of, fusion_loss, merge_instances, pseudo_instances, select
+from smp_plugin.consistency import background_of, fusion_loss, label_confidence, merge_instances, pseudo_instances, select
 from smp_plugin.datasets import Batch, FrameReader, StepRange, TrainingSteps
 from smp_plugin.inference import FramePoses, autocast, choose_device, has_bf16, infer
 from smp_plugin.losses import supervised
@@ -62,6 +62,8 @@ class Budget:
 class PoseTraining(L.LightningModule):
     """The step: supervised terms, then + L_fl, then + L_fu, with a moving average of the weights as teacher and as the model kept."""
 
+    confidence: Tensor
+
     def __init__(
         self, config: Config, keypoints: int, typical: float, partial: bool, budget: Budget, weights: dict[str, Tensor] | None
     ) -> None:
@@ -72,6 +74,7 @@ class PoseTraining(L.LightningModule):
             self.model.backbone.load_torchvision(weights)
         self.model.to(memory_format=torch.channels_last)
         self.teacher = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.register_buffer("confidence", torch.tensor(0.3))  # score of a typical labelled animal, moving average
         self.terms: dict[str, list[Tensor]] = defaultdict(list)  # since the last row of metrics.csv
 
     def ramp(self, start: float) -> float:
@@ -91,7 +94,10 @@ class PoseTraining(L.LightningModule):
         loss, labelled = self.config.loss, len(batch.images)
         outputs = self.model(torch.cat((batch.images, batch.strong)))
         on_labelled = outputs.images(slice(0, labelled))
-        terms = supervised(on_labelled, self.labelled_instances(batch), loss, self.typical)
+        instances = self.labelled_instances(batch)
+        terms = supervised(on_labelled, instances, loss, self.typical)
+        confidence = label_confidence(on_labelled, instances)
+        self.confidence.lerp_(torch.where(confidence.isfinite(), confidence, self.confidence), 0.05)
         if weight := loss.alpha * self.ramp(self.config.train.labeled_fusion_start):
             terms["fusion_labeled"] = weight * self.fusion(on_labelled, on_labelled)
         if len(batch.strong):
@@ -107,7 +113,7 @@ class PoseTraining(L.LightningModule):
         if self.partial and self.config.loss.pseudo and self.ramp(self.config.train.labeled_fusion_start):
             with torch.no_grad():
                 seen = self.teacher(batch.images)
-                found = pseudo_instances(seen, self.config.loss, self.config.predict, self.typical)
+                found = pseudo_instances(seen, self.config.loss, self.config.predict, self.typical, self.confidence)
                 return merge_instances(instances, found, background_of(seen, batch.background, self.config.loss), self.typical)
         return instances
 
@@ -118,14 +124,14 @@ class PoseTraining(L.LightningModule):
             teacher = self.teacher(batch.weak)
         terms = {"fusion_unlabeled": loss.beta * ramp * self.fusion(teacher, student)} if loss.beta else {}
         if loss.pseudo:
-            found = pseudo_instances(teacher, loss, self.config.predict, self.typical)
+            found = pseudo_instances(teacher, loss, self.config.predict, self.typical, self.confidence)
             terms["pseudo"] = loss.pseudo * ramp * torch.stack(list(supervised(student, found, loss, self.typical).values())).sum()
         return terms
 
     def fusion(self, chooser: PoseOutputs, outputs: PoseOutputs) -> Tensor:
         """L_f on ``outputs`` with the candidates that ``chooser`` finds."""
         indices, scores = select(chooser, self.config.loss, self.typical, self.config.predict.nms)
-        return fusion_loss(outputs, indices, scores, self.config.loss)
+        return fusion_loss(outputs, indices, (scores / self.confidence).clamp(max=1), self.config.loss)
 
     def on_train_batch_start(self, *_: object) -> None:
         train, progress = self.config.train, self.budget.progress(self.global_step)
