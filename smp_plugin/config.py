@@ -126,11 +126,11 @@ class TrainConfig:
 class PredictConfig:
     """From the network's outputs to animals."""
 
-    min_score: float = 0.1  # instances below it are dropped, 0 to 1
+    min_score: float = 0.0  # instances below it are dropped, 0 to 1; 0: chosen at the end of training
     max_animals: int = 0  # the best so many per frame; 0: no limit
-    nms: float = 0.3  # similarity (OKS, s2 = .1) above which the lower-scoring of two poses is a double
+    nms: float = 0.4  # similarity (OKS, s2 = .1) above which the lower-scoring of two poses is a double
     refine: bool = True  # move keypoints to the near heatmap maximum
-    refine_radius: float = 0.08  # how far refinement may look, share of the animal's length
+    refine_radius: float = 0.12  # how far refinement may look, share of the animal's length
     batch: int = 0  # frames a batch; 0: 4 on a CPU, 16 on a GPU
 
 

@@ -15,6 +15,7 @@ from smp_plugin.targets import extents
 NMS_S2 = 0.1  # OKS constant of the similarity between two poses
 MIN_PRESENCE = 0.05  # sigma(B) below which a location is no candidate (delta in the paper)
 CANDIDATES = 150  # per image, before suppression
+MAX_RADIUS = 5.0  # heatmap cells, of refinement: larger animals have no more precise vectors, but far too many cells to look at
 MIN_PEAK = 0.1  # heatmap probability below which there is nothing to refine to
 
 
@@ -73,10 +74,13 @@ def suppress(alike: Tensor, scores: Tensor, threshold: float) -> Tensor:
 def refine(heatmaps: Tensor, poses: Tensor, radius: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     """Move each keypoint to the near heatmap maximum, with a sub-cell offset, and read its point score there.
 
+    A maximum within ``radius`` is found whatever its shape. The search is soft: cells up to 1.5 radii away count, the farther the less, so
+    that a keypoint far off moves some way up the slope it stands on.
+
     Args:
         heatmaps: (N, K, h, w) probabilities.
         poses: (N, S, K, 2) input pixels.
-        radius: (N, S) how far the maximum may be, input pixels.
+        radius: (N, S) how far the maximum is expected, input pixels; at least one cell and at most ``MAX_RADIUS`` cells are taken.
         stride: input pixels per cell.
 
     Returns:
@@ -85,28 +89,34 @@ def refine(heatmaps: Tensor, poses: Tensor, radius: Tensor, stride: int) -> tupl
     n, s, k, _ = poses.shape
     h, w = heatmaps.shape[2:]
     cells = (poses + 0.5) / stride - 0.5
-    reach = int(min(8, max(1, -(-float(radius.max()) // stride)))) if radius.numel() else 1
+    limit = (radius / stride).clamp(min=1.0, max=MAX_RADIUS)[..., None, None, None]
+    reach = int(1.5 * float(limit.max()) + 0.5)
     steps = torch.arange(-reach, reach + 1, device=poses.device)
     columns = cells[..., 0].round().long()[..., None] + steps  # N, S, K, R
     rows = cells[..., 1].round().long()[..., None] + steps
     padded = F.pad(heatmaps, (1, 1, 1, 1)).flatten(2)  # a border of zeros, so that neighbours of edge cells exist
 
-    def at(row: Tensor, column: Tensor) -> Tensor:  # both (N, S, K, ...)
+    def at(row: Tensor, column: Tensor) -> Tensor:  # both (N, S, K, ...), to which they are broadcast
+        row, column = torch.broadcast_tensors(row, column)
         index = (row.clamp(-1, h) + 1) * (w + 2) + column.clamp(-1, w) + 1
         flat = index.transpose(1, 2).reshape(n, k, -1)
         return padded.gather(2, flat).view(n, k, s, *index.shape[3:]).transpose(1, 2)
 
-    patch = at(rows[..., :, None].expand(*rows.shape, len(steps)), columns[..., None, :].expand(*rows.shape, len(steps)))
+    patch = at(rows[..., :, None], columns[..., None, :])
     far = (rows[..., :, None] - cells[..., 1, None, None]) ** 2 + (columns[..., None, :] - cells[..., 0, None, None]) ** 2
-    limit = (radius / stride).clamp(min=1.0)[..., None, None, None]
     # Nearer maxima are preferred: of two animals that touch, the neighbour's keypoint is the farther one.
     wanted = (patch * torch.exp(-far / (2 * limit**2))).where(far <= (1.5 * limit) ** 2, patch.new_tensor(0.0)).flatten(3)
     best = wanted.argmax(dim=3)
     row = rows.gather(3, (best // len(steps))[..., None])[..., 0]
     column = columns.gather(3, (best % len(steps))[..., None])[..., 0]
+    # That preference draws the choice towards where the keypoint stood: one step uphill undoes it.
+    ring = torch.arange(-1, 2, device=poses.device)
+    uphill = at((row[..., None] + ring)[..., :, None], (column[..., None] + ring)[..., None, :]).flatten(3).argmax(dim=3)
+    row, column = row + uphill // 3 - 1, column + uphill % 3 - 1
     peak = at(row, column)
-    dx = _vertex(at(row, column - 1), peak, at(row, column + 1))
-    dy = _vertex(at(row - 1, column), peak, at(row + 1, column))
+    # Off the map nothing is known: a maximum in its outermost cells has no offset across the border.
+    dx = _vertex(at(row, column - 1), peak, at(row, column + 1)).where((column > 0) & (column < w - 1), peak.new_tensor(0.0))
+    dy = _vertex(at(row - 1, column), peak, at(row + 1, column)).where((row > 0) & (row < h - 1), peak.new_tensor(0.0))
     found = torch.stack((column + dx, row + dy), dim=-1) * stride + (stride - 1) / 2
     use = (peak > MIN_PEAK) & (wanted.amax(dim=3) > 0)
     own = at(cells[..., 1].round().long(), cells[..., 0].round().long())

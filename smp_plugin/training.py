@@ -23,13 +23,13 @@ from torch.utils.data import DataLoader
 from converters.labels import FormatError, LabeledFrame
 from smp_plugin import __version__
 from smp_plugin.backbone import find_weights
-from smp_plugin.checkpoint import Checkpoint, save_model
+from smp_plugin.checkpoint import Checkpoint, load_model, save_model
 from smp_plugin.config import Config, read_config, write_config
 from smp_plugin.consistency import background_of, fusion_loss, label_confidence, merge_instances, pseudo_instances, select
 from smp_plugin.datasets import Batch, FrameReader, StepRange, TrainingSteps
-from smp_plugin.inference import FramePoses, autocast, choose_device, has_bf16, infer
+from smp_plugin.inference import FramePoses, choose_device, has_bf16, infer
 from smp_plugin.losses import supervised
-from smp_plugin.metrics import MEDIUM_S2, PAPER_S2, SLEAP_S2, evaluate_poses
+from smp_plugin.metrics import MATCH_OKS, MEDIUM_S2, PAPER_S2, SLEAP_S2, animal_areas, evaluate_poses, match, oks
 from smp_plugin.model import PoseModel, PoseOutputs
 from smp_plugin.preparation import Material, prepare
 from smp_plugin.progress import Reporter, Task
@@ -338,7 +338,7 @@ def train(
     }
     module = PoseTraining(config, len(material.skeleton), material.typical_length, material.partial, budget, weights)
     interrupted = fit(module, material, config, device, out, facts, resume, reporter)
-    finish(out, config, material, reporter)
+    finish(out, config, material, device, reporter)
     if interrupted:
         raise KeyboardInterrupt
     return out
@@ -404,18 +404,40 @@ def loader(steps: TrainingSteps, config: Config, device: torch.device, position:
     return make
 
 
-def finish(out: Path, config: Config, material: Material, reporter: Reporter) -> None:
-    """Pictures and the report, from the best model."""
-    from smp_plugin.checkpoint import load_model
+def choose_min_score(truth: list[np.ndarray], found: list[FramePoses], partial: bool) -> float:
+    """The lowest score within .01 of the best F1; where labels are partial, the score that 9 of 10 found labelled animals have.
 
-    if not (out / "model.pt").exists() or not (out / "metrics.csv").exists():
+    ``truth``: (n, K, 2) per frame. An animal is found by a pose of OKS (s2 = .1) .3 or more.
+    """
+    scores, right = [], []
+    for labelled, frame, area in zip(truth, found, animal_areas(truth), strict=True):
+        hits = {column for _, column in match(oks(labelled, frame.poses, area, MEDIUM_S2), MATCH_OKS)}
+        scores += frame.scores.tolist()
+        right += [i in hits for i in range(len(frame.scores))]
+    order = np.argsort(scores)[::-1]
+    ranked, hits_so_far = np.array(scores)[order], np.cumsum(np.array(right)[order])
+    if not len(ranked) or not hits_so_far[-1]:
+        return 0.1
+    if partial:
+        return round(float(ranked[np.searchsorted(hits_so_far, 0.9 * hits_so_far[-1])]), 3)
+    f1 = 2 * hits_so_far / (np.arange(1, len(ranked) + 1) + sum(len(t) for t in truth))
+    return round(float(ranked[np.flatnonzero(f1 >= f1.max() - 0.01)[-1]]), 3)
+
+
+def finish(out: Path, config: Config, material: Material, device: torch.device, reporter: Reporter) -> None:
+    """The score from which the best model's animals are kept, pictures, and the report."""
+    if not (out / "model.pt").exists():
         return
     kept = load_model(out / "model.pt")
+    kept.model.to(device)
     frames = spread(material.val_frames or material.frames, config.train.val_frames)
     reader = FrameReader(material.videos, 1.0)
-    with autocast(torch.device("cpu"), "fp32"):
-        found = predict_frames(kept.model, frames, reader, kept.config, kept.typical_length)
+    found = predict_frames(kept.model, frames, reader, kept.config, kept.typical_length)
     truth = truth_of(frames)
+    if kept.config.predict.min_score == 0:
+        kept.config.predict.min_score = choose_min_score(truth, found, material.partial)
+        save_model(out / "model.pt", kept)
+        reporter.say(f"--min-score: {kept.config.predict.min_score:g} by default, where the fewest animals are missed or invented")
     result = evaluate_poses(truth, [(f.poses, f.scores) for f in found], material.skeleton.keypoints)
     items = [
         GalleryItem(
@@ -425,7 +447,8 @@ def finish(out: Path, config: Config, material: Material, reporter: Reporter) ->
         )
         for f, t, p in zip(frames, truth, found, strict=True)
     ]  # fmt: skip
-    write_curves(out / "metrics.csv", out / "curves.png")
+    if (out / "metrics.csv").exists():
+        write_curves(out / "metrics.csv", out / "curves.png")
     write_gallery(out / "val_predictions.png", items, material.skeleton)
     write_report(out, title=out.name, evaluation=result)
     what = "validation" if material.val_frames else "training (no validation frames)"
