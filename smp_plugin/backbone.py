@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections import OrderedDict
 from pathlib import Path
 
@@ -77,10 +78,14 @@ def find_weights(choice: str, name: str) -> tuple[dict[str, Tensor] | None, str]
         return None, "backbone weights: none, the backbone is trained from scratch, as asked for"
     if choice in ("auto", "imagenet"):
         weights = get_model_weights(name).DEFAULT
+        patience = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(20)  # a cluster without a way out drops connections silently
         try:
             return weights.get_state_dict(progress=False, check_hash=True), f"backbone weights: ImageNet ({weights})"
         except Exception as error:  # urllib, ssl, socket, hash and file errors: whatever went wrong, the remedy is the same
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        finally:
+            socket.setdefaulttimeout(patience)
         if choice == "imagenet":
             raise FormatError(
                 f"--weights imagenet: the weights of {name} could not be had ({reason}). Download {weights.url} where there is a "

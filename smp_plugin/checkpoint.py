@@ -49,6 +49,9 @@ def save_model(path: Path, checkpoint: Checkpoint) -> None:
     partial = path.with_name(f".{path.name}.partial")
     tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in checkpoint.model.state_dict().items()}
     save_file(tensors, partial, metadata={"smp_plugin": json.dumps(header)})
+    umask = os.umask(0)  # save_file lets nobody but the owner read it
+    os.umask(umask)
+    partial.chmod(0o666 & ~umask)
     os.replace(partial, path)
 
 

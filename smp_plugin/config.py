@@ -21,7 +21,7 @@ class DataConfig:
     """What is learnt from, and at which size."""
 
     labels: Literal["auto", "complete", "partial"] = "auto"  # are animals without a label background? auto: decided from the labels
-    input_scale: float = 0.0  # input pixels per frame pixel; 0: the scale that makes the median animal `animal_size` long, at most 1
+    input_scale: float = 0.0  # input pixels per frame pixel; 0: the scale that makes the median animal `animal_size` long, at most 1.5
     animal_size: float = 72.0  # wanted length of the median animal, input pixels
     crop: int = 0  # side of the square training crop, input pixels; 0: four and a half median animals, 192 to 512
     val_fraction: float = 0.1  # share of labelled frames held out when no validation file is given; none below 10 frames
@@ -40,7 +40,7 @@ class AugmentConfig:
     contrast: float = 0.25  # multiplicative, share
     strong: float = 2.0  # how many times stronger colour changes are in the student's view of unlabelled frames
     erase: int = 3  # patches wiped out in the student's view of unlabelled frames, at most
-    paste: float = 0.5  # share of labelled crops onto which complete animals are pasted
+    paste: float = 0.5  # share of labelled crops onto which complete animals are pasted; all of them where labels are partial, unless 0
     paste_max: int = 3  # animals pasted on one crop, at most; three times as many where labels are partial
     paste_overlap: float = 0.3  # share of an animal's keypoints that a pasted one may cover
 
@@ -79,7 +79,7 @@ class LossConfig:
         "oks"  # what C learns: similarity of the predicted pose to the label, or closeness to the centre
     )
     center_radius: float = 1.5  # strides around an animal's centre in which locations are positive
-    partial_negative: float = 0.02  # weight of background away from labels where labels are partial
+    partial_negative: float = 0.3  # weight of background away from labels where labels are partial
     alpha: float = 0.01  # of L_fl, fusion on labelled frames
     beta: float = 0.1  # of L_fu, fusion on unlabelled frames
     fusion: Literal["focal", "quality", "release"] = "focal"  # eq. 9 exactly, the quality-focal form, or the authors' hard cells
@@ -88,9 +88,7 @@ class LossConfig:
     candidate_threshold: float = 0.05  # delta: locations with sigma(B) above it are candidates
     max_candidates: int = 100  # per image
     pseudo: float = 0.5  # weight of the supervised terms on the teacher's sure detections in unlabelled frames; 0: fusion only
-    pseudo_score: float = (
-        0.7  # share of a typical labelled animal's score from which a detection is an animal; from a quarter of it: ignored
-    )
+    pseudo_score: float = 0.6  # share of a typical labelled animal's score that makes a detection an animal; down to a quarter: ignored
 
 
 @dataclass
@@ -100,7 +98,7 @@ class TrainConfig:
     steps: int = 3000  # optimiser steps
     minutes: float = 0.0  # wall-clock budget of training; 0: `steps` decides
     batch: int = 6  # labelled crops a step
-    unlabeled_batch: int = 2  # unlabelled crops a step, in the third phase
+    unlabeled_batch: int = 3  # unlabelled crops a step, in the third phase
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
     backbone_lr: float = 1.0  # factor on the learning rate of the backbone

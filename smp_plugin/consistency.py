@@ -12,6 +12,7 @@ would drive it to 0; so L_f reaches A and D, never B or C.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from smp_plugin.config import LossConfig, PredictConfig
 from smp_plugin.decode import candidates, decode, gather_poses, similarity, suppress
 from smp_plugin.losses import focal_terms, quality_focal
-from smp_plugin.model import PoseOutputs
+from smp_plugin.model import LEVEL_STRIDES, PoseOutputs
 from smp_plugin.targets import Instances, draw_gaussians
 
 
@@ -67,7 +68,7 @@ def fusion_loss(outputs: PoseOutputs, indices: Tensor, scores: Tensor, config: L
 
 def _blur(maps: Tensor, sigma: float) -> Tensor:
     """3x3 Gaussian of height 1 at its middle, as the supervised target has: a pseudo-label is drawn as a label is. Its own adjoint."""
-    line = torch.exp(-(torch.tensor([-1.0, 0.0, 1.0], device=maps.device) ** 2) / (2 * sigma**2)).to(maps.dtype)
+    line = torch.exp(-(torch.tensor([-1.0, 0.0, 1.0], device=maps.device, dtype=maps.dtype) ** 2) / (2 * sigma**2))
     kernel = (line[:, None] * line).expand(maps.shape[1], 1, 3, 3)
     with torch.autocast(maps.device.type, enabled=False):
         return F.conv2d(maps, kernel, padding=1, groups=maps.shape[1])
@@ -84,23 +85,22 @@ def _sample(maps: Tensor, cells: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _overlap(weights: Tensor, cells: Tensor, h: int, w: int, sigma: float) -> Tensor:
-    """(N, S, K), at least 1: by how much the largest cell near each keypoint exceeds weight 1 once all are drawn."""
+    """(N, S, K), at least 1: by how much the largest of the cells that each keypoint is drawn on exceeds weight 1 once all are drawn."""
     n, s, k = weights.shape
     low = cells.floor()
     drawn = weights.new_zeros(n * k, h * w)
+    corners = []
     for dy in (0, 1):
         for dx in (0, 1):
             corner = low + low.new_tensor([dx, dy])
             share = (1 - (cells - corner).abs()).clamp(min=0).prod(dim=-1) * weights
-            index = (corner[..., 1].clamp(0, h - 1) * w + corner[..., 0].clamp(0, w - 1)).long()
-            drawn.scatter_add_(1, index.transpose(1, 2).reshape(n * k, s), share.transpose(1, 2).reshape(n * k, s))
+            index = (corner[..., 1].clamp(0, h - 1) * w + corner[..., 0].clamp(0, w - 1)).long().transpose(1, 2)  # N, K, S
+            drawn.scatter_add_(1, index.reshape(n * k, s), share.transpose(1, 2).reshape(n * k, s))
+            corners.append((index, share > 0))
     maps = drawn.view(n, k, h, w)
-    if sigma:
-        maps = _blur(maps, sigma)
-    peak = F.max_pool2d(maps, 3, stride=1, padding=1)
-    nearest = cells.round()
-    index = (nearest[..., 1].clamp(0, h - 1) * w + nearest[..., 0].clamp(0, w - 1)).long()
-    return peak.flatten(2).gather(2, index.transpose(1, 2)).transpose(1, 2).clamp(min=1)
+    if sigma:  # the blur draws on the cells around the four corners too
+        maps = F.max_pool2d(_blur(maps, sigma), 3, stride=1, padding=1)
+    return torch.stack([maps.flatten(2).gather(2, index).transpose(1, 2) * used for index, used in corners]).amax(dim=0).clamp(min=1)
 
 
 @torch.no_grad()
@@ -124,16 +124,43 @@ def label_confidence(outputs: PoseOutputs, instances: Instances) -> Tensor:
 def pseudo_instances(teacher: PoseOutputs, config: LossConfig, predict: PredictConfig, typical: float, confidence: Tensor) -> Instances:
     """The teacher's sure detections as labels, weighted by their scores relative to ``confidence`` (of a typical labelled animal).
 
-    Above ``pseudo_score`` a detection is an animal; below a quarter of it, nothing; between the two nothing is learnt there. A keypoint
-    that the teacher's own heatmap does not confirm (point score below a fifth) is left out.
+    Above ``pseudo_score`` a detection is an animal; down to a quarter of it, nothing is learnt there; background is where the teacher sees
+    none at all. A keypoint that the teacher's own heatmap does not confirm (point score below a fifth) is left out; a detection without
+    any other is not sure.
     """
     found = decode(teacher, replace(predict, min_score=0.0, max_animals=0, refine=True), typical)
     relative = (found.scores / confidence).clamp(max=1)
-    sure = relative >= config.pseudo_score
-    seen = (found.point_scores >= 0.2) | ~sure[..., None]
+    confirmed = found.point_scores >= 0.2
+    sure = (relative >= config.pseudo_score) & confirmed.any(dim=-1)
+    seen = confirmed | ~sure[..., None]
     exists = relative >= config.pseudo_score / 4
     keypoints = found.poses.where((seen & exists[..., None])[..., None], found.poses.new_tensor(torch.nan))
-    return Instances(keypoints, relative * sure, torch.ones_like(found.scores[:, :1, None]))
+    return Instances(keypoints, relative * sure, background_of(teacher, torch.zeros_like(found.scores[:, 0]), config))
+
+
+def agreement(student: PoseOutputs, teacher: PoseOutputs, confidence: Tensor, config: LossConfig) -> Tensor:
+    """The student, who sees a disturbed view, learns the teacher's soft answers to the clean view: one scalar over all heads.
+
+    Heatmaps and presence by the quality focal loss, smallest where student and teacher say the same; vectors and quality where the
+    teacher is sure, weighted by its scores relative to ``confidence``. Each is divided as its supervised counterpart is, by soft counts
+    of keypoints, animals' locations and weights. Easy view for the teacher, hard view for the student: arXiv 2011.12498.
+    """
+    with torch.no_grad():
+        heatmaps, presence = torch.sigmoid(teacher.heatmaps), torch.sigmoid(teacher.presence)
+        keypoints = heatmaps.sum() / (2 * math.pi * config.heatmap_sigma**2)
+        relative = (teacher.scores / confidence).clamp(max=1)
+        sure = relative * (relative >= config.pseudo_score)
+        weight = sure / sure.sum().clamp(min=1)
+    heatmap = quality_focal(student.heatmaps, heatmaps, config.gamma).sum() / keypoints.clamp(min=1)
+    box = quality_focal(student.presence, presence, config.gamma).sum() / presence.sum().clamp(min=1)
+    gap = F.smooth_l1_loss(student.vectors, teacher.vectors, beta=config.vector_beta, reduction="none").sum(dim=-1).mean(dim=-1)
+    quality = F.binary_cross_entropy_with_logits(student.quality, torch.sigmoid(teacher.quality), reduction="none")
+    return (
+        config.heatmap_weight * heatmap
+        + config.box_weight * box
+        + config.vector_weight * (gap * weight).sum()
+        + config.quality_weight * (quality * weight).sum()
+    )
 
 
 @torch.no_grad()
@@ -150,8 +177,11 @@ def merge_instances(labels: Instances, found: Instances, background: Tensor, typ
 
 @torch.no_grad()
 def background_of(teacher: PoseOutputs, weights: Tensor, config: LossConfig) -> Tensor:
-    """(N, h, w) at stride 8: background counts fully where the teacher sees no animal at all, else as ``weights`` (N,) say."""
-    h, w = (side * teacher.heatmap_stride // 8 for side in teacher.heatmaps.shape[2:])
-    presence = torch.sigmoid(teacher.presence[:, : h * w]).view(-1, 1, h, w)
-    near = F.max_pool2d(presence, 5, stride=1, padding=2)[:, 0]
-    return torch.where(near < config.candidate_threshold, 1.0, weights[:, None, None])
+    """(N, h, w) at stride 8: background counts fully where the teacher sees no animal of any size, else as ``weights`` (N,) say."""
+    height, width = (side * teacher.heatmap_stride for side in teacher.heatmaps.shape[2:])
+    shapes = [(height // stride, width // stride) for stride in LEVEL_STRIDES]
+    levels = torch.sigmoid(teacher.presence).split([h * w for h, w in shapes], dim=1)
+    maps = [level.view(-1, 1, h, w) for level, (h, w) in zip(levels, shapes, strict=True)]
+    # Two cells to either side of a location, in strides of its level: the larger the animal, the farther it reaches.
+    near = [F.interpolate(F.max_pool2d(m, 5, stride=1, padding=2), size=shapes[0], mode="nearest") for m in maps]
+    return torch.where(torch.cat(near, dim=1).amax(dim=1) < config.candidate_threshold, 1.0, weights[:, None, None])

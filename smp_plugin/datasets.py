@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from converters.labels import LabeledFrame, Skeleton, VideoSource
+from converters.labels import FormatError, LabeledFrame, Skeleton, VideoSource
 from converters.video import Video, open_video
 from smp_plugin import transforms
 from smp_plugin.config import Config
@@ -83,8 +84,14 @@ class FrameReader:
         return found
 
     def get_many(self, video: int, indices: list[int]) -> list[Tensor]:
-        """Several frames in ascending order, read in one forward pass."""
-        return [self.prepared(frame)[0] for _, frame in self.video(video).read_many(indices)]
+        """Several frames in ascending order, read in one forward pass, up to one that can't be read: headers promise more frames than
+        there are, and recordings end damaged.
+        """
+        found: list[Tensor] = []
+        with contextlib.suppress(FormatError):
+            for _, frame in self.video(video).read_many(indices):
+                found.append(self.prepared(frame)[0])
+        return found
 
 
 class UnlabeledPool:
@@ -92,7 +99,7 @@ class UnlabeledPool:
 
     def __init__(self, sizes: list[int], labelled: list[set[int]], ranges: list[tuple[int, int]] | None) -> None:
         self.labelled = labelled
-        self.spans = [[(a, min(b, size - 1)) for a, b in ranges or [(0, size - 1)] if a < size] for size in sizes]
+        self.spans = [[(a, min(b, size - 1)) for a, b in _disjoint(ranges or [(0, size - 1)]) if a < size] for size in sizes]
         self.counts = np.array([sum(b - a + 1 for a, b in spans) for spans in self.spans], dtype=float)
         for video, spans in enumerate(self.spans):
             self.counts[video] -= sum(any(a <= i <= b for a, b in spans) for i in labelled[video])
@@ -113,6 +120,17 @@ class UnlabeledPool:
                     break
             drawn.setdefault(int(video), []).append(index)
         return {video: sorted(set(indices)) for video, indices in sorted(drawn.items())}
+
+
+def _disjoint(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same frames in rising ranges that do not overlap: a frame named twice is still one frame."""
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    return merged
 
 
 class TrainingSteps(Dataset[Batch]):
@@ -188,7 +206,7 @@ class TrainingSteps(Dataset[Batch]):
         crop = transforms.warp(image, matrix, size, size)
         keypoints = np.array([self._moved(p, matrix) for p in points]).reshape(-1, len(self.skeleton), 2)
         partial = self.partial and not frame.negative
-        if self.donors and rng.random() < config.augment.paste:
+        if self.donors and rng.random() < (1.0 if partial and config.augment.paste else config.augment.paste):
             for _ in range(rng.integers(1, config.augment.paste_max * (3 if partial else 1) + 1)):
                 crop, keypoints = self._paste(rng, crop, keypoints)
         crop = transforms.jitter(rng, transforms.to_bytes(crop), config.augment)
@@ -243,7 +261,11 @@ class TrainingSteps(Dataset[Batch]):
             drawn = self.pool.draw(
                 np.random.default_rng((config.train.seed, 4, block, self.rank)), BLOCK_FRAMES * config.train.unlabeled_batch
             )
-            self._block = (block, [f for video, indices in drawn.items() for f in self.unlabeled_reader.get_many(video, indices)])
+            frames = [f for video, indices in drawn.items() for f in self.unlabeled_reader.get_many(video, indices)]
+            if not frames:
+                names = ", ".join(self.unlabeled_reader.videos[video].name for video in drawn)
+                raise FormatError(f"{names}: no unlabelled frame can be read; convert the video to MP4, or name another with --unlabeled.")
+            self._block = (block, frames)
         image = self._block[1][rng.integers(len(self._block[1]))]
         height, width = image.shape[1:]
         # Crops lie within the frame where it is large enough: unlabelled frames have no animals to centre on, and border shows nothing.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from converters import FormatError, LabeledFrame, PredictedInstance, VideoSource, read_project, write_predictions
-from converters.video import open_video, video_source
+from converters.video import Video, open_video, video_source
 from smp_plugin import __version__
 from smp_plugin.checkpoint import Checkpoint, load_model
 from smp_plugin.config import parse_ranges, set_value, to_dict
@@ -130,7 +131,7 @@ def predict(
 
     Args:
         inputs: videos, image folders, images, or SLEAP projects.
-        output: a ``.slp`` file for all inputs together, or a folder for one file per input.
+        output: a ``.slp`` file for all inputs together, or a folder, which may be new, for one file per input.
         model: a run folder or model file; default the newest finished run under ``runs/``.
         config_overrides: settings by key, such as ``{"predict.min_score": 0.3}``.
         frames: "all", "labeled", "unlabeled" or ranges like "0-999,1500"; default all of a video, the unlabelled ones of a project.
@@ -152,6 +153,8 @@ def predict(
     reporter.say(f"model: {path} ({', '.join(checkpoint.skeleton.keypoints)})" + ("" if model else ", the newest finished run"))
     reporter.say(why)
     jobs = _jobs(inputs, output, frames, video_root, checkpoint, reporter)
+    if overlay:
+        _check_overlay(overlay, jobs)
     predictor = Predictor(checkpoint, where)
     with _stoppable() as stopped, contextlib.ExitStack() as stack:
         drawn = stack.enter_context(OverlayWriter(overlay, checkpoint.skeleton, _fps(jobs[0]))) if overlay else None
@@ -161,8 +164,9 @@ def predict(
             if stopped.is_set():
                 break
             started = time.time()
-            made = _predicted(predictor, job, drawn, task, done, stopped)
-            write_predictions(job.output, checkpoint.skeleton, job.videos, made, _provenance(checkpoint, path, job, started), job.inputs)
+            provenance = _provenance(checkpoint, path, job, started)
+            with contextlib.closing(_predicted(predictor, job, drawn, task, done, stopped, reporter)) as made:
+                write_predictions(job.output, checkpoint.skeleton, job.videos, made, provenance, job.inputs)
             written.append(job.output)
             done += job.total
     for job_output in written:
@@ -183,11 +187,12 @@ def newest_run(folder: Path = Path("runs")) -> Path:
 
 
 def _predicted(
-    predictor: Predictor, job: _Job, drawn: OverlayWriter | None, task: Task, done: int, stopped: threading.Event
-) -> Iterator[LabeledFrame]:
+    predictor: Predictor, job: _Job, drawn: OverlayWriter | None, task: Task, done: int, stopped: threading.Event, reporter: Reporter
+) -> Generator[LabeledFrame, None, None]:
     for number, (source, wanted) in enumerate(zip(job.videos, job.wanted, strict=True)):
         with open_video(source) as video:
-            for index, frame, found in predictor.stream(video.stream(wanted)):
+            promised = video.n_frames
+            for index, frame, found in predictor.stream(_to_the_end(video, wanted)):
                 if drawn is not None:
                     drawn.write(frame, found.poses, point_scores=found.point_scores)
                 done += 1
@@ -198,6 +203,23 @@ def _predicted(
                 yield LabeledFrame(number, index, predicted=animals)
                 if stopped.is_set():
                     return
+            if len(wanted) and wanted[-1] >= video.n_frames and source.kind == "file":
+                reporter.warn(f"{video.name} holds {video.n_frames:,} frames, not the {promised:,} that its header promises; all are done.")
+
+
+def _to_the_end(video: Video, wanted: list[int] | range) -> Iterator[tuple[int, np.ndarray]]:
+    """The frames wanted, up to the real end of the video: headers often promise a few more than there are."""
+    if isinstance(wanted, range):  # the whole video
+        yield from video.stream()
+        return
+    for index in wanted:
+        try:
+            frame = video.read(index)
+        except FormatError:
+            if video.source.kind != "file" or index < video.n_frames:
+                raise
+            return
+        yield index, frame
 
 
 @contextlib.contextmanager
@@ -244,7 +266,26 @@ def _jobs(
         raise FormatError(
             f"{', '.join(map(str, inputs))}: no frames are asked for with --frames {frames or 'unlabeled'}; try --frames all."
         )
+    if separate:
+        _make_folder(output, "-o")
     return jobs
+
+
+def _make_folder(folder: Path, flag: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FormatError(f"{flag} {folder}: the folder can't be made ({error.strerror}); choose one that you may write to.") from error
+
+
+def _check_overlay(overlay: Path, jobs: list[_Job]) -> None:
+    """Before anything is predicted: an overlay must not replace what is read, and its folder must exist."""
+    read = [p for job in jobs for p in (*job.inputs, *(q for video in job.videos for q in video.paths))]
+    if overlay.resolve() in {p.resolve() for p in read}:
+        raise FormatError(f"--overlay {overlay}: it is one of the inputs and would be overwritten; give the overlay another name.")
+    _make_folder(overlay.parent, "--overlay")
+    if not os.access(overlay.parent, os.W_OK):
+        raise FormatError(f"--overlay {overlay}: the folder can't be written to; choose one that you may write to.")
 
 
 def _frames_of(

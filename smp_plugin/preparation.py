@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from smp_plugin.config import Config, parse_ranges
 from smp_plugin.datasets import UnlabeledPool
 from smp_plugin.progress import Reporter
 
+MAX_SCALE = 1.5  # small animals in a huddle are told apart better when enlarged; beyond this there is only blur to see
 MIN_FRAMES_TO_SPLIT = 10  # with fewer labelled frames every one is needed for training
 
 
@@ -39,7 +39,7 @@ def prepare(
     Raises:
         FormatError: a project can't be read, holds no labels, or projects have different keypoints.
     """
-    labels = merge([read_project(p, video_root) for p in projects])
+    labels = merge([_read(p, video_root) for p in projects])
     skeleton, frames = labels.skeleton, labels.labelled_frames
     if not any(f.instances for f in frames):
         raise FormatError(f"{', '.join(map(str, projects))}: no animal is labelled; label some frames (20 is a good start) and try again.")
@@ -48,7 +48,7 @@ def prepare(
     videos = list(labels.videos)
     labelled = {(f.video, f.index) for f in frames}  # held-out ones too: unlabelled frames must be new
     if val is not None:
-        held = read_project(val, video_root)
+        held = _read(val, video_root)
         if held.skeleton.keypoints != skeleton.keypoints:
             raise FormatError(
                 f"{val}: its keypoints are {', '.join(held.skeleton.keypoints)}, those of the training project "
@@ -57,6 +57,9 @@ def prepare(
         val_frames = [replace(f, video=f.video + len(videos)) for f in held.labelled_frames]
         videos += held.videos
         reporter.say(f"validation: {len(val_frames)} frames of {val}")
+        seen = _in_videos(labelled, videos)
+        if twice := len(seen & _in_videos({(f.video, f.index) for f in val_frames}, videos)):
+            reporter.warn(f"{twice} of the {len(val_frames)} validation frames are trained on too, so figures on them flatter")
     else:
         frames, val_frames = _split(frames, config, reporter)
     lengths = _complete_lengths(frames)
@@ -69,6 +72,26 @@ def prepare(
     taken = labelled | {(f.video, f.index) for f in val_frames}
     unlabeled_videos, pool = _unlabeled(labels, videos, taken, config, unlabeled, reporter)
     return Material(skeleton, videos, frames, val_frames, partial, typical, unlabeled_videos, pool)
+
+
+def _read(path: Path, video_root: Path | None) -> Labels:
+    """A project, whose labelled frames are known to exist: a wrong video is better noticed now than within the first steps."""
+    labels = read_project(path, video_root)
+    for number, source in enumerate(labels.videos):
+        wanted = {f.index for f in labels.labelled_frames if f.video == number}
+        if not wanted:
+            continue
+        with open_video(source) as video:
+            absent = wanted - set(video.frame_numbers) if source.kind == "embedded" else set()
+            last = max(absent or wanted)
+            try:
+                video.read(last)
+            except FormatError as error:
+                raise FormatError(
+                    f"{path}: frame {last} of {source.name} is labelled, but can't be read: {error} "
+                    "If this is another video than the labelled one, name the right one's folder with --video-root."
+                ) from error
+    return labels
 
 
 def merge(projects: list[Labels]) -> Labels:
@@ -120,10 +143,10 @@ def _choose_scale(config: Config, lengths: np.ndarray, reporter: Reporter) -> No
         reporter.say("input scale: 1, since no animal has two labelled keypoints to tell its size by")
     else:
         median = float(np.median(lengths))
-        config.data.input_scale = round(min(1.0, config.data.animal_size / median), 3)
+        config.data.input_scale = round(min(MAX_SCALE, config.data.animal_size / median), 3)
         reporter.say(
             f"input scale: {config.data.input_scale:g}, since the median animal is {median:.0f} pixels long "
-            f"(wanted: at most {config.data.animal_size:g})"
+            f"(wanted: {config.data.animal_size:g})"
         )
 
 
@@ -141,29 +164,27 @@ def _choose_labels(config: Config, frames: list[LabeledFrame], keypoints: int, r
     return config.data.labels == "partial"
 
 
+def _in_videos(places: set[tuple[int, int]], videos: list[VideoSource]) -> set[tuple[VideoSource, int]]:
+    """Frames by the video itself, or by the original of an embedded one: several projects may share a video."""
+    return {(videos[v].original or videos[v], i) for v, i in places}
+
+
 def _unlabeled(
     labels: Labels, videos: list[VideoSource], taken: set[tuple[int, int]], config: Config, extra: list[Path], reporter: Reporter
 ) -> tuple[list[VideoSource], UnlabeledPool]:
     """Every frame without a label of the project's videos (of the originals of embedded ones), or of the videos the user names."""
     ranges = parse_ranges(config.data.unlabeled_frames, "--unlabeled-frames") if config.data.unlabeled_frames else None
-    sources: list[VideoSource] = []
-    labelled: list[set[int]] = []
-    originals = {v.original or v: i for i, v in reversed(list(enumerate(videos)))}
-    for path in extra:
-        sources.append(video_source(path))
-        known = originals.get(sources[-1])
-        labelled.append({i for v, i in taken if v == known})
-    for number, video in enumerate(labels.videos if not extra else []):
-        source = video
-        if video.kind == "embedded":
-            if video.original is None or not all(p.exists() for p in video.original.paths):
-                reporter.say(
-                    f"unlabelled frames: none from {video.name}; the video it was made from was not found (name it with --unlabeled VIDEO)"
-                )
-                continue
-            source = video.original
-        sources.append(source)
-        labelled.append({i for v, i in taken if v == number})
+    sources = [video_source(path) for path in extra]
+    for video in labels.videos if not extra else []:
+        if video.kind == "embedded" and (video.original is None or not all(p.exists() for p in video.original.paths)):
+            reporter.say(
+                f"unlabelled frames: none from {video.name}; the video it was made from was not found (name it with --unlabeled VIDEO)"
+            )
+        else:
+            sources.append(video.original or video)
+    sources = list(dict.fromkeys(sources))
+    known = _in_videos(taken, videos)
+    labelled = [{i for video, i in known if video == source} for source in sources]
     sizes = []
     for source in sources:
         with open_video(source) as opened:
@@ -176,8 +197,3 @@ def _unlabeled(
             "there are no unlabelled frames: training as SemiMultiPose-labeled, on labelled frames alone (--unlabeled VIDEO adds some)"
         )
     return sources, pool
-
-
-def resolved(config: Config) -> Config:
-    """A copy to be changed freely."""
-    return copy.deepcopy(config)

@@ -39,7 +39,10 @@ class Reporter:
     def __init__(self, quiet: bool = False, json: bool = False, log: Path | None = None) -> None:
         self.quiet, self.json = quiet, json
         self.log: Path | None = None
+        self.mute = False  # of the processes of a distributed run, one speaks
         self._unlogged: list[str] = []
+        self._said: list[str] = []
+        self._warned: list[str] = []
         self._console: Console | None = None
         self._bar: Progress | None = None
         if log is not None:
@@ -47,17 +50,26 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """A sentence: what was chosen, and why."""
+        self._said.append(text)
         self._write_log(text)
         if not self.quiet:
             self._show({"message": text}, text, "")
 
     def warn(self, text: str) -> None:
         """Something the person should look at; shown even when quiet."""
+        self._warned.append(text)
         self._write_log(f"Warning: {text}")
         self._show({"message": text, "warning": True}, f"Warning: {text}", "yellow")
 
+    def take(self) -> tuple[list[str], list[str]]:
+        """Sentences and warnings since the last call, for a report."""
+        taken, self._said, self._warned = (self._said, self._warned), [], []
+        return taken
+
     def log_to(self, path: Path) -> None:
         """Append to this file from now on, beginning with what was said so far."""
+        if self.mute:
+            return
         self.log = path
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
@@ -82,6 +94,8 @@ class Reporter:
             file.write(line)
 
     def _show(self, record: dict[str, Any], text: str, style: str) -> None:
+        if self.mute:
+            return
         if self.json:
             print(jsonlib.dumps(record), flush=True)
         elif self.terminal:
@@ -115,7 +129,7 @@ class Task:
         self._start = time.monotonic()
         self._history: deque[tuple[float, float]] = deque([(self._start, 0.0)])
         self._next = {"line": self._start, "log": self._start, "json": self._start}
-        self._owns_bar = not (reporter.quiet or reporter.json or reporter._bar is not None) and reporter.terminal
+        self._owns_bar = not (reporter.quiet or reporter.mute or reporter.json or reporter._bar is not None) and reporter.terminal
         self._bar_task: Any = None
 
     def update(self, done: float, **info: Any) -> None:
@@ -158,7 +172,7 @@ class Task:
         if last or now >= self._next["log"]:
             self._next["log"] = now + LOG_EVERY
             reporter._write_log(self.line)
-        if reporter.quiet:
+        if reporter.quiet or reporter.mute:
             return
         if reporter.json:
             if last or now >= self._next["json"]:

@@ -8,6 +8,9 @@ import datetime
 import logging
 import math
 import os
+import pickle
+import signal
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -25,7 +28,7 @@ from smp_plugin import __version__
 from smp_plugin.backbone import find_weights
 from smp_plugin.checkpoint import Checkpoint, load_model, save_model
 from smp_plugin.config import Config, read_config, write_config
-from smp_plugin.consistency import background_of, fusion_loss, label_confidence, merge_instances, pseudo_instances, select
+from smp_plugin.consistency import agreement, background_of, fusion_loss, label_confidence, merge_instances, pseudo_instances, select
 from smp_plugin.datasets import Batch, FrameReader, StepRange, TrainingSteps
 from smp_plugin.inference import FramePoses, choose_device, has_bf16, infer
 from smp_plugin.losses import supervised
@@ -63,6 +66,7 @@ class PoseTraining(L.LightningModule):
     """The step: supervised terms, then + L_fl, then + L_fu, with a moving average of the weights as teacher and as the model kept."""
 
     confidence: Tensor
+    soft = os.environ.get("SOFT", "1") == "1"
 
     def __init__(
         self, config: Config, keypoints: int, typical: float, partial: bool, budget: Budget, weights: dict[str, Tensor] | None
@@ -76,16 +80,22 @@ class PoseTraining(L.LightningModule):
         self.teacher = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.register_buffer("confidence", torch.tensor(0.3))  # score of a typical labelled animal, moving average
         self.terms: dict[str, list[Tensor]] = defaultdict(list)  # since the last row of metrics.csv
+        self.first_step, self.optimizer_state = 0, None  # set where a run is resumed
+
+    @property
+    def step(self) -> int:
+        """Steps taken since the run began, before it was resumed included."""
+        return self.first_step + self.global_step
 
     def ramp(self, start: float) -> float:
         """Weight, 0 to 1, of a term that begins at share ``start`` of the run."""
-        progress = self.budget.progress(self.global_step)
+        progress = self.budget.progress(self.step)
         return 0.0 if progress < start else min(1.0, 0.1 + (progress - start) / max(self.config.train.ramp, 1e-6))
 
     @property
     def phase(self) -> str:
         """Name of the current phase, for people."""
-        train, loss, progress = self.config.train, self.config.loss, self.budget.progress(self.global_step)
+        train, loss, progress = self.config.train, self.config.loss, self.budget.progress(self.step)
         if progress >= train.unlabeled_fusion_start and (loss.beta > 0 or loss.pseudo > 0):
             return "unlabelled"
         return "labelled fusion" if progress >= train.labeled_fusion_start and loss.alpha > 0 else "supervised"
@@ -123,7 +133,9 @@ class PoseTraining(L.LightningModule):
         with torch.no_grad():
             teacher = self.teacher(batch.weak)
         terms = {"fusion_unlabeled": loss.beta * ramp * self.fusion(teacher, student)} if loss.beta else {}
-        if loss.pseudo:
+        if loss.pseudo and self.soft:
+            terms["pseudo"] = loss.pseudo * ramp * agreement(student, teacher, self.confidence, loss)
+        elif loss.pseudo:
             found = pseudo_instances(teacher, loss, self.config.predict, self.typical, self.confidence)
             terms["pseudo"] = loss.pseudo * ramp * torch.stack(list(supervised(student, found, loss, self.typical).values())).sum()
         return terms
@@ -134,7 +146,7 @@ class PoseTraining(L.LightningModule):
         return fusion_loss(outputs, indices, (scores / self.confidence).clamp(max=1), self.config.loss)
 
     def on_train_batch_start(self, *_: object) -> None:
-        train, progress = self.config.train, self.budget.progress(self.global_step)
+        train, progress = self.config.train, self.budget.progress(self.step)
         warm = min(1.0, (progress + 1 / max(train.steps, 1)) / max(train.warmup, 1e-9))
         rate = train.lr * warm * (train.final_lr + (1 - train.final_lr) * (1 + math.cos(math.pi * progress)) / 2)
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
@@ -146,7 +158,7 @@ class PoseTraining(L.LightningModule):
 
     @torch.no_grad()
     def on_train_batch_end(self, *_: object) -> None:
-        step = self.global_step
+        step = self.step
         decay = min(self.config.train.ema, (1 + step) / (10 + step))
         for kept, new in zip(self.teacher.state_dict().values(), self.model.state_dict().values(), strict=True):
             kept.lerp_(new, 1 - decay) if kept.is_floating_point() else kept.copy_(new)
@@ -163,10 +175,18 @@ class PoseTraining(L.LightningModule):
         return torch.optim.AdamW(options, lr=train.lr, fused=self.device.type != "mps")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["seconds"] = self.budget.elapsed
+        checkpoint |= {"step": self.step, "seconds": self.budget.elapsed}
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.budget.spent, self.budget.started = float(checkpoint["seconds"]), time.monotonic()
+    def resume(self, checkpoint: dict[str, Any]) -> None:
+        """Stand where the run was saved. Not left to Lightning, whose counters of epochs make the first one after a resume shorter."""
+        self.load_state_dict(checkpoint["state_dict"])
+        self.first_step, self.optimizer_state = checkpoint["step"], checkpoint["optimizer_states"][0]
+        self.budget.spent = checkpoint["seconds"]
+
+    def on_train_start(self) -> None:
+        if self.optimizer_state is not None:
+            self.optimizers().optimizer.load_state_dict(self.optimizer_state)  # type: ignore[union-attr]
+            self.optimizer_state = None
 
 
 class RunFolder(L.Callback):
@@ -187,36 +207,42 @@ class RunFolder(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, module: PoseTraining, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         wanted = self.config.loss.beta > 0 or self.config.loss.pseudo > 0
         if wanted and module.budget.seconds and module.phase == "unlabelled":
-            self.steps.first_unlabeled_step.clamp_(max=trainer.global_step)
+            self.steps.first_unlabeled_step.clamp_(max=module.step)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: PoseTraining, *_: object) -> None:  # type: ignore[override]
-        progress = module.budget.progress(trainer.global_step)
+        progress = module.budget.progress(module.step)
         self.task.update(
-            module.budget.elapsed if module.budget.seconds else trainer.global_step, step=trainer.global_step, phase=module.phase
+            module.budget.elapsed if module.budget.seconds else module.step, step=module.step, phase=module.phase
         )
-        if progress >= 1:
+        over = progress >= 1
+        if trainer.world_size > 1 and module.budget.seconds:  # clocks differ a little, and all must stop at the same step
+            over = trainer.strategy.reduce_boolean_decision(over, all=False)
+        if over:
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: PoseTraining) -> None:  # type: ignore[override]
         row: dict[str, object] = {k: f"{torch.stack(v).mean().item():.5g}" for k, v in module.terms.items()}
         row |= {
-            "step": trainer.global_step,
-            "epoch": trainer.current_epoch,
+            "step": module.step,
+            "epoch": (module.step - 1) // self.config.train.val_every,
             "seconds": f"{module.budget.elapsed:.1f}",
             "phase": module.phase,
         }
         row["lr"] = f"{trainer.optimizers[0].param_groups[-1]['lr']:.3g}"
         module.terms.clear()
         if trainer.is_global_zero:
-            score = float(trainer.global_step)  # without validation frames the latest model is the one to keep
+            score = float(module.step)  # without validation frames the latest model is the one to keep
             if self.val_frames:
                 score, figures = self.validate(module)
                 row |= figures
             if score >= self.best:
-                self.best, self.best_step = score, trainer.global_step
+                self.best, self.best_step = score, module.step
                 self.save(module)
             append_row(self.out / "metrics.csv", row)
-        trainer.save_checkpoint(self.out / "last.ckpt")
+        partial = self.out / ".last.ckpt.partial"
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            os.replace(partial, self.out / "last.ckpt")
 
     def validate(self, module: PoseTraining) -> tuple[float, dict[str, object]]:
         """The figure models are chosen by (the mean of AP at s2 = 1, .1 and .0025), and the columns of metrics.csv."""
@@ -230,7 +256,7 @@ class RunFolder(L.Callback):
             "val_pixel_error": result.pixel_error[50],
         }
         self.task.update(
-            module.budget.elapsed if module.budget.seconds else module.global_step, step=module.global_step, AP=f"{ap[PAPER_S2]:.3f}"
+            module.budget.elapsed if module.budget.seconds else module.step, step=module.step, AP=f"{ap[PAPER_S2]:.3f}"
         )
         return float(np.nanmean(list(ap.values()))), {k: f"{v:.4f}" for k, v in figures.items()}
 
@@ -242,7 +268,7 @@ class RunFolder(L.Callback):
     def on_exception(self, trainer: L.Trainer, module: PoseTraining, exception: BaseException) -> None:  # type: ignore[override]
         self.interrupted = isinstance(exception, KeyboardInterrupt)
         if self.interrupted and trainer.is_global_zero and not (self.out / "model.pt").exists():
-            self.best_step = trainer.global_step
+            self.best_step = module.step
             self.save(module)
 
 
@@ -310,21 +336,35 @@ def train(
     reporter = reporter or Reporter(quiet=True)
     config = copy.deepcopy(config or Config())
     out = out or Path("runs") / datetime.datetime.now().strftime("%y%m%d_%H%M%S")
+    reporter.mute = not is_first_process(config)
+    saved = None
     if resume:
-        if not (out / "last.ckpt").exists():
-            raise FormatError(f"--resume: {out} holds no last.ckpt; give the run folder with -o, or leave --resume out.")
+        saved = read_checkpoint(out)
+        reporter.say(f"resuming {out} at step {saved['step']}, with its settings ({out / 'config.yaml'})")
         config = read_config(out / "config.yaml")
     elif (out / "model.pt").exists() or (out / "last.ckpt").exists():
-        raise FormatError(f"-o {out}: the folder already holds a run; choose another, or add --resume to continue it.")
+        remedy = ", or add --resume to continue it" if (out / "last.ckpt").exists() else ""
+        raise FormatError(f"-o {out}: the folder already holds a run; choose another{remedy}.")
     device, why = choose_device(config.train.device)
     material = prepare(projects, config, val, video_root, unlabeled or [], reporter)
-    weights, sentence = (None, "") if resume else find_weights(config.model.weights, config.model.backbone)
+    if resume:
+        kept = load_model(out)
+        if kept.skeleton.keypoints != material.skeleton.keypoints:
+            raise FormatError(
+                f"--resume: {out} was trained on the keypoints {', '.join(kept.skeleton.keypoints)}, but those of {projects[0]} are "
+                f"{', '.join(material.skeleton.keypoints)}; name the project that the run began with."
+            )
+        weights, sentence = None, str(kept.facts.get("weights", ""))
+    else:
+        weights, sentence = find_weights(config.model.weights, config.model.backbone)
     if config.model.norm == "auto":
         config.model.norm = "frozen" if weights is not None else "group"
-    out.mkdir(parents=True, exist_ok=True)
-    reporter.log_to(out / "log.txt")
+    if not reporter.mute:
+        open_folder(out)
+        reporter.log_to(out / "log.txt")
+        if not resume:
+            write_config(config, out / "config.yaml")
     if not resume:
-        write_config(config, out / "config.yaml")
         (reporter.warn if sentence.startswith("NO") else reporter.say)(sentence)
     reporter.say(f"{why}; {'bf16' if config.train.precision != 'fp32' and has_bf16(device) else 'fp32'}")
 
@@ -337,11 +377,38 @@ def train(
         "version": __version__,
     }
     module = PoseTraining(config, len(material.skeleton), material.typical_length, material.partial, budget, weights)
-    interrupted = fit(module, material, config, device, out, facts, resume, reporter)
-    finish(out, config, material, device, reporter)
+    interrupted = fit(module, material, config, device, out, facts, saved, reporter)
+    if not reporter.mute:
+        finish(out, config, material, device, reporter)
     if interrupted:
         raise KeyboardInterrupt
     return out
+
+
+def is_first_process(config: Config) -> bool:
+    """Is this the process that writes and speaks? Lightning, torchrun and SLURM number the others in these variables."""
+    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+    return config.train.devices * config.train.num_nodes == 1 or all(os.environ.get(name, "0") == "0" for name in names)
+
+
+def read_checkpoint(out: Path) -> dict[str, Any]:
+    """``last.ckpt`` of a run folder. Raises FormatError where the run can't be resumed."""
+    path = out / "last.ckpt"
+    if not path.exists():
+        raise FormatError(f"--resume: {out} holds no last.ckpt; give the folder of a run that reached its first checkpoint, or start anew.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        raise FormatError(f"--resume: {path} is damaged; train anew in another folder (model.pt beside it still predicts).") from error
+
+
+def open_folder(out: Path) -> None:
+    """Make the run folder, or raise FormatError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "log.txt").open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise FormatError(f"-o {out}: it can't be written to ({error.strerror}); choose a folder that you may write to.") from error
 
 
 def fit(
@@ -351,7 +418,7 @@ def fit(
     device: torch.device,
     out: Path,
     facts: dict[str, object],
-    resume: bool,
+    saved: dict[str, Any] | None,
     reporter: Reporter,
 ) -> bool:
     """Run Lightning's loop until the budget is spent. Returns whether it was interrupted by the user."""
@@ -365,7 +432,7 @@ def fit(
             num_nodes=settings.num_nodes,
             strategy="ddp" if settings.devices * settings.num_nodes > 1 else "auto",
             precision="bf16-mixed" if settings.precision == "bf16" or (settings.precision == "auto" and has_bf16(device)) else "32-true",
-            max_steps=-1 if budget.seconds else settings.steps,
+            max_steps=-1 if budget.seconds else settings.steps - (saved["step"] if saved else 0),
             max_epochs=-1,
             reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,
@@ -383,13 +450,25 @@ def fit(
             steps.first_unlabeled_step.fill_(math.ceil(settings.unlabeled_fusion_start * settings.steps))
         keeper = RunFolder(out, config, material, steps, task, facts)
         trainer.callbacks.append(keeper)  # type: ignore[attr-defined]
-        module.train_dataloader = loader(steps, config, device, lambda: trainer.global_step)  # type: ignore[method-assign]
+        module.train_dataloader = loader(steps, config, device, lambda: module.step)  # type: ignore[method-assign]
+        if saved is not None:
+            module.resume(saved)
+            keeper.load_state_dict(saved["callbacks"][keeper.state_key])
+        if module.step and budget.progress(module.step) >= 1:
+            return False
         budget.started = time.monotonic()
+        handler = signal.getsignal(signal.SIGINT)
         try:
-            trainer.fit(module, ckpt_path=out / "last.ckpt" if resume else None, weights_only=True)
+            trainer.fit(module)
         except SystemExit:  # how Lightning leaves after Ctrl-C, once on_exception has run
             if not keeper.interrupted:
                 raise
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, handler)  # Lightning leaves Ctrl-C switched off
+        except FormatError as error:
+            if "Traceback" not in str(error):
+                raise
+            raise FormatError(str(error).rsplit("FormatError: ", 1)[-1].strip()) from None  # raised in a loader process
     return keeper.interrupted
 
 
@@ -426,6 +505,7 @@ def choose_min_score(truth: list[np.ndarray], found: list[FramePoses], partial: 
 
 def finish(out: Path, config: Config, material: Material, device: torch.device, reporter: Reporter) -> None:
     """The score from which the best model's animals are kept, pictures, and the report."""
+    choices, warnings = reporter.take()
     if not (out / "model.pt").exists():
         return
     kept = load_model(out / "model.pt")
@@ -450,7 +530,15 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
     if (out / "metrics.csv").exists():
         write_curves(out / "metrics.csv", out / "curves.png")
     write_gallery(out / "val_predictions.png", items, material.skeleton)
-    write_report(out, title=out.name, evaluation=result)
+    data = {
+        "Projects": ", ".join(map(str, kept.facts["projects"])),  # type: ignore[call-overload]
+        "Keypoints": ", ".join(material.skeleton.keypoints),
+        "Labelled frames, animals": f"{len(material.frames)}, {sum(len(f.instances) for f in material.frames)}",
+        "Validation frames": len(material.val_frames),
+        "Unlabelled frames": f"{len(material.pool):,}",
+        "Model kept": f"of step {kept.facts['step']}, after {kept.facts['minutes']} min of training",
+    }
+    write_report(out, title=out.name, data=data, choices=choices, evaluation=result, warnings=warnings)
     what = "validation" if material.val_frames else "training (no validation frames)"
     reporter.say(
         f"AP on {len(frames)} {what} frames: {result.ap[PAPER_S2].ap:.3f} (s2 = 1), "

@@ -1,0 +1,379 @@
+"""Prediction from inputs to files, with a model that has learnt its blobs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sleap_io as sio
+import torch
+
+from converters import FormatError, Labels, read_project
+from converters.video import open_video, video_source
+from smp_plugin import predictor
+from smp_plugin.checkpoint import load_model
+from smp_plugin.cli.predict import main
+from smp_plugin.inference import FramePoses
+from smp_plugin.predictor import Predictor, ahead, predict
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    before = threading.active_count()
+    yield
+    assert threading.active_count() <= before
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Callable[..., Labels]:
+    """Predict to a file, and read it."""
+
+    def make(*inputs: Path, name: str = "out.slp", **options: Any) -> Labels:
+        (path,) = predict(list(inputs), tmp_path / name, model=trained, device="cpu", **options)
+        return read_project(path)
+
+    return make
+
+
+def numbers(labels: Labels, video: int = 0) -> list[int]:
+    return [f.index for f in labels.frames if f.video == video]
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class Stub(Predictor):
+    """Finds in every frame one animal at (brightness of the frame, batch size); calls ``event`` before every batch."""
+
+    event: Callable[[int], None] = staticmethod(lambda _: None)
+
+    def __call__(self, frames: list[np.ndarray]) -> list[FramePoses]:
+        type(self).calls = getattr(type(self), "calls", 0) + 1
+        type(self).event(type(self).calls)
+        pose = np.zeros((1, 3, 2))
+        return [FramePoses(pose + f.mean(), np.array([0.5]), np.full((1, 3), 0.5)) for f in frames]
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> type[Stub]:
+    """In place of the network, one that a test can make do things."""
+
+    class Mine(Stub):
+        calls = 0
+
+    monkeypatch.setattr(predictor, "Predictor", Mine)
+    return Mine
+
+
+# --- which frames ---
+
+
+@pytest.mark.parametrize(
+    ("frames", "expected"),
+    [
+        (None, range(12, 20)),
+        ("unlabeled", range(12, 20)),
+        ("labeled", range(12)),
+        ("all", range(20)),
+        ("3-5,19,4", [3, 4, 5, 19]),
+    ],
+)
+def test_frames_of_a_project(frames: str | None, expected: Any, run: Callable[..., Labels], blobs: Any, stub: type[Stub]):
+    before = blobs.project.read_bytes()
+    assert numbers(run(blobs.project, frames=frames)) == list(expected)
+    assert blobs.project.read_bytes() == before
+
+
+def test_frames_of_a_video(run: Callable[..., Labels], blobs: Any, stub: type[Stub]):
+    assert numbers(run(blobs.video)) == list(range(20)) == numbers(run(blobs.video, frames="all"))
+    assert numbers(run(blobs.video, frames="18-19,0")) == [0, 18, 19]
+    with pytest.raises(FormatError, match=r"blobs\.mp4 has 20 frames \(0-19\); frame 20 does not exist"):
+        run(blobs.video, frames="0-20")
+    with pytest.raises(FormatError, match=r"--frames labeled: .*blobs\.mp4 is no project"):
+        run(blobs.video, frames="labeled")
+
+
+def test_no_frames_is_bad_input(run: Callable[..., Labels], make_blobs: Any, stub: type[Stub], tmp_path: Path):
+    project = make_blobs(counts=[1] * 3, labelled=range(3)).project
+    with pytest.raises(FormatError, match="no frames are asked for with --frames unlabeled; try --frames all"):
+        run(project)
+    assert not (tmp_path / "out.slp").exists()
+
+
+@pytest.mark.parametrize("promised", [15, 33])
+def test_headers_may_promise_anything(
+    promised: int, run: Callable[..., Labels], blobs: Any, stub: type[Stub], monkeypatch: pytest.MonkeyPatch, listener: Any
+):
+    def opened(source: Any) -> Any:
+        video = open_video(source)
+        video.n_frames = promised
+        return video
+
+    monkeypatch.setattr(predictor, "open_video", opened)
+    assert numbers(run(blobs.video)) == list(range(20))
+    found = run(blobs.project, reporter=listener)
+    if promised > 20:
+        assert numbers(found) == list(range(12, 20))
+        assert "holds 20 frames, not the 33 that its header promises" in listener.alarms[0]
+
+
+# --- inputs and outputs ---
+
+
+def test_several_videos_in_one_file(run: Callable[..., Labels], blobs: Any, make_blobs: Any, stub: type[Stub]):
+    other = make_blobs("other", counts=[1] * 3, sizes=[(64, 48)])
+    labels = run(blobs.video, other.video)
+    assert [v.paths[0] for v in labels.videos] == [blobs.video, other.video]
+    assert numbers(labels) == list(range(20)) and numbers(labels, 1) == [0, 1, 2]
+
+
+def test_one_file_per_input_in_a_folder(trained: Path, blobs: Any, make_blobs: Any, stub: type[Stub], tmp_path: Path):
+    package = make_blobs("p", embed=True, labelled=[1, 2])
+    (tmp_path / "twin").mkdir()
+    twin = Path(shutil.copy(blobs.video, tmp_path / "twin" / "blobs.mov"))
+    inputs = [blobs.video, twin, package.project]
+    written = predict(inputs, tmp_path / "new" / "folder", model=trained, frames="1-2", device="cpu")
+    assert leftovers(tmp_path / "new" / "folder") == ["blobs.predictions.slp", "blobs_.predictions.slp", "p.predictions.slp"]
+    assert [read_project(path).videos[0].paths[0] for path in written] == inputs
+
+
+def test_an_image_folder(run: Callable[..., Labels], make_blobs: Any, stub: type[Stub]):
+    images = make_blobs("pictures", images=True, counts=[1] * 4, labelled=[0], sizes=[(96, 96), (64, 48)])
+    labels = run(images.video)
+    assert numbers(labels) == [0, 1, 2, 3] and len(labels.videos[0].paths) == 4
+    assert numbers(run(images.video / "img002.png")) == [0]
+
+
+def test_a_package_keeps_its_frame_numbers(run: Callable[..., Labels], make_blobs: Any, stub: type[Stub]):
+    package = make_blobs(embed=True, labelled=[2, 7])
+    labels = run(package.project, frames="labeled")
+    assert numbers(labels) == [2, 7] and labels.videos[0].kind == "embedded" and labels.videos[0].original is not None
+    with open_video(package_source := labels.videos[0]) as video:
+        assert video.read(7).shape == (96, 96, 3) and package_source.paths == (package.project,)
+
+
+def test_inputs_are_not_written_over(trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path):
+    project = Path(shutil.copy(blobs.project, tmp_path / "project.slp"))
+    video = Path(shutil.copy(blobs.video, tmp_path / "clip.mp4"))
+    before = project.read_bytes(), video.read_bytes()
+    with pytest.raises(FormatError, match=r"project\.slp is one of the inputs and would be overwritten"):
+        predict([project], project, model=trained, device="cpu")
+    with pytest.raises(FormatError, match=r"clip\.mp4: it is one of the inputs and would be overwritten"):
+        predict([video], tmp_path / "out.slp", model=trained, overlay=video, device="cpu")
+    with pytest.raises(FormatError, match=r"ends in \.json"):
+        predict([video], tmp_path / "out.json", model=trained, device="cpu")
+    assert (project.read_bytes(), video.read_bytes()) == before
+    assert leftovers(tmp_path) == ["clip.mp4", "project.slp"]
+
+
+def test_other_keypoints_are_refused(run: Callable[..., Labels], make_blobs: Any):
+    with pytest.raises(FormatError, match=r"its keypoints are head, tail, those of the model head, middle, tail; .*--model"):
+        run(make_blobs(keypoints=("head", "tail")).project)
+
+
+def test_the_newest_finished_run_is_used(
+    trained: Path, blobs: Any, stub: type[Stub], listener: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FormatError, match="no finished run under runs/; train one with smp-train, or name a model with --model"):
+        predict([blobs.video], tmp_path / "out.slp", device="cpu")
+    for age, name in enumerate(("unfinished", "new", "old")):
+        shutil.copytree(trained, tmp_path / "runs" / name)
+        os.utime(tmp_path / "runs" / name / "model.pt", (10**9 - age, 10**9 - age))
+    (tmp_path / "runs" / "unfinished" / "report.html").unlink()
+    predict([blobs.video], tmp_path / "out.slp", device="cpu", frames="0", reporter=listener)
+    assert listener.sentences[0] == f"model: {Path('runs/new')} (head, middle, tail), the newest finished run"
+
+
+# --- what is predicted ---
+
+
+@pytest.fixture(scope="module")
+def found(trained: Path, blobs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All frames of the blobs, with an overlay beside them."""
+    folder = tmp_path_factory.mktemp("found")
+    overlay = folder / "deep" / "found.mp4"
+    (path,) = predict([blobs.video], folder / "found.slp", model=trained, device="cpu", overlay=overlay)
+    return path
+
+
+def test_animals_are_found(found: Path, blobs: Any):
+    for frame in read_project(found).frames:
+        truth = blobs.truth[frame.index]
+        poses = np.stack([i.points for i in frame.predicted[: len(truth)]])
+        errors = np.linalg.norm(poses[:, None] - truth[None], axis=-1).mean(axis=-1)
+        assert errors.min(axis=0).max() < 2.5
+        scores = [i.score for i in frame.predicted]
+        assert scores == sorted(scores, reverse=True) and all(0 <= s <= 1 for s in scores)
+        assert all(((i.point_scores >= 0) & (i.point_scores <= 1)).all() for i in frame.predicted)
+
+
+def test_sleap_io_reads_it(found: Path, blobs: Any, trained: Path):
+    labels = sio.load_slp(str(found))
+    assert len(labels) == 20 and [lf.frame_idx for lf in labels] == list(range(20)) and labels.tracks == []
+    assert [(e.source.name, e.destination.name) for e in labels.skeleton.edges] == [("head", "middle"), ("middle", "tail")]
+    assert len(labels.skeletons) == len(labels.videos) == 1
+    assert labels.video.filename == str(blobs.video) and labels.video.exists() and labels.video.shape == (20, 96, 96, 3)
+    assert labels[0].image.shape == (96, 96, 3)
+    assert all(isinstance(i, sio.PredictedInstance) and i.skeleton is labels.skeleton for lf in labels for i in lf)
+    provenance = labels.provenance
+    assert provenance["model"] == str(trained) and provenance["producer"].startswith("smp-plugin ")
+    assert provenance["source_files"] == [str(blobs.video)] and provenance["settings"]["nms"] > 0
+    assert {"command", "started"} <= set(provenance)
+
+
+def test_the_overlay(found: Path, blobs: Any):
+    with open_video(video_source(found.parent / "deep" / "found.mp4")) as drawn, open_video(video_source(blobs.video)) as video:
+        assert (drawn.n_frames, drawn.height, drawn.width, drawn.fps) == (20, 96, 96, 25.0)
+        assert np.abs(drawn.read(0).astype(int) - video.read(0)).max() > 60
+    assert leftovers(found.parent / "deep") == ["found.mp4"]
+
+
+def test_the_batch_changes_nothing(found: Path, blobs: Any, run: Callable[..., Labels]):
+    wanted = read_project(found).frames
+    for batch in (1, 3):
+        frames = run(blobs.video, config_overrides={"predict.batch": batch}).frames
+        for a, b in zip(wanted, frames, strict=True):
+            assert a.index == b.index and len(a.predicted) == len(b.predicted)
+            for i, j in zip(a.predicted, b.predicted, strict=True):
+                assert np.allclose(i.points, j.points, atol=0.01) and i.score == pytest.approx(j.score, abs=1e-3)
+
+
+def test_fewer_animals(blobs: Any, run: Callable[..., Labels]):
+    everything = run(blobs.video, config_overrides={"predict.min_score": 0.01}).frames
+    one = run(blobs.video, config_overrides={"predict.min_score": 0.01, "predict.max_animals": 1}).frames
+    assert max(len(f.predicted) for f in everything) >= 2
+    for a, b in zip(everything, one, strict=True):
+        assert [i.score for i in b.predicted] == [i.score for i in a.predicted[:1]]
+    score = float(np.median([f.predicted[0].score for f in everything]))
+    sure = run(blobs.video, config_overrides={"predict.min_score": score}).frames
+    assert 0 < sum(len(f.predicted) for f in sure) < sum(len(f.predicted) for f in everything)
+    assert all(i.score >= score - 1e-6 for f in sure for i in f.predicted)
+    assert len(sure) == 20  # frames without animals are there
+
+
+# --- stopping and failing ---
+
+
+def interrupted(call: int) -> Callable[[int], None]:
+    return lambda calls: signal.raise_signal(signal.SIGINT) if calls == call else None
+
+
+def test_interrupted_it_keeps_what_is_finished(
+    trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    stub.event = staticmethod(interrupted(4))
+    before = signal.getsignal(signal.SIGINT)
+    text = f"{blobs.video} {blobs.video} -o {tmp_path}/out.slp --model {trained} --batch 2 --overlay {tmp_path}/o.mp4 --device cpu"
+    assert main(text.split()) == 130
+    assert "everything finished so far is kept" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+    assert leftovers(tmp_path) == ["o.mp4", "out.slp"]
+    count = len(read_project(tmp_path / "out.slp").frames)
+    assert 6 < count <= 8 and stub.calls == 4
+    with open_video(video_source(tmp_path / "o.mp4")) as video:
+        assert len(list(video.stream())) == count
+
+
+def test_interrupted_it_keeps_finished_files(trained: Path, blobs: Any, make_blobs: Any, stub: type[Stub], tmp_path: Path):
+    videos = [make_blobs(name, counts=[1] * 4, labelled=[0]).video for name in ("a", "b", "c")]
+    stub.event = staticmethod(interrupted(2))
+    with pytest.raises(KeyboardInterrupt):
+        predict(videos, tmp_path / "out", model=trained, device="cpu")
+    assert leftovers(tmp_path / "out") == ["a.predictions.slp", "b.predictions.slp"]
+    assert numbers(read_project(tmp_path / "out" / "a.predictions.slp")) == [0, 1, 2, 3]
+
+
+def test_interrupted_twice_it_stops_at_once(trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path):
+    def event(calls: int) -> None:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+
+    stub.event = staticmethod(event)
+    with pytest.raises(KeyboardInterrupt):
+        predict([blobs.video], tmp_path / "out.slp", model=trained, device="cpu", overlay=tmp_path / "o.mp4")
+    assert leftovers(tmp_path) in ([], ["o.mp4"])
+
+
+def test_damage_midway_leaves_nothing(trained: Path, make_blobs: Any, stub: type[Stub], tmp_path: Path):
+    images = make_blobs("pictures", images=True, counts=[1] * 12, labelled=[0])
+    (images.video / "img009.png").write_bytes(b"no image")
+    before = leftovers(tmp_path)
+    (tmp_path / "out.slp").write_text("of before")
+    with pytest.raises(FormatError, match=r"img009\.png is not an image that can be read"):
+        predict([images.video], tmp_path / "out.slp", model=trained, device="cpu", overlay=tmp_path / "o.mp4")
+    assert (tmp_path / "out.slp").read_text() == "of before" and stub.calls > 0
+    assert leftovers(tmp_path) == sorted([*before, "out.slp"])
+
+
+def test_a_bug_midway_leaves_nothing(trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path):
+    def event(calls: int) -> None:
+        if calls == 2:
+            raise ZeroDivisionError
+
+    stub.event = staticmethod(event)
+    with pytest.raises(ZeroDivisionError):
+        predict([blobs.video], tmp_path / "out.slp", model=trained, device="cpu", overlay=tmp_path / "o.mp4")
+    assert leftovers(tmp_path) == []
+
+
+def test_another_thread_may_predict(trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path):
+    thread = threading.Thread(target=predict, args=([blobs.video], tmp_path / "out.slp"), kwargs={"model": trained, "device": "cpu"})
+    thread.start()
+    thread.join()
+    assert len(read_project(tmp_path / "out.slp").frames) == 20
+
+
+# --- frames made ahead ---
+
+
+def test_ahead_keeps_order_and_bounds():
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for i in range(50):
+            made.append(i)
+            yield i
+
+    for i in ahead(items(), 4):
+        assert len(made) <= i + 7  # never more than the queue and what is in hand
+    assert made == list(range(50))
+
+
+def test_ahead_raises_in_its_place():
+    def items() -> Iterator[int]:
+        yield 1
+        raise FormatError("broken")
+
+    seen = []
+    with pytest.raises(FormatError, match="broken"):
+        for item in ahead(items(), 4):
+            seen.append(item)
+    assert seen == [1]
+
+
+def test_ahead_ends_when_left(run: Any):
+    endless = ahead(iter(int, 1), 4)
+    assert next(endless) == 0
+    endless.close()  # type: ignore[attr-defined]
+
+
+def test_frames_of_one_size_share_a_batch(trained: Path, monkeypatch: pytest.MonkeyPatch):
+    sizes: list[int] = []
+
+    def call(self: Predictor, frames: list[np.ndarray]) -> list[FramePoses]:
+        sizes.append(len(frames))
+        return [FramePoses(np.zeros((0, 3, 2)), np.zeros(0), np.zeros((0, 3))) for _ in frames]
+
+    monkeypatch.setattr(Predictor, "__call__", call)
+    made = Predictor(load_model(trained), torch.device("cpu"))
+    frames = [np.zeros((32, 32 if i < 5 else 64, 3), np.uint8) for i in range(8)]
+    assert [n for n, _, _ in made.stream(enumerate(frames))] == list(range(8)) and sizes == [4, 1, 3]

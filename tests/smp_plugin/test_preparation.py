@@ -1,0 +1,201 @@
+"""What a run learns from, and every automatic choice with its reason."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from converters import FormatError
+from smp_plugin.config import Config
+from smp_plugin.preparation import MAX_SCALE, Material, prepare
+
+
+def material_of(*projects: Path, config: Config, listener: Any, val: Path | None = None, extra: list[Path] | None = None) -> Material:
+    return prepare(list(projects), config, val, None, extra or [], listener)
+
+
+def sentence(listener: Any, start: str) -> str:
+    """The one sentence that begins so."""
+    (found,) = [text for text in listener.sentences + listener.alarms if text.startswith(start)]
+    return str(found)
+
+
+def places(frames: list[Any]) -> set[tuple[int, int]]:
+    return {(f.video, f.index) for f in frames}
+
+
+def test_a_share_is_held_out_and_the_same_for_the_same_seed(blobs: Any, make_config: Callable[..., Config], listener: Any):
+    first = material_of(blobs.project, config=make_config(data__val_fraction=0.25), listener=listener)
+    again = material_of(blobs.project, config=make_config(data__val_fraction=0.25), listener=listener)
+    other = material_of(blobs.project, config=make_config(data__val_fraction=0.25, train__seed=1), listener=listener)
+    assert len(first.frames) == 9 and len(first.val_frames) == 3 and not places(first.frames) & places(first.val_frames)
+    assert places(first.val_frames) == places(again.val_frames) != places(other.val_frames)
+    assert "3 of 12 labelled frames" in listener.sentences[1]
+
+
+def test_few_labels_are_all_trained_on(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+    material = material_of(make_blobs(labelled=range(9)).project, config=make_config(data__val_fraction=0.3), listener=listener)
+    assert len(material.frames) == 9 and material.val_frames == []
+    assert "all 9 labelled frames are trained on" in sentence(listener, "validation")
+
+
+def test_validation_on_a_project_of_its_own(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+    train, val = make_blobs("train"), make_blobs("val", labelled=[1, 2], seed=1)
+    material = material_of(train.project, config=make_config(), listener=listener, val=val.project)
+    assert len(material.frames) == 12 and places(material.val_frames) == {(1, 1), (1, 2)}
+    assert [v.paths[0] for v in material.videos] == [train.video, val.video]
+    assert material.unlabeled_videos == material.videos[:1]  # a validation video is no source of unlabelled frames
+    assert str(val.project) in sentence(listener, "validation")
+
+
+def test_validation_frames_of_the_same_video_are_not_unlabelled(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+    train = make_blobs("train")
+    val = make_blobs("val", labelled=[15, 16])
+    shutil.copy(train.project, train.project.with_name("copy.slp"))
+    val.video.unlink()
+    _point_to(val.project, train.video)
+    material = material_of(train.project, config=make_config(), listener=listener, val=val.project)
+    drawn = {i for _ in range(50) for i in material.pool.draw(np.random.default_rng(_), 8)[0]}
+    assert len(material.pool) == 6 and drawn == {12, 13, 14, 17, 18, 19}
+
+
+def _point_to(project: Path, video: Path) -> None:
+    import sleap_io as sio
+
+    labels = sio.load_slp(str(project), open_videos=False)
+    labels.replace_filenames(new_filenames=[str(video)])
+    sio.save_slp(labels, str(project), embed=False, verbose=False)
+
+
+def test_another_skeleton_is_refused(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+    train, other = make_blobs("train"), make_blobs("other", keypoints=("head", "neck", "tail"))
+    with pytest.raises(FormatError, match=r"other\.slp: its keypoints are head, neck, tail.*head, middle, tail; validate on"):
+        material_of(train.project, config=make_config(), listener=listener, val=other.project)
+    with pytest.raises(FormatError, match=r"other\.slp: its keypoints are head, neck, tail, but those of .*train\.slp are head, middle, tail"):
+        material_of(train.project, other.project, config=make_config(), listener=listener)
+
+
+def test_several_projects_are_one(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+    first, second = make_blobs("first", labelled=[0, 1]), make_blobs("second", labelled=[4, 5, 6], seed=2)
+    material = material_of(first.project, second.project, config=make_config(), listener=listener)
+    assert places(material.frames) == {(0, 0), (0, 1), (1, 4), (1, 5), (1, 6)}
+    assert np.allclose(material.frames[3].instances[0].points, second.truth[5][0])
+    assert len(material.pool) == 18 + 17 and len(material.unlabeled_videos) == 2
+    assert "7 animals in 5 frames" in listener.sentences[0]
+
+
+def test_one_video_in_two_projects(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+    first, second = make_blobs("first", labelled=[0, 1]), make_blobs("second", labelled=[4, 5, 6])
+    _point_to(second.project, first.video)
+    material = material_of(first.project, second.project, config=make_config(), listener=listener)
+    assert len(material.unlabeled_videos) == 1 and len(material.pool) == 15  # labelled in one project is labelled
+
+
+@pytest.mark.parametrize(("share", "kind"), [(0.0, "complete"), (0.5, "partial")])
+def test_labels_are_complete_or_partial(share: float, kind: str, make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+    def hide(frame: int, points: np.ndarray) -> np.ndarray:
+        return points if frame >= 8 * share else np.where(np.arange(3)[:, None] == 0, points, np.nan)
+
+    config = make_config()
+    material = material_of(make_blobs(counts=[1] * 9, labelled=range(8), hide=hide).project, config=config, listener=listener)
+    assert material.partial == (kind == "partial") and config.data.labels == kind
+    said = sentence(listener, "labels: taken")
+    assert f"taken as {kind}, since {share:.0%} of animals have one labelled keypoint" in said and "overrules" in said
+
+
+def test_labels_as_asked_for(blobs: Any, make_config: Callable[..., Config], listener: Any):
+    assert material_of(blobs.project, config=make_config(data__labels="partial"), listener=listener).partial
+    assert not [text for text in listener.sentences if "taken as" in text]
+
+
+def test_the_scale_brings_animals_to_the_wanted_length(blobs: Any, make_config: Callable[..., Config], listener: Any):
+    config = make_config(data__animal_size=14.0)
+    material = material_of(blobs.project, config=config, listener=listener)
+    assert config.data.input_scale == pytest.approx(14 / 28, rel=0.1) and material.typical_length == pytest.approx(14, abs=0.1)
+    assert "since the median animal is 2" in sentence(listener, "input scale")
+    config = make_config(data__animal_size=99.0)
+    material_of(blobs.project, config=config, listener=listener)
+    assert config.data.input_scale == MAX_SCALE  # small animals are enlarged only so far
+    config = make_config(data__input_scale=0.25)
+    material_of(blobs.project, config=config, listener=listener)
+    assert config.data.input_scale == 0.25 and listener.sentences[-3].endswith("0.25, as asked for")
+
+
+def test_one_keypoint_says_no_size(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+    config = make_config()
+    material = material_of(make_blobs(keypoints=["head"]).project, config=config, listener=listener)
+    assert config.data.input_scale == 1 and material.typical_length == config.data.animal_size and not material.partial
+    assert "no animal has two labelled keypoints" in sentence(listener, "input scale")
+
+
+def test_unlabelled_frames_of_the_project(blobs: Any, make_config: Callable[..., Config], listener: Any):
+    material = material_of(blobs.project, config=make_config(data__val_fraction=0.25), listener=listener)
+    drawn = {i for _ in range(50) for i in material.pool.draw(np.random.default_rng(_), 8)[0]}
+    assert drawn == set(range(12, 20))  # neither labelled nor held out
+    assert sentence(listener, "unlabelled frames") == "unlabelled frames: 8 in 1 video"
+    config = make_config(data__unlabeled_frames="10-13,18")
+    assert len(material_of(blobs.project, config=config, listener=listener).pool) == 3
+
+
+def test_unlabelled_frames_of_videos_named(blobs: Any, make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+    extra, images = make_blobs("extra", seed=1), make_blobs("pictures", images=True, counts=[1] * 5, labelled=[0])
+    material = material_of(blobs.project, config=make_config(), listener=listener, extra=[extra.video, images.video])
+    assert len(material.pool) == 25 and [v.paths[0].name for v in material.unlabeled_videos] == ["extra.mp4", "img000.png"]
+    material = material_of(blobs.project, config=make_config(), listener=listener, extra=[blobs.video])
+    assert len(material.pool) == 8  # named, but it is the project's own: its labelled frames stay out
+
+
+def test_a_package_uses_the_video_it_was_made_from(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+    package = make_blobs(embed=True, labelled=[2, 5, 7])
+    material = material_of(package.project, config=make_config(), listener=listener)
+    assert material.videos[0].kind == "embedded" and material.unlabeled_videos[0].paths == (package.video,)
+    drawn = {i for _ in range(99) for i in material.pool.draw(np.random.default_rng(_), 8)[0]}
+    assert drawn == set(range(20)) - {2, 5, 7}
+
+
+def test_a_package_alone_has_labelled_frames_only(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+    package = make_blobs(embed=True)
+    package.video.unlink()
+    material = material_of(package.project, config=make_config(), listener=listener)
+    assert len(material.pool) == 0 and len(material.frames) == 11
+    assert "--unlabeled VIDEO" in sentence(listener, "unlabelled frames: none from")
+    (alarm,) = listener.alarms
+    assert "SemiMultiPose-labeled" in alarm
+
+
+def test_a_package_whose_video_has_moved_is_named(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+    package = make_blobs(embed=True)
+    moved = package.video.rename(package.video.with_name("moved.mp4"))
+    material = material_of(package.project, config=make_config(), listener=listener, extra=[moved])
+    assert len(material.pool) > 0 and listener.alarms == []
+
+
+def test_no_unlabelled_frames_is_said(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+    project = make_blobs(images=True, counts=[1] * 4, labelled=range(4)).project
+    assert len(material_of(project, config=make_config(), listener=listener).pool) == 0
+    (alarm,) = listener.alarms
+    assert "no unlabelled frames" in alarm and "SemiMultiPose-labeled" in alarm and "--unlabeled VIDEO" in alarm
+    listener.alarms.clear()
+    material_of(project, config=make_config(loss__beta=0.0, loss__pseudo=0.0), listener=listener)
+    assert listener.alarms == []  # none were wanted
+
+
+def test_no_labels_is_bad_input(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+    for labelled in ([], [0, 1]):
+        project = make_blobs(f"none{len(labelled)}", labelled=labelled, hide=lambda *_: None).project
+        with pytest.raises(FormatError, match=r"none\d\.slp: no animal is labelled; label some frames"):
+            material_of(project, config=make_config(), listener=listener)
+
+
+def test_a_label_past_the_end_of_the_video(make_blobs: Any, make_config: Callable[..., Config], listener: Any, tmp_path: Path):
+    long, short = make_blobs("long"), make_blobs("short", counts=[1] * 6, labelled=[0])
+    _point_to(long.project, short.video)
+    with pytest.raises(FormatError, match=r"long\.slp: frame 11 .*short\.mp4.*6 frames.*--video-root"):
+        material_of(long.project, config=make_config(), listener=listener)
+    with pytest.raises(FormatError, match=r"long\.slp: frame 11"):
+        material_of(make_blobs("fine").project, config=make_config(), listener=listener, val=long.project)

@@ -1,0 +1,291 @@
+"""Whole runs on blobs that are learnt within seconds: what they leave behind, how they stop, and how they go on."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import smp_plugin
+from converters import FormatError
+from smp_plugin import training
+from smp_plugin.checkpoint import load_model
+from smp_plugin.cli.train import main
+from smp_plugin.config import Config, to_dict
+from smp_plugin.inference import infer
+from smp_plugin.training import append_row, train
+
+RUN_FILES = {"model.pt", "last.ckpt", "config.yaml", "metrics.csv", "curves.png", "val_predictions.png", "report.html", "log.txt"}
+TINY = (
+    "data.crop=64 data.animal_size=28 model.channels=16 model.tower_depth=1 model.heatmap_channels=16 train.batch=2 train.unlabeled_batch=1"
+).split()
+
+
+def rows_of(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_model(run).model.state_dict()
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal to the last bit, tensors within dictionaries and lists too."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def state(run: Path) -> tuple[Any, Any]:
+    """Weights and the optimiser's state."""
+    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
+    return checkpoint["state_dict"], checkpoint["optimizer_states"]
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Ctrl-C within this step, counted from the call."""
+    real, steps = training.PoseTraining.training_step, []
+
+    def training_step(self: Any, batch: Any, number: int) -> torch.Tensor:
+        steps.append(number)
+        if len(steps) == step:
+            raise KeyboardInterrupt
+        return real(self, batch, number)
+
+    monkeypatch.setattr(training.PoseTraining, "training_step", training_step)
+
+
+# --- what a run leaves behind, and that it learns ---
+
+
+def test_the_run_folder(trained: Path):
+    assert {path.name for path in trained.iterdir()} == RUN_FILES
+    report = (trained / "report.html").read_text()
+    assert report.count("data:image/png;base64") == 2
+    for text in ("input scale: 1", "labels: taken as complete", "validation: 3 of 12", "Labelled frames, animals", "head, middle, tail"):
+        assert text in report, text
+    assert yaml.safe_load((trained / "config.yaml").read_text())["data"]["labels"] == "complete"  # what auto stood for
+    assert "validation: 3 of 12" in (trained / "log.txt").read_text()
+
+
+def test_three_phases(trained: Path):
+    rows = rows_of(trained)
+    assert [int(row["step"]) for row in rows] == [9, 18, 27, 36, 45, 54]
+    assert [row["phase"] for row in rows] == ["supervised"] * 3 + ["labelled fusion"] * 2 + ["unlabelled"]
+    assert not rows[0]["loss_fusion_labeled"] and not rows[0]["loss_fusion_unlabeled"]
+    assert float(rows[4]["loss_fusion_labeled"]) > 0 and not rows[3]["loss_fusion_unlabeled"]
+    assert float(rows[5]["loss_fusion_unlabeled"]) > 0 and float(rows[5]["loss_pseudo"]) >= 0
+
+
+def test_it_learns(trained: Path, blobs: Any):
+    rows = rows_of(trained)
+    for term in ("loss_heatmap", "loss_box", "loss_vector"):
+        assert float(rows[-1][term]) < 0.5 * float(rows[0][term]), term
+    assert max(float(row["val_ap_s2_0.1"]) for row in rows) > 0.9
+    model = load_model(trained)
+    for image, truth in zip(frames_of(blobs.video), blobs.truth, strict=True):
+        (found,) = infer(model.model, image, model.config.data.input_scale, model.config.predict, model.typical_length, "fp32")
+        assert len(found.poses) >= len(truth)
+        best = found.poses[: len(truth)]
+        errors = np.linalg.norm(best[:, None] - truth[None], axis=-1).mean(axis=-1)
+        assert errors.min(axis=0).max() < 2.5 and len(set(errors.argmin(axis=0))) == len(truth)  # each animal has a pose of its own
+
+
+def frames_of(video: Path) -> list[torch.Tensor]:
+    from converters.video import open_video, video_source
+
+    with open_video(video_source(video)) as opened:
+        return [torch.from_numpy(frame).permute(2, 0, 1)[None] for _, frame in opened.stream()]
+
+
+def test_the_same_seed_is_the_same_model(blobs: Any, make_config: Callable[..., Config], tmp_path: Path):
+    runs = [
+        train([blobs.project], config=make_config(train__seed=seed), out=tmp_path / name)
+        for name, seed in (("a", 0), ("b", 0), ("other", 1))
+    ]
+    a, b, other = map(weights_of, runs)
+    assert same(a, b) and not same(a, other)
+
+
+def test_the_callers_settings_stay(blobs: Any, make_config: Callable[..., Config], tmp_path: Path):
+    config = make_config()
+    before = to_dict(config)
+    train([blobs.project], config=config, out=tmp_path / "run")
+    assert to_dict(config) == before
+
+
+# --- data of all kinds ---
+
+
+@pytest.mark.parametrize(
+    "project",
+    [
+        pytest.param({"keypoints": ["head"]}, id="one keypoint"),
+        pytest.param({"counts": [1, 0, 2, 0] * 3, "labelled": range(6), "negative": [1, 3]}, id="frames without animals"),
+        pytest.param({"labelled": [3]}, id="one labelled frame"),
+        pytest.param({"sizes": [(48, 40)], "counts": [1] * 6, "labelled": range(3)}, id="smaller than the crop"),
+        pytest.param({"sizes": [(96, 96), (130, 70), (51, 49)], "images": True, "counts": [1] * 12}, id="sizes that differ"),
+        pytest.param({"images": True, "counts": [1] * 4, "labelled": range(4)}, id="no unlabelled frame"),
+        pytest.param({"embed": True, "labelled": [2, 7]}, id="a package"),
+        pytest.param({"hide": lambda i, p: np.where(np.arange(3)[:, None] == i % 3, p, np.nan)}, id="one point an animal"),
+    ],
+)
+def test_trains_on(project: dict[str, Any], make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path):
+    """Through all three phases, with everything that augments switched on."""
+    augment = {f"augment__{k}": v for k, v in vars(Config().augment).items()}
+    config = make_config(train__steps=4, train__labeled_fusion_start=0.25, train__unlabeled_fusion_start=0.5, **augment)
+    run = train([make_blobs(**project).project], config=config, out=tmp_path / "run")
+    assert {path.name for path in run.iterdir()} == RUN_FILES
+    assert all(np.isfinite(float(row["loss"])) for row in rows_of(run))
+    assert all(torch.isfinite(value).all() for value in weights_of(run).values())
+
+
+def test_unlabelled_video_that_ends_early(make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path):
+    extra = make_blobs("extra", counts=[1] * 60)
+    content = extra.video.rename(tmp_path / "whole.mkv").read_bytes()  # not read as what its name says, but by its content
+    (tmp_path / "cut.mp4").write_bytes(content)
+    config = make_config(train__unlabeled_fusion_start=0.0)
+    from converters.video import video_source
+    from smp_plugin.datasets import FrameReader
+
+    reader = FrameReader([video_source(tmp_path / "cut.mp4")], 1.0)
+    reader.video(0).n_frames = 90  # what the header promises
+    assert len(reader.get_many(0, [3, 58, 70, 80])) == 2
+    train([make_blobs().project], config=config, out=tmp_path / "run", unlabeled=[tmp_path / "cut.mp4"])
+
+
+def test_loader_processes(blobs: Any, make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path):
+    settings: dict[str, Any] = {"train__unlabeled_fusion_start": 0.5, "train__steps": 4}
+    alone = train([blobs.project], config=make_config(**settings), out=tmp_path / "alone")
+    helped = train([blobs.project], config=make_config(train__workers=1, **settings), out=tmp_path / "helped")
+    assert same(weights_of(alone), weights_of(helped))
+    broken = make_blobs("broken", images=True)
+    (broken.video / "img005.png").write_bytes(b"no image")
+    config = make_config(train__workers=1, train__steps=12, data__val_fraction=0.0)
+    with pytest.raises(FormatError) as caught:
+        train([broken.project], config=config, out=tmp_path / "broken_run")
+    assert "img005.png" in str(caught.value) and "Traceback" not in str(caught.value)
+
+
+# --- stopping and going on ---
+
+
+def test_resuming_changes_nothing(blobs: Any, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = {"train__steps": 9, "train__val_every": 3, "train__labeled_fusion_start": 0.1, "train__unlabeled_fusion_start": 0.2}
+    config = make_config(data__val_fraction=0.2, augment__paste=0.5, **settings)
+    whole = train([blobs.project], config=config, out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            train([blobs.project], config=config, out=tmp_path / "parts")
+    assert [int(row["step"]) for row in rows_of(tmp_path / "parts")] == [3]
+    assert (tmp_path / "parts" / "report.html").exists()
+    parts = train([blobs.project], out=tmp_path / "parts", resume=True)
+    assert same(state(whole), state(parts)) and same(weights_of(whole), weights_of(parts))
+    times = {"seconds": ""}
+    assert [row | times for row in rows_of(whole)] == [row | times for row in rows_of(parts)]
+    assert load_model(whole).facts["step"] == load_model(parts).facts["step"]
+    again = train([blobs.project], out=tmp_path / "parts", resume=True)  # nothing is left to do
+    assert same(state(whole), state(again)) and len(rows_of(again)) == 3
+
+
+def test_interrupted_before_the_first_checkpoint(blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    interrupt_at(monkeypatch, 3)
+    run = tmp_path / "run"
+    sets = [argument for text in [*TINY, "train.val_every=50"] for argument in ("--set", text)]
+    arguments = ["--slp", str(blobs.project), "-o", str(run), "--steps", "50", "--weights", "none", "--device", "cpu", "--quiet", *sets]
+    before = signal.getsignal(signal.SIGINT)
+    assert main(arguments) == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "smp-train: interrupted; everything finished so far is kept."
+    assert load_model(run).facts["step"] == 2
+    assert main([*arguments, "--resume"]) == 2
+    assert "reached its first checkpoint" in capsys.readouterr().err
+
+
+def test_minutes_are_a_budget(blobs: Any, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    now = [0.0]
+
+    def monotonic() -> float:
+        now[0] += 0.01
+        return now[0]
+
+    class Clock:
+        def __getattr__(self, name: str) -> Any:
+            return monotonic if name == "monotonic" else getattr(__import__("time"), name)
+
+    monkeypatch.setattr(training, "time", Clock())
+    config = make_config(train__minutes=0.01, train__steps=2, train__val_every=5, train__unlabeled_fusion_start=0.5)
+    run = train([blobs.project], config=config, out=tmp_path / "run")
+    rows = rows_of(run)
+    assert 2 < int(rows[-1]["step"]) < 40 and float(rows[-1]["seconds"]) >= 0.6
+    assert rows[-1]["phase"] == "unlabelled" and float(rows[-1]["loss_fusion_unlabeled"]) > 0
+    before = len(rows)
+    train([blobs.project], out=run, resume=True)  # the time is spent
+    assert len(rows_of(run)) <= before + 1
+
+
+def test_a_run_is_not_written_over(blobs: Any, make_config: Callable[..., Config], tmp_path: Path, trained: Path):
+    before = {path: path.stat().st_mtime_ns for path in trained.iterdir()}
+    with pytest.raises(FormatError, match="already holds a run; choose another, or add --resume"):
+        train([blobs.project], config=make_config(), out=trained)
+    assert before == {path: path.stat().st_mtime_ns for path in trained.iterdir()}
+
+
+def test_resuming_what_can_not_be(blobs: Any, make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path):
+    with pytest.raises(FormatError, match=r"nothing holds no last\.ckpt"):
+        train([blobs.project], out=tmp_path / "nothing", resume=True)
+    assert not (tmp_path / "nothing").exists()
+    run = train([blobs.project], config=make_config(train__steps=1), out=tmp_path / "run")
+    other = make_blobs(keypoints=("head", "middle"))
+    with pytest.raises(FormatError, match="trained on the keypoints head, middle, tail"):
+        train([other.project], out=run, resume=True)
+    (run / "last.ckpt").write_bytes((run / "last.ckpt").read_bytes()[:5000])
+    with pytest.raises(FormatError, match=r"last\.ckpt is damaged"):
+        train([blobs.project], out=run, resume=True)
+
+
+def test_rows_of_a_longer_run_are_dropped(tmp_path: Path):
+    for step in (2, 4, 6, 4):
+        append_row(tmp_path / "metrics.csv", {"step": step, "loss": step})
+    assert [row["step"] for row in rows_of(tmp_path)] == ["2", "4"]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_model_can_be_read_by_whom_the_umask_lets(trained: Path):
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (trained / "model.pt").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+# --- several processes ---
+
+
+def test_two_processes(blobs: Any, tmp_path: Path):
+    sets = [argument for text in [*TINY, "train.val_every=2", "train.unlabeled_fusion_start=0.5"] for argument in ("--set", text)]
+    arguments = ["--slp", str(blobs.project), "--steps", "4", "--weights", "none", "--device", "cpu", "--devices", "2", *sets]
+    environment = {**os.environ, "PYTHONPATH": str(Path(smp_plugin.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        environment.pop(name, None)
+    command = [sys.executable, "-m", "smp_plugin.cli.train", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs").iterdir()  # the second process made no folder of its own
+    assert {path.name for path in run.iterdir()} == RUN_FILES
+    assert [row["step"] for row in rows_of(run)] == ["2", "4"]
+    assert (run / "log.txt").read_text().count("report: ") == done.stderr.count("report: ") == 1
