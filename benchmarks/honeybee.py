@@ -19,6 +19,7 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,9 +33,9 @@ from smp_plugin.progress import Reporter
 from smp_plugin.training import predict_frames, train, truth_of
 
 METHODS: dict[str, dict[str, object]] = {
-    "directpose": {"loss.alpha": 0.0, "loss.beta": 0.0, "loss.pseudo": 0.0},  # L_a + L_b + L_d
-    "smp-labeled": {"loss.beta": 0.0, "loss.pseudo": 0.0},  # + L_fl
-    "smp": {},  # + L_fu and the teacher's sure detections
+    "directpose": {"loss.alpha": 0.0, "loss.beta": 0.0, "loss.agreement": 0.0},  # L_a + L_b + L_d
+    "smp-labeled": {"loss.beta": 0.0, "loss.agreement": 0.0},  # + L_fl
+    "smp": {},  # + L_fu and agreement with the teacher
 }
 
 
@@ -111,19 +112,24 @@ def main() -> None:
     names = sorted(p.stem for p in arguments.data.glob(f"{arguments.train}.slp"))
     if not names:
         parser.error(f"{arguments.data} holds no {arguments.train}.slp")
-    kept = json.loads(arguments.output.read_text()) if arguments.output.exists() else {"runs": []}
-    done = {(r["train"], r["method"]) for r in kept["runs"]}
     for name in names:
         for method in arguments.methods.split(","):
-            if (name, method) in done:
+            if any(r["train"] == name and r["method"] == method for r in read_results(arguments.output)["runs"]):
                 continue
-            kept["runs"].append(run(arguments.data, name, method, arguments))
+            made = run(arguments.data, name, method, arguments)
+            kept = read_results(arguments.output)  # again: two of these may fill one file
+            kept["runs"].append(made)
             command = "python benchmarks/honeybee.py DATA " + " ".join(sys.argv[2:])
             kept |= {"command": command, "machine": machine(), "summary": summary(kept["runs"])}
             arguments.output.parent.mkdir(parents=True, exist_ok=True)
             arguments.output.write_text(json.dumps(kept, indent=1))
-            print(json.dumps(kept["runs"][-1]), flush=True)
-    print(json.dumps(kept["summary"], indent=1))
+            print(json.dumps(made), flush=True)
+    print(json.dumps(read_results(arguments.output).get("summary"), indent=1))
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """What a result file holds so far."""
+    return json.loads(path.read_text()) if path.exists() else {"runs": []}
 
 
 if __name__ == "__main__":

@@ -87,8 +87,9 @@ class LossConfig:
     fusion_blur: bool = True  # 3x3 Gaussian on the loss map before sampling: a wider basin of attraction for y
     candidate_threshold: float = 0.05  # delta: locations with sigma(B) above it are candidates
     max_candidates: int = 100  # per image
-    pseudo: float = 0.5  # weight of the supervised terms on the teacher's sure detections in unlabelled frames; 0: fusion only
-    pseudo_score: float = 0.6  # share of a typical labelled animal's score that makes a detection an animal; down to a quarter: ignored
+    agreement: float = 0.5  # of the student's agreement with the teacher on unlabelled frames; 0: fusion only
+    fill: bool = True  # complete partly labelled frames by what the teacher is sure of, in the third phase
+    sure: float = 0.6  # share of a typical labelled animal's score from which the teacher is believed
 
 
 @dataclass
@@ -156,7 +157,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.heatmap_stride": 8,
         "loss.heatmap_target": "cell",
         "loss.heatmap_weight": 4.0,
-        "loss.pseudo": 0.0,
+        "loss.agreement": 0.0,
         "train.steps": 15000,
         "train.batch": 2,
         "train.unlabeled_batch": 1,
@@ -192,6 +193,12 @@ def preset(name: str, cuda: bool) -> tuple[Config, str]:
     return config, reason
 
 
+AT_LEAST = {
+    "train.steps": 1, "train.batch": 1, "train.val_every": 1, "train.val_frames": 1, "train.devices": 1, "train.num_nodes": 1,
+    "train.workers": -1, "model.channels": 1, "model.heatmap_channels": 1, "data.animal_size": 1, "loss.max_candidates": 1,
+}  # fmt: skip  # any other number: 0
+
+
 def set_value(config: Config, key: str, value: Any, where: str = "--set") -> None:
     """Set ``section.name`` in place; ``value`` may be text. Raises FormatError for an unknown key or a value of the wrong type."""
     section_name, _, name = key.partition(".")
@@ -199,7 +206,10 @@ def set_value(config: Config, key: str, value: Any, where: str = "--set") -> Non
     if section is None or name not in {f.name for f in dataclasses.fields(section)}:
         raise FormatError(f"{where}: there is no setting {key!r}. {_nearest(config, key)}")
     kind = typing.get_type_hints(type(section))[name]
-    setattr(section, name, _converted(value, kind, f"{where}: {key}"))
+    converted = _converted(value, kind, f"{where}: {key}")
+    if isinstance(converted, (int, float)) and converted < AT_LEAST.get(key, 0):
+        raise FormatError(f"{where}: {key} is {value!r}; it must be at least {AT_LEAST.get(key, 0)}.")
+    setattr(section, name, converted)
 
 
 def _nearest(config: Config, key: str) -> str:

@@ -25,6 +25,10 @@ from smp_plugin.losses import focal_terms, quality_focal
 from smp_plugin.model import LEVEL_STRIDES, PoseOutputs
 from smp_plugin.targets import Instances, draw_gaussians
 
+MIN_CONFIDENCE = (
+    0.25  # a network that scores even labelled animals lower has nothing sure to teach; believing it lets errors feed on themselves
+)
+
 
 @torch.no_grad()
 def select(outputs: PoseOutputs, config: LossConfig, typical: float, nms: float) -> tuple[Tensor, Tensor]:
@@ -66,6 +70,11 @@ def fusion_loss(outputs: PoseOutputs, indices: Tensor, scores: Tensor, config: L
     return (negative.sum() + (weights * values).sum()) / norm
 
 
+def relative_scores(scores: Tensor, confidence: Tensor) -> Tensor:
+    """Scores v as a share, at most 1, of ``confidence``, which counts at least ``MIN_CONFIDENCE``."""
+    return (scores / confidence.clamp(min=MIN_CONFIDENCE)).clamp(max=1)
+
+
 def _blur(maps: Tensor, sigma: float) -> Tensor:
     """3x3 Gaussian of height 1 at its middle, as the supervised target has: a pseudo-label is drawn as a label is. Its own adjoint."""
     line = torch.exp(-(torch.tensor([-1.0, 0.0, 1.0], device=maps.device, dtype=maps.dtype) ** 2) / (2 * sigma**2))
@@ -104,19 +113,19 @@ def _overlap(weights: Tensor, cells: Tensor, h: int, w: int, sigma: float) -> Te
 
 
 @torch.no_grad()
-def label_confidence(outputs: PoseOutputs, instances: Instances) -> Tensor:
-    """Median over the labelled animals of the best score v within a stride of their middle: what "sure" means to the network now.
+def label_confidence(outputs: PoseOutputs, labels: Instances) -> Tensor:
+    """Median over labelled animals of the best score v within a stride of their middle: what "sure" means to the network now.
 
     Focal losses keep scores far below 1 when labels are few, by a factor that changes during the run, so that thresholds and weights are
     taken relative to this figure. NaN without animals.
     """
-    known = instances.keypoints.isfinite().all(dim=-1, keepdim=True)
-    low = instances.keypoints.where(known, instances.keypoints.new_tensor(torch.inf)).amin(dim=2)
-    high = instances.keypoints.where(known, instances.keypoints.new_tensor(-torch.inf)).amax(dim=2)
+    known = labels.keypoints.isfinite().all(dim=-1, keepdim=True)
+    low = labels.keypoints.where(known, labels.keypoints.new_tensor(torch.inf)).amin(dim=2)
+    high = labels.keypoints.where(known, labels.keypoints.new_tensor(-torch.inf)).amax(dim=2)
     middle = (low + high) / 2  # N, M, 2
     near = (outputs.locations[None, :, None] - middle[:, None]).abs().amax(dim=-1) <= outputs.strides[:, None]  # N, L, M
     best = (outputs.scores[..., None] * near).amax(dim=1)
-    counted = known.squeeze(-1).any(dim=-1) & (instances.weights > 0)
+    counted = known.squeeze(-1).any(dim=-1) & (labels.weights > 0)
     return best[counted].median() if bool(counted.any()) else best.new_tensor(torch.nan)
 
 
@@ -124,18 +133,17 @@ def label_confidence(outputs: PoseOutputs, instances: Instances) -> Tensor:
 def pseudo_instances(teacher: PoseOutputs, config: LossConfig, predict: PredictConfig, typical: float, confidence: Tensor) -> Instances:
     """The teacher's sure detections as labels, weighted by their scores relative to ``confidence`` (of a typical labelled animal).
 
-    Above ``pseudo_score`` a detection is an animal; down to a quarter of it, nothing is learnt there; background is where the teacher sees
-    none at all. A keypoint that the teacher's own heatmap does not confirm (point score below a fifth) is left out; a detection without
-    any other is not sure.
+    Above ``sure`` a detection is an animal; down to a quarter of it, nothing is learnt there. A keypoint that the teacher's own heatmap
+    does not confirm (point score below a fifth) is left out; a detection without any other is not sure.
     """
     found = decode(teacher, replace(predict, min_score=0.0, max_animals=0, refine=True), typical)
-    relative = (found.scores / confidence).clamp(max=1)
+    relative = relative_scores(found.scores, confidence)
     confirmed = found.point_scores >= 0.2
-    sure = (relative >= config.pseudo_score) & confirmed.any(dim=-1)
+    sure = (relative >= config.sure) & confirmed.any(dim=-1)
     seen = confirmed | ~sure[..., None]
-    exists = relative >= config.pseudo_score / 4
+    exists = relative >= config.sure / 4
     keypoints = found.poses.where((seen & exists[..., None])[..., None], found.poses.new_tensor(torch.nan))
-    return Instances(keypoints, relative * sure, background_of(teacher, torch.zeros_like(found.scores[:, 0]), config))
+    return Instances(keypoints, relative * sure, torch.ones_like(found.scores[:, :1, None]))
 
 
 def agreement(student: PoseOutputs, teacher: PoseOutputs, confidence: Tensor, config: LossConfig) -> Tensor:
@@ -148,8 +156,8 @@ def agreement(student: PoseOutputs, teacher: PoseOutputs, confidence: Tensor, co
     with torch.no_grad():
         heatmaps, presence = torch.sigmoid(teacher.heatmaps), torch.sigmoid(teacher.presence)
         keypoints = heatmaps.sum() / (2 * math.pi * config.heatmap_sigma**2)
-        relative = (teacher.scores / confidence).clamp(max=1)
-        sure = relative * (relative >= config.pseudo_score)
+        relative = relative_scores(teacher.scores, confidence)
+        sure = relative * (relative >= config.sure)
         weight = sure / sure.sum().clamp(min=1)
     heatmap = quality_focal(student.heatmaps, heatmaps, config.gamma).sum() / keypoints.clamp(min=1)
     box = quality_focal(student.presence, presence, config.gamma).sum() / presence.sum().clamp(min=1)

@@ -203,12 +203,13 @@ def _predicted(
                 yield LabeledFrame(number, index, predicted=animals)
                 if stopped.is_set():
                     return
-            if len(wanted) and wanted[-1] >= video.n_frames and source.kind == "file":
+            if len(wanted) and wanted[-1] >= video.n_frames:
                 reporter.warn(f"{video.name} holds {video.n_frames:,} frames, not the {promised:,} that its header promises; all are done.")
 
 
 def _to_the_end(video: Video, wanted: list[int] | range) -> Iterator[tuple[int, np.ndarray]]:
     """The frames wanted, up to the real end of the video: headers often promise a few more than there are."""
+    promised = video.n_frames
     if isinstance(wanted, range):  # the whole video
         yield from video.stream()
         return
@@ -216,7 +217,7 @@ def _to_the_end(video: Video, wanted: list[int] | range) -> Iterator[tuple[int, 
         try:
             frame = video.read(index)
         except FormatError:
-            if video.source.kind != "file" or index < video.n_frames:
+            if video.source.kind != "file" or not video.n_frames <= index < promised:
                 raise
             return
         yield index, frame

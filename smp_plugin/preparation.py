@@ -192,7 +192,7 @@ def _unlabeled(
     pool = UnlabeledPool(sizes, labelled, ranges) if sources else UnlabeledPool([0], [set()], None)
     if len(pool) and config.train.unlabeled_batch > 0:
         reporter.say(f"unlabelled frames: {len(pool):,} in {len(sources)} video{'s' if len(sources) > 1 else ''}")
-    elif config.loss.beta > 0 or config.loss.pseudo > 0:
+    elif config.loss.beta > 0 or config.loss.agreement > 0:
         reporter.warn(
             "there are no unlabelled frames: training as SemiMultiPose-labeled, on labelled frames alone (--unlabeled VIDEO adds some)"
         )

@@ -48,7 +48,7 @@ LOSS_NAMES = {
     "loss_quality": "score",
     "loss_fusion_labeled": "fusion, labelled",
     "loss_fusion_unlabeled": "fusion, unlabelled",
-    "loss_pseudo": "pseudo-labels",
+    "loss_agreement": "agreement with teacher",
 }
 AP_NAMES = {"val_ap": "s2 = 1 (paper)", "val_ap_s2_0.1": "s2 = 0.1", "val_ap_s2_0.0025": "s2 = 0.0025 (SLEAP)"}
 PANEL = 620  # width of one picture of the gallery, pixels

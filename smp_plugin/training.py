@@ -28,7 +28,16 @@ from smp_plugin import __version__
 from smp_plugin.backbone import find_weights
 from smp_plugin.checkpoint import Checkpoint, load_model, save_model
 from smp_plugin.config import Config, read_config, write_config
-from smp_plugin.consistency import agreement, background_of, fusion_loss, label_confidence, merge_instances, pseudo_instances, select
+from smp_plugin.consistency import (
+    agreement,
+    background_of,
+    fusion_loss,
+    label_confidence,
+    merge_instances,
+    pseudo_instances,
+    relative_scores,
+    select,
+)
 from smp_plugin.datasets import Batch, FrameReader, StepRange, TrainingSteps
 from smp_plugin.inference import FramePoses, choose_device, has_bf16, infer
 from smp_plugin.losses import supervised
@@ -41,7 +50,7 @@ from smp_plugin.targets import Instances
 
 COLUMNS = (
     "step", "epoch", "seconds", "lr", "phase", "loss", "loss_heatmap", "loss_box", "loss_vector", "loss_quality", "loss_fusion_labeled",
-    "loss_fusion_unlabeled", "loss_pseudo", "val_ap", "val_ap_s2_0.1", "val_ap_s2_0.0025", "val_pixel_error",
+    "loss_fusion_unlabeled", "loss_agreement", "val_ap", "val_ap_s2_0.1", "val_ap_s2_0.0025", "val_pixel_error",
 )  # fmt: skip
 
 
@@ -66,7 +75,6 @@ class PoseTraining(L.LightningModule):
     """The step: supervised terms, then + L_fl, then + L_fu, with a moving average of the weights as teacher and as the model kept."""
 
     confidence: Tensor
-    soft = os.environ.get("SOFT", "1") == "1"
 
     def __init__(
         self, config: Config, keypoints: int, typical: float, partial: bool, budget: Budget, weights: dict[str, Tensor] | None
@@ -96,7 +104,7 @@ class PoseTraining(L.LightningModule):
     def phase(self) -> str:
         """Name of the current phase, for people."""
         train, loss, progress = self.config.train, self.config.loss, self.budget.progress(self.step)
-        if progress >= train.unlabeled_fusion_start and (loss.beta > 0 or loss.pseudo > 0):
+        if progress >= train.unlabeled_fusion_start and (loss.beta > 0 or loss.agreement > 0):
             return "unlabelled"
         return "labelled fusion" if progress >= train.labeled_fusion_start and loss.alpha > 0 else "supervised"
 
@@ -104,9 +112,9 @@ class PoseTraining(L.LightningModule):
         loss, labelled = self.config.loss, len(batch.images)
         outputs = self.model(torch.cat((batch.images, batch.strong)))
         on_labelled = outputs.images(slice(0, labelled))
-        instances = self.labelled_instances(batch)
-        terms = supervised(on_labelled, instances, loss, self.typical)
-        confidence = label_confidence(on_labelled, instances)
+        labels = Instances(batch.keypoints, batch.weights, batch.background[:, None, None])
+        terms = supervised(on_labelled, self.completed(labels, batch), loss, self.typical)
+        confidence = label_confidence(on_labelled, labels)
         self.confidence.lerp_(torch.where(confidence.isfinite(), confidence, self.confidence), 0.05)
         if weight := loss.alpha * self.ramp(self.config.train.labeled_fusion_start):
             terms["fusion_labeled"] = weight * self.fusion(on_labelled, on_labelled)
@@ -117,33 +125,29 @@ class PoseTraining(L.LightningModule):
             self.terms[name].append(value.detach())
         return total
 
-    def labelled_instances(self, batch: Batch) -> Instances:
+    def completed(self, labels: Instances, batch: Batch) -> Instances:
         """The labels; where they are partial, later in the run, completed by what the teacher is sure of."""
-        instances = Instances(batch.keypoints, batch.weights, batch.background[:, None, None])
-        if self.partial and self.config.loss.pseudo and self.ramp(self.config.train.labeled_fusion_start):
+        if self.partial and self.config.loss.fill and self.ramp(self.config.train.unlabeled_fusion_start):
             with torch.no_grad():
                 seen = self.teacher(batch.images)
                 found = pseudo_instances(seen, self.config.loss, self.config.predict, self.typical, self.confidence)
-                return merge_instances(instances, found, background_of(seen, batch.background, self.config.loss), self.typical)
-        return instances
+                return merge_instances(labels, found, background_of(seen, batch.background, self.config.loss), self.typical)
+        return labels
 
     def unlabelled_terms(self, batch: Batch, student: PoseOutputs) -> dict[str, Tensor]:
-        """L_fu, and the supervised terms on the teacher's sure detections."""
+        """L_fu, and agreement with the teacher."""
         loss, ramp = self.config.loss, self.ramp(self.config.train.unlabeled_fusion_start)
         with torch.no_grad():
             teacher = self.teacher(batch.weak)
         terms = {"fusion_unlabeled": loss.beta * ramp * self.fusion(teacher, student)} if loss.beta else {}
-        if loss.pseudo and self.soft:
-            terms["pseudo"] = loss.pseudo * ramp * agreement(student, teacher, self.confidence, loss)
-        elif loss.pseudo:
-            found = pseudo_instances(teacher, loss, self.config.predict, self.typical, self.confidence)
-            terms["pseudo"] = loss.pseudo * ramp * torch.stack(list(supervised(student, found, loss, self.typical).values())).sum()
+        if loss.agreement:
+            terms["agreement"] = loss.agreement * ramp * agreement(student, teacher, self.confidence, loss)
         return terms
 
     def fusion(self, chooser: PoseOutputs, outputs: PoseOutputs) -> Tensor:
         """L_f on ``outputs`` with the candidates that ``chooser`` finds."""
         indices, scores = select(chooser, self.config.loss, self.typical, self.config.predict.nms)
-        return fusion_loss(outputs, indices, (scores / self.confidence).clamp(max=1), self.config.loss)
+        return fusion_loss(outputs, indices, relative_scores(scores, self.confidence), self.config.loss)
 
     def on_train_batch_start(self, *_: object) -> None:
         train, progress = self.config.train, self.budget.progress(self.step)
@@ -205,15 +209,13 @@ class RunFolder(L.Callback):
         self.best, self.best_step = float(state["best"]), int(state["best_step"])
 
     def on_train_batch_start(self, trainer: L.Trainer, module: PoseTraining, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
-        wanted = self.config.loss.beta > 0 or self.config.loss.pseudo > 0
+        wanted = self.config.loss.beta > 0 or self.config.loss.agreement > 0
         if wanted and module.budget.seconds and module.phase == "unlabelled":
             self.steps.first_unlabeled_step.clamp_(max=module.step)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: PoseTraining, *_: object) -> None:  # type: ignore[override]
         progress = module.budget.progress(module.step)
-        self.task.update(
-            module.budget.elapsed if module.budget.seconds else module.step, step=module.step, phase=module.phase
-        )
+        self.task.update(module.budget.elapsed if module.budget.seconds else module.step, step=module.step, phase=module.phase)
         over = progress >= 1
         if trainer.world_size > 1 and module.budget.seconds:  # clocks differ a little, and all must stop at the same step
             over = trainer.strategy.reduce_boolean_decision(over, all=False)
@@ -255,9 +257,7 @@ class RunFolder(L.Callback):
             "val_ap_s2_0.0025": ap[SLEAP_S2],
             "val_pixel_error": result.pixel_error[50],
         }
-        self.task.update(
-            module.budget.elapsed if module.budget.seconds else module.step, step=module.step, AP=f"{ap[PAPER_S2]:.3f}"
-        )
+        self.task.update(module.budget.elapsed if module.budget.seconds else module.step, step=module.step, AP=f"{ap[PAPER_S2]:.3f}")
         return float(np.nanmean(list(ap.values()))), {k: f"{v:.4f}" for k, v in figures.items()}
 
     def save(self, module: PoseTraining) -> None:
@@ -446,7 +446,7 @@ def fit(
             material.frames, material.videos, material.skeleton, config, material.partial, material.unlabeled_videos, material.pool,
             trainer.global_rank, trainer.world_size,
         )  # fmt: skip
-        if not budget.seconds and (config.loss.beta > 0 or config.loss.pseudo > 0):
+        if not budget.seconds and (config.loss.beta > 0 or config.loss.agreement > 0):
             steps.first_unlabeled_step.fill_(math.ceil(settings.unlabeled_fusion_start * settings.steps))
         keeper = RunFolder(out, config, material, steps, task, facts)
         trainer.callbacks.append(keeper)  # type: ignore[attr-defined]

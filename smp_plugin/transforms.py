@@ -112,7 +112,7 @@ def jitter(rng: np.random.Generator, image: Tensor, config: AugmentConfig, stren
     """Random brightness, contrast, gamma and colour balance of a uint8 image (3, H, W), through one table per channel."""
     contrast = math.exp(rng.normal(0, config.contrast / 2) * strength)
     shift = rng.normal(0, config.brightness / 2) * strength
-    balance = np.exp(rng.normal(0, 0.03 * strength, (3, 1)))
+    balance = np.exp(rng.normal(0, 0.05 * strength, (3, 1)))
     gamma = math.exp(rng.normal(0, 0.12 * strength))
     levels = (np.linspace(0, 1, 256) - 0.45) * contrast * balance + 0.45 + shift
     tables = (np.clip(levels, 0, 1) ** gamma * 255).round().astype(np.uint8)

@@ -97,15 +97,15 @@ def draw_litter(rng: np.random.Generator, size: tuple[int, int], nest: np.ndarra
     tone = (np.stack([soft_noise(rng, (2 * height, 2 * width), 60 * scale)] * 3, -1) * 0.05 + (0.42, 0.34, 0.25)).clip(0, 1)
     colour.paste(Image.fromarray((tone * 255).astype(np.uint8)))
     pen, level = ImageDraw.Draw(colour), ImageDraw.Draw(relief)
-    palette = np.array([[196, 164, 120], [170, 136, 98], [202, 168, 138], [148, 112, 84], [214, 190, 158], [180, 144, 122], [126, 98, 75]])
-    hay = np.array([[222, 206, 178], [200, 170, 120], [226, 200, 190], [160, 128, 90]])
+    palette = np.array([[146, 122, 84], [128, 102, 68], [140, 120, 92], [112, 86, 60], [154, 138, 108], [132, 110, 84], [96, 76, 55]])
+    hay = np.array([[164, 150, 122], [148, 124, 84], [160, 146, 122], [120, 98, 66]])
     warmth = rng.uniform(0.93, 1.05, 3)
     bare = rng.choice([0.35, 0.6])  # share of chips that the mother has cleared out of the nest
 
     def inside(point: np.ndarray) -> float:
         return float(np.hypot(*((point / 2 - nest[:2]) / nest[2:])))
 
-    for _ in range(int(900 * width * height / (384 * 288) / scale**2)):  # chips
+    for _ in range(int(600 * width * height / (384 * 288) / scale**2)):  # chips
         point = rng.uniform(0, 2, 2) * size
         if inside(point) < 0.9 and rng.random() < bare:
             continue
@@ -117,7 +117,7 @@ def draw_litter(rng: np.random.Generator, size: tuple[int, int], nest: np.ndarra
         ink = np.clip(palette[rng.integers(len(palette))] * warmth * rng.uniform(0.78, 1.02), 0, 255).astype(int)
         pen.polygon(polygon, fill=tuple(ink))
         level.polygon(polygon, fill=int(rng.uniform(8, 55) * scale * (0.35 if inside(point) < 0.9 else 1.0)))
-    for _ in range(int(850 * width * height / (384 * 288) / scale**2)):  # fibres: hay and shreds of paper, thickest around the nest
+    for _ in range(int(600 * width * height / (384 * 288) / scale**2)):  # fibres: hay and shreds of paper, thickest around the nest
         point = rng.uniform(0, 2, 2) * size
         if abs(inside(point) - 1.15) > 0.35 and rng.random() < 0.55:
             continue

@@ -29,7 +29,7 @@ def blank_outputs(
     seed: int | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> PoseOutputs:
-    """Outputs that see nothing (logits -9, vectors 0), or random ones with a ``seed``. Leaves with gradient; cell centres are written out."""
+    """Outputs that see nothing (logits -9, vectors 0), or random ones with a ``seed``. Leaves with gradient; centres are written out."""
     centres, strides = [], []
     for stride in LEVEL_STRIDES:
         for row in range(height // stride):
@@ -77,7 +77,7 @@ def blob_image(rng: np.random.Generator, animals: int, keypoints: int, size: tup
     columns, rows = np.meshgrid(np.arange(width), np.arange(height))
     image = rng.normal(30, 4, (height, width, 3))
     poses = []
-    for share in ([0.5] if animals == 1 else [0.25, 0.75][:animals]):
+    for share in [0.5] if animals == 1 else [0.25, 0.75][:animals]:
         centre = np.array((width * share, height / 2)) + rng.uniform(-0.06, 0.06, 2) * (width, 3 * height)
         tilt = rng.uniform(-0.5, 0.5)
         along = np.linspace(-14, 14, keypoints)[:, None] if keypoints > 1 else np.zeros((1, 1))
@@ -190,6 +190,12 @@ def listener() -> Listener:
     return Listener()
 
 
+@pytest.fixture(scope="session")
+def write() -> Callable[..., Blobs]:
+    """``write_blobs``, which takes the folder first."""
+    return write_blobs
+
+
 @pytest.fixture
 def make_blobs(tmp_path: Path) -> Callable[..., Blobs]:
     """``write_blobs`` in the test's own folder."""
@@ -208,7 +214,7 @@ def trained(blobs: Blobs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from smp_plugin.training import train
 
     config = small_config(
-        data__crop=96, train__batch=4, train__steps=54, train__val_every=9, train__labeled_fusion_start=0.6, train__unlabeled_fusion_start=0.85,
-        data__val_fraction=0.25,
+        data__crop=96, train__batch=4, train__steps=42, train__val_every=14, train__labeled_fusion_start=0.4,
+        train__unlabeled_fusion_start=0.8, data__val_fraction=0.25,
     )  # fmt: skip
     return train([blobs.project], config=config, out=tmp_path_factory.mktemp("runs") / "blobs")

@@ -129,7 +129,7 @@ def test_headers_may_promise_anything(
 
 
 def test_several_videos_in_one_file(run: Callable[..., Labels], blobs: Any, make_blobs: Any, stub: type[Stub]):
-    other = make_blobs("other", counts=[1] * 3, sizes=[(64, 48)])
+    other = make_blobs("other", counts=[1] * 3, labelled=[0], sizes=[(64, 48)])
     labels = run(blobs.video, other.video)
     assert [v.paths[0] for v in labels.videos] == [blobs.video, other.video]
     assert numbers(labels) == list(range(20)) and numbers(labels, 1) == [0, 1, 2]
@@ -201,7 +201,8 @@ def found(trained: Path, blobs: Any, tmp_path_factory: pytest.TempPathFactory) -
     """All frames of the blobs, with an overlay beside them."""
     folder = tmp_path_factory.mktemp("found")
     overlay = folder / "deep" / "found.mp4"
-    (path,) = predict([blobs.video], folder / "found.slp", model=trained, device="cpu", overlay=overlay)
+    low = {"predict.min_score": 0.02}
+    (path,) = predict([blobs.video], folder / "found.slp", model=trained, device="cpu", overlay=overlay, config_overrides=low)
     return path
 
 
@@ -240,7 +241,7 @@ def test_the_overlay(found: Path, blobs: Any):
 def test_the_batch_changes_nothing(found: Path, blobs: Any, run: Callable[..., Labels]):
     wanted = read_project(found).frames
     for batch in (1, 3):
-        frames = run(blobs.video, config_overrides={"predict.batch": batch}).frames
+        frames = run(blobs.video, config_overrides={"predict.batch": batch, "predict.min_score": 0.02}).frames
         for a, b in zip(wanted, frames, strict=True):
             assert a.index == b.index and len(a.predicted) == len(b.predicted)
             for i, j in zip(a.predicted, b.predicted, strict=True):
@@ -360,7 +361,7 @@ def test_ahead_raises_in_its_place():
     assert seen == [1]
 
 
-def test_ahead_ends_when_left(run: Any):
+def test_ahead_ends_when_left():
     endless = ahead(iter(int, 1), 4)
     assert next(endless) == 0
     endless.close()  # type: ignore[attr-defined]

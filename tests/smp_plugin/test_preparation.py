@@ -76,7 +76,9 @@ def test_another_skeleton_is_refused(make_blobs: Any, make_config: Callable[...,
     train, other = make_blobs("train"), make_blobs("other", keypoints=("head", "neck", "tail"))
     with pytest.raises(FormatError, match=r"other\.slp: its keypoints are head, neck, tail.*head, middle, tail; validate on"):
         material_of(train.project, config=make_config(), listener=listener, val=other.project)
-    with pytest.raises(FormatError, match=r"other\.slp: its keypoints are head, neck, tail, but those of .*train\.slp are head, middle, tail"):
+    with pytest.raises(
+        FormatError, match=r"other\.slp: its keypoints are head, neck, tail, but those of .*train\.slp are head, middle, tail"
+    ):
         material_of(train.project, other.project, config=make_config(), listener=listener)
 
 
@@ -181,7 +183,7 @@ def test_no_unlabelled_frames_is_said(make_blobs: Any, make_config: Callable[...
     (alarm,) = listener.alarms
     assert "no unlabelled frames" in alarm and "SemiMultiPose-labeled" in alarm and "--unlabeled VIDEO" in alarm
     listener.alarms.clear()
-    material_of(project, config=make_config(loss__beta=0.0, loss__pseudo=0.0), listener=listener)
+    material_of(project, config=make_config(loss__beta=0.0, loss__agreement=0.0), listener=listener)
     assert listener.alarms == []  # none were wanted
 
 

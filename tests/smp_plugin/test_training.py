@@ -26,9 +26,10 @@ from smp_plugin.inference import infer
 from smp_plugin.training import append_row, train
 
 RUN_FILES = {"model.pt", "last.ckpt", "config.yaml", "metrics.csv", "curves.png", "val_predictions.png", "report.html", "log.txt"}
-TINY = (
-    "data.crop=64 data.animal_size=28 model.channels=16 model.tower_depth=1 model.heatmap_channels=16 train.batch=2 train.unlabeled_batch=1"
-).split()
+TINY = [
+    *("data.crop=64", "data.animal_size=28", "model.channels=16", "model.tower_depth=1", "model.heatmap_channels=16"),
+    *("train.batch=2", "train.unlabeled_batch=1"),
+]
 
 
 def rows_of(run: Path) -> list[dict[str, str]]:
@@ -85,11 +86,11 @@ def test_the_run_folder(trained: Path):
 
 def test_three_phases(trained: Path):
     rows = rows_of(trained)
-    assert [int(row["step"]) for row in rows] == [9, 18, 27, 36, 45, 54]
-    assert [row["phase"] for row in rows] == ["supervised"] * 3 + ["labelled fusion"] * 2 + ["unlabelled"]
+    assert [int(row["step"]) for row in rows] == [14, 28, 42]
+    assert [row["phase"] for row in rows] == ["supervised", "labelled fusion", "unlabelled"]
     assert not rows[0]["loss_fusion_labeled"] and not rows[0]["loss_fusion_unlabeled"]
-    assert float(rows[4]["loss_fusion_labeled"]) > 0 and not rows[3]["loss_fusion_unlabeled"]
-    assert float(rows[5]["loss_fusion_unlabeled"]) > 0 and float(rows[5]["loss_pseudo"]) >= 0
+    assert float(rows[1]["loss_fusion_labeled"]) > 0 and not rows[1]["loss_fusion_unlabeled"]
+    assert float(rows[2]["loss_fusion_unlabeled"]) > 0 and float(rows[2]["loss_agreement"]) >= 0
 
 
 def test_it_learns(trained: Path, blobs: Any):
@@ -98,6 +99,7 @@ def test_it_learns(trained: Path, blobs: Any):
         assert float(rows[-1][term]) < 0.5 * float(rows[0][term]), term
     assert max(float(row["val_ap_s2_0.1"]) for row in rows) > 0.9
     model = load_model(trained)
+    model.config.predict.min_score = 0.02
     for image, truth in zip(frames_of(blobs.video), blobs.truth, strict=True):
         (found,) = infer(model.model, image, model.config.data.input_scale, model.config.predict, model.typical_length, "fp32")
         assert len(found.poses) >= len(truth)
@@ -114,19 +116,14 @@ def frames_of(video: Path) -> list[torch.Tensor]:
 
 
 def test_the_same_seed_is_the_same_model(blobs: Any, make_config: Callable[..., Config], tmp_path: Path):
-    runs = [
-        train([blobs.project], config=make_config(train__seed=seed), out=tmp_path / name)
-        for name, seed in (("a", 0), ("b", 0), ("other", 1))
-    ]
-    a, b, other = map(weights_of, runs)
-    assert same(a, b) and not same(a, other)
-
-
-def test_the_callers_settings_stay(blobs: Any, make_config: Callable[..., Config], tmp_path: Path):
-    config = make_config()
+    config = make_config(train__steps=1)
     before = to_dict(config)
-    train([blobs.project], config=config, out=tmp_path / "run")
-    assert to_dict(config) == before
+    a, b = (weights_of(train([blobs.project], config=config, out=tmp_path / name)) for name in ("a", "b"))
+    config.train.seed = 1
+    other = weights_of(train([blobs.project], config=config, out=tmp_path / "other"))
+    assert same(a, b) and not same(a, other)
+    config.train.seed = 0
+    assert to_dict(config) == before  # the caller's settings stay
 
 
 # --- data of all kinds ---
@@ -148,7 +145,8 @@ def test_the_callers_settings_stay(blobs: Any, make_config: Callable[..., Config
 def test_trains_on(project: dict[str, Any], make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path):
     """Through all three phases, with everything that augments switched on."""
     augment = {f"augment__{k}": v for k, v in vars(Config().augment).items()}
-    config = make_config(train__steps=4, train__labeled_fusion_start=0.25, train__unlabeled_fusion_start=0.5, **augment)
+    starts = {"train__labeled_fusion_start": 0.3, "train__unlabeled_fusion_start": 0.6}
+    config = make_config(train__steps=3, train__val_every=3, **starts, **augment)
     run = train([make_blobs(**project).project], config=config, out=tmp_path / "run")
     assert {path.name for path in run.iterdir()} == RUN_FILES
     assert all(np.isfinite(float(row["loss"])) for row in rows_of(run))
@@ -170,7 +168,7 @@ def test_unlabelled_video_that_ends_early(make_blobs: Any, make_config: Callable
 
 
 def test_loader_processes(blobs: Any, make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path):
-    settings: dict[str, Any] = {"train__unlabeled_fusion_start": 0.5, "train__steps": 4}
+    settings: dict[str, Any] = {"train__unlabeled_fusion_start": 0.5}
     alone = train([blobs.project], config=make_config(**settings), out=tmp_path / "alone")
     helped = train([blobs.project], config=make_config(train__workers=1, **settings), out=tmp_path / "helped")
     assert same(weights_of(alone), weights_of(helped))
@@ -186,7 +184,12 @@ def test_loader_processes(blobs: Any, make_blobs: Any, make_config: Callable[...
 
 
 def test_resuming_changes_nothing(blobs: Any, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    settings = {"train__steps": 9, "train__val_every": 3, "train__labeled_fusion_start": 0.1, "train__unlabeled_fusion_start": 0.2}
+    settings: dict[str, Any] = {
+        "train__steps": 9,
+        "train__val_every": 3,
+        "train__labeled_fusion_start": 0.1,
+        "train__unlabeled_fusion_start": 0.2,
+    }
     config = make_config(data__val_fraction=0.2, augment__paste=0.5, **settings)
     whole = train([blobs.project], config=config, out=tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -230,14 +233,13 @@ def test_minutes_are_a_budget(blobs: Any, make_config: Callable[..., Config], tm
             return monotonic if name == "monotonic" else getattr(__import__("time"), name)
 
     monkeypatch.setattr(training, "time", Clock())
-    config = make_config(train__minutes=0.01, train__steps=2, train__val_every=5, train__unlabeled_fusion_start=0.5)
+    config = make_config(train__minutes=0.01, train__steps=2, train__val_every=15, train__unlabeled_fusion_start=0.5)
     run = train([blobs.project], config=config, out=tmp_path / "run")
     rows = rows_of(run)
-    assert 2 < int(rows[-1]["step"]) < 40 and float(rows[-1]["seconds"]) >= 0.6
+    assert 2 < int(rows[-1]["step"]) < 60 and float(rows[-1]["seconds"]) >= 0.6
     assert rows[-1]["phase"] == "unlabelled" and float(rows[-1]["loss_fusion_unlabeled"]) > 0
-    before = len(rows)
     train([blobs.project], out=run, resume=True)  # the time is spent
-    assert len(rows_of(run)) <= before + 1
+    assert rows_of(run) == rows
 
 
 def test_a_run_is_not_written_over(blobs: Any, make_config: Callable[..., Config], tmp_path: Path, trained: Path):
