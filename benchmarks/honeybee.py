@@ -43,6 +43,7 @@ def measure(model_file: Path, val: Path) -> dict[str, float]:
     """AP on the labelled frames of ``val`` at s2 = 1, .1 and .0025 (area: keypoint box), and the median pixel error."""
     kept, labels = load_model(model_file), read_project(val)
     frames = labels.labelled_frames
+    kept.config.predict.min_score = 0.0  # AP has no score cut
     started = time.perf_counter()
     found = predict_frames(kept.model, frames, FrameReader(labels.videos, 1.0), kept.config, kept.typical_length)
     seconds = time.perf_counter() - started

@@ -88,7 +88,8 @@ class PoseTraining(L.LightningModule):
         self.teacher = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.register_buffer("confidence", torch.tensor(0.3))  # score of a typical labelled animal, moving average
         self.terms: dict[str, list[Tensor]] = defaultdict(list)  # since the last row of metrics.csv
-        self.first_step, self.optimizer_state = 0, None  # set where a run is resumed
+        self.first_step = 0  # this and the next are set where a run is resumed
+        self.optimizer_state: dict[str, Any] | None = None
 
     @property
     def step(self) -> int:
@@ -515,13 +516,14 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
     found = predict_frames(kept.model, frames, reader, kept.config, kept.typical_length)
     truth = truth_of(frames)
     if kept.config.predict.min_score == 0:
-        kept.config.predict.min_score = choose_min_score(truth, found, material.partial)
+        # Training frames flatter: unseen animals score lower than those learnt by heart.
+        kept.config.predict.min_score = round(choose_min_score(truth, found, material.partial) * (1.0 if material.val_frames else 0.5), 3)
         save_model(out / "model.pt", kept)
         reporter.say(f"--min-score: {kept.config.predict.min_score:g} by default, where the fewest animals are missed or invented")
     result = evaluate_poses(truth, [(f.poses, f.scores) for f in found], material.skeleton.keypoints)
     items = [
         GalleryItem(
-            reader.get(f.video, f.index)[0].permute(1, 2, 0).numpy(), t, p.poses,
+            reader.get(f.video, f.index)[0].permute(1, 2, 0).numpy(), t, p.poses[p.scores >= kept.config.predict.min_score],
             evaluate_poses([t], [(p.poses, p.scores)], material.skeleton.keypoints).ap[MEDIUM_S2].ap,
             f"{material.videos[f.video].name} frame {f.index}",
         )

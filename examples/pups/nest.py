@@ -221,7 +221,8 @@ class Clip:
         def body(along: np.ndarray, across: np.ndarray) -> np.ndarray:
             texture = skin[(along * 95).astype(int), ((across + 1) * 23.5).astype(int)]
             folds = 1 + 0.03 * np.sin(70 * along + 9 * across * across)
-            back = 0.13 * (1 - across * across) * np.clip(6 * (along - 0.06), 0, 1)  # pigment comes first along the back
+            hood = np.clip(1.8 - 5 * along, 0, 1)  # at this age pigment has come to the head, and begins along the back
+            back = 0.13 * (1 - across * across) * np.clip(6 * (along - 0.06), 0, 1) + 0.3 * hood
             return (texture * folds)[:, None] * (tint - back[:, None] * (1.0, 0.7, 0.55))
 
         canvas.stamp(owner, motion.tails[t, pup], np.linspace(0.036, 0.016, motion.tails.shape[2]) * length, lift + 1.0, lambda u, v: pale)

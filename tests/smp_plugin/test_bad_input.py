@@ -16,6 +16,8 @@ import sleap_io as sio
 import smp_plugin
 from smp_plugin.cli import evaluate, predict, train
 
+pytestmark = pytest.mark.usefixtures("thin_backbone")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, write: Callable[..., Any], trained: Path) -> Path:

@@ -23,6 +23,8 @@ from smp_plugin.cli.predict import main
 from smp_plugin.inference import FramePoses
 from smp_plugin.predictor import Predictor, ahead, predict
 
+pytestmark = pytest.mark.usefixtures("thin_backbone")
+
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
@@ -53,10 +55,11 @@ def leftovers(folder: Path) -> list[str]:
 class Stub(Predictor):
     """Finds in every frame one animal at (brightness of the frame, batch size); calls ``event`` before every batch."""
 
+    calls = 0
     event: Callable[[int], None] = staticmethod(lambda _: None)
 
     def __call__(self, frames: list[np.ndarray]) -> list[FramePoses]:
-        type(self).calls = getattr(type(self), "calls", 0) + 1
+        type(self).calls += 1
         type(self).event(type(self).calls)
         pose = np.zeros((1, 3, 2))
         return [FramePoses(pose + f.mean(), np.array([0.5]), np.full((1, 3), 0.5)) for f in frames]
@@ -201,7 +204,7 @@ def found(trained: Path, blobs: Any, tmp_path_factory: pytest.TempPathFactory) -
     """All frames of the blobs, with an overlay beside them."""
     folder = tmp_path_factory.mktemp("found")
     overlay = folder / "deep" / "found.mp4"
-    low = {"predict.min_score": 0.02}
+    low: dict[str, object] = {"predict.min_score": 0.02}
     (path,) = predict([blobs.video], folder / "found.slp", model=trained, device="cpu", overlay=overlay, config_overrides=low)
     return path
 

@@ -25,6 +25,8 @@ from smp_plugin.config import Config, to_dict
 from smp_plugin.inference import infer
 from smp_plugin.training import append_row, train
 
+pytestmark = pytest.mark.usefixtures("thin_backbone")
+
 RUN_FILES = {"model.pt", "last.ckpt", "config.yaml", "metrics.csv", "curves.png", "val_predictions.png", "report.html", "log.txt"}
 TINY = [
     *("data.crop=64", "data.animal_size=28", "model.channels=16", "model.tower_depth=1", "model.heatmap_channels=16"),
