@@ -47,6 +47,8 @@ def test_set_value_converts_text(key: str, text: str, value: object):
     ("key", "text", "sentence"),
     [
         ("train.stepz", "1", "Did you mean .*train.steps"),
+        ("train.batch", "0", "train.batch is '0'; it must be at least 1"),
+        ("train.lr", "-0.1", "train.lr is '-0.1'; it must be at least 0"),
         ("steps", "1", "no setting 'steps'"),
         ("train.steps", "many", "must be a number"),
         ("train.steps", "1.5", "must be a number"),
@@ -67,8 +69,8 @@ def _values(kind: Any) -> st.SearchStrategy[Any]:
         return st.sampled_from(get_args(kind))
     if get_origin(kind) is tuple:
         return st.tuples(_values(float), _values(float)).map(lambda pair: tuple(sorted(pair)))
-    floats = st.floats(allow_nan=False, allow_infinity=False)
-    return {bool: st.booleans(), int: st.integers(-(10**9), 10**9), float: floats, str: st.text(max_size=20)}[kind]
+    floats = st.floats(min_value=1, allow_nan=False, allow_infinity=False)
+    return {bool: st.booleans(), int: st.integers(1, 10**9), float: floats, str: st.text(max_size=20)}[kind]
 
 
 def _configs() -> st.SearchStrategy[c.Config]:
