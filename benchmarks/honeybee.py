@@ -30,7 +30,8 @@ from smp_plugin.config import preset, set_value
 from smp_plugin.datasets import FrameReader
 from smp_plugin.metrics import evaluate_poses
 from smp_plugin.progress import Reporter
-from smp_plugin.training import predict_frames, train, truth_of
+from smp_plugin.run_folder import predict_frames, truth_of
+from smp_plugin.training import train
 
 METHODS: dict[str, dict[str, object]] = {
     "directpose": {"loss.alpha": 0.0, "loss.beta": 0.0, "loss.agreement": 0.0},  # L_a + L_b + L_d

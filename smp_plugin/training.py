@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import copy
-import csv
 import datetime
 import logging
 import math
 import os
-import pickle
 import signal
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from converters.labels import FormatError, LabeledFrame
+from converters.labels import FormatError
 from smp_plugin import __version__
 from smp_plugin.backbone import find_weights
-from smp_plugin.checkpoint import Checkpoint, load_model, save_model
+from smp_plugin.checkpoint import load_model
 from smp_plugin.config import Config, read_config, write_config
 from smp_plugin.consistency import (
     agreement,
@@ -38,20 +36,14 @@ from smp_plugin.consistency import (
     relative_scores,
     select,
 )
-from smp_plugin.datasets import Batch, FrameReader, StepRange, TrainingSteps
-from smp_plugin.inference import FramePoses, choose_device, has_bf16, infer
+from smp_plugin.datasets import Batch, StepRange, TrainingSteps
+from smp_plugin.inference import choose_device, has_bf16
 from smp_plugin.losses import supervised
-from smp_plugin.metrics import MATCH_OKS, MEDIUM_S2, PAPER_S2, SLEAP_S2, animal_areas, evaluate_poses, match, oks
 from smp_plugin.model import PoseModel, PoseOutputs
 from smp_plugin.preparation import Material, prepare
-from smp_plugin.progress import Reporter, Task
-from smp_plugin.report import GalleryItem, write_curves, write_gallery, write_report
+from smp_plugin.progress import Reporter
+from smp_plugin.run_folder import RunFolder, finish, open_folder, read_checkpoint
 from smp_plugin.targets import Instances
-
-COLUMNS = (
-    "step", "epoch", "seconds", "lr", "phase", "loss", "loss_heatmap", "loss_box", "loss_vector", "loss_quality", "loss_fusion_labeled",
-    "loss_fusion_unlabeled", "loss_agreement", "val_ap", "val_ap_s2_0.1", "val_ap_s2_0.0025", "val_pixel_error",
-)  # fmt: skip
 
 
 class Budget:
@@ -194,117 +186,6 @@ class PoseTraining(L.LightningModule):
             self.optimizer_state = None
 
 
-class RunFolder(L.Callback):
-    """Keeps the run folder: validation, ``metrics.csv``, ``model.pt`` (best), ``last.ckpt``, and when to stop."""
-
-    def __init__(self, out: Path, config: Config, material: Material, steps: TrainingSteps, task: Task, facts: dict[str, object]) -> None:
-        self.out, self.config, self.material, self.steps, self.task, self.facts = out, config, material, steps, task, facts
-        self.best, self.best_step, self.interrupted = -math.inf, 0, False
-        self.reader = FrameReader(material.videos, 1.0)
-        self.val_frames = spread(material.val_frames, config.train.val_frames)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_step": self.best_step}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.best_step = float(state["best"]), int(state["best_step"])
-
-    def on_train_batch_start(self, trainer: L.Trainer, module: PoseTraining, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
-        wanted = self.config.loss.beta > 0 or self.config.loss.agreement > 0
-        if wanted and module.budget.seconds and module.phase == "unlabelled":
-            self.steps.first_unlabeled_step.clamp_(max=module.step)
-
-    def on_train_batch_end(self, trainer: L.Trainer, module: PoseTraining, *_: object) -> None:  # type: ignore[override]
-        progress = module.budget.progress(module.step)
-        self.task.update(module.budget.elapsed if module.budget.seconds else module.step, step=module.step, phase=module.phase)
-        over = progress >= 1
-        if trainer.world_size > 1 and module.budget.seconds:  # clocks differ a little, and all must stop at the same step
-            over = trainer.strategy.reduce_boolean_decision(over, all=False)
-        if over:
-            trainer.should_stop = True
-
-    def on_train_epoch_end(self, trainer: L.Trainer, module: PoseTraining) -> None:  # type: ignore[override]
-        row: dict[str, object] = {k: f"{torch.stack(v).mean().item():.5g}" for k, v in module.terms.items()}
-        row |= {
-            "step": module.step,
-            "epoch": (module.step - 1) // self.config.train.val_every,
-            "seconds": f"{module.budget.elapsed:.1f}",
-            "phase": module.phase,
-        }
-        row["lr"] = f"{trainer.optimizers[0].param_groups[-1]['lr']:.3g}"
-        module.terms.clear()
-        if trainer.is_global_zero:
-            score = float(module.step)  # without validation frames the latest model is the one to keep
-            if self.val_frames:
-                score, figures = self.validate(module)
-                row |= figures
-            if score >= self.best:
-                self.best, self.best_step = score, module.step
-                self.save(module)
-            append_row(self.out / "metrics.csv", row)
-        partial = self.out / ".last.ckpt.partial"
-        trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
-            os.replace(partial, self.out / "last.ckpt")
-
-    def validate(self, module: PoseTraining) -> tuple[float, dict[str, object]]:
-        """The figure models are chosen by (the mean of AP at s2 = 1, .1 and .0025), and the columns of metrics.csv."""
-        found = predict_frames(module.teacher, self.val_frames, self.reader, self.config, module.typical)
-        result = evaluate_poses(truth_of(self.val_frames), [(f.poses, f.scores) for f in found], self.material.skeleton.keypoints)
-        ap = {s2: result.ap[s2].ap for s2 in (PAPER_S2, MEDIUM_S2, SLEAP_S2)}
-        figures = {
-            "val_ap": ap[PAPER_S2],
-            "val_ap_s2_0.1": ap[MEDIUM_S2],
-            "val_ap_s2_0.0025": ap[SLEAP_S2],
-            "val_pixel_error": result.pixel_error[50],
-        }
-        self.task.update(module.budget.elapsed if module.budget.seconds else module.step, step=module.step, AP=f"{ap[PAPER_S2]:.3f}")
-        return float(np.nanmean(list(ap.values()))), {k: f"{v:.4f}" for k, v in figures.items()}
-
-    def save(self, module: PoseTraining) -> None:
-        """The moving average of the weights as model.pt."""
-        facts = self.facts | {"step": self.best_step, "minutes": round(module.budget.elapsed / 60, 2)}
-        save_model(self.out / "model.pt", Checkpoint(module.teacher, self.config, self.material.skeleton, module.typical, facts))
-
-    def on_exception(self, trainer: L.Trainer, module: PoseTraining, exception: BaseException) -> None:  # type: ignore[override]
-        self.interrupted = isinstance(exception, KeyboardInterrupt)
-        if self.interrupted and trainer.is_global_zero and not (self.out / "model.pt").exists():
-            self.best_step = module.step
-            self.save(module)
-
-
-def spread(frames: list[LabeledFrame], most: int) -> list[LabeledFrame]:
-    """At most so many frames, evenly spread."""
-    return frames if len(frames) <= most else [frames[i] for i in np.linspace(0, len(frames) - 1, most).round().astype(int)]
-
-
-def truth_of(frames: list[LabeledFrame]) -> list[np.ndarray]:
-    """Per frame the labelled animals, (n, K, 2) frame pixels."""
-    return [np.stack([i.points for i in f.instances]) if f.instances else np.zeros((0, 1, 2)) for f in frames]
-
-
-def predict_frames(model: PoseModel, frames: list[LabeledFrame], reader: FrameReader, config: Config, typical: float) -> list[FramePoses]:
-    """Predictions for labelled frames, one by one: frames of a project may differ in size."""
-    return [
-        infer(model, reader.get(f.video, f.index)[0][None], config.data.input_scale, config.predict, typical, config.train.precision)[0]
-        for f in frames
-    ]
-
-
-def append_row(path: Path, row: dict[str, object]) -> None:
-    """Add a line to metrics.csv; lines of a longer run that was cut off are dropped first, so that steps rise."""
-    rows = []
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [r for r in csv.DictReader(file) if int(r["step"]) < int(str(row["step"]))]
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows([*rows, row])
-    os.replace(partial, path)
-
-
 def train(
     projects: list[Path],
     *,
@@ -325,7 +206,7 @@ def train(
         val: a project whose labelled frames choose the best model; default a share of the labelled frames.
         video_root: where videos that are not found are looked for next.
         unlabeled: videos to take unlabelled frames from; default those of the projects.
-        resume: continue the run in ``out`` from its last checkpoint, with its settings.
+        resume: continue the run in ``out`` from its last checkpoint; ``config`` may change all but its ``data`` and ``model``.
 
     Returns:
         The run folder, with ``model.pt``, ``last.ckpt``, ``config.yaml``, ``metrics.csv``, pictures, ``report.html`` and ``log.txt``.
@@ -335,17 +216,18 @@ def train(
         KeyboardInterrupt: after everything finished so far was saved.
     """
     reporter = reporter or Reporter(quiet=True)
-    config = copy.deepcopy(config or Config())
     out = out or Path("runs") / datetime.datetime.now().strftime("%y%m%d_%H%M%S")
-    reporter.mute = not is_first_process(config)
-    saved = None
-    if resume:
-        saved = read_checkpoint(out)
-        reporter.say(f"resuming {out} at step {saved['step']}, with its settings ({out / 'config.yaml'})")
-        config = read_config(out / "config.yaml")
+    saved = read_checkpoint(out) if resume else None
+    if resume:  # the network and its data stay as they were; a longer budget or another device may be asked for
+        stored = read_config(out / "config.yaml")
+        config = replace(config, data=stored.data, model=stored.model) if config else stored
     elif (out / "model.pt").exists() or (out / "last.ckpt").exists():
         remedy = ", or add --resume to continue it" if (out / "last.ckpt").exists() else ""
         raise FormatError(f"-o {out}: the folder already holds a run; choose another{remedy}.")
+    config = copy.deepcopy(config or Config())
+    reporter.mute = not is_first_process(config)
+    if saved:
+        reporter.say(f"resuming {out} at step {saved['step']}, with its settings ({out / 'config.yaml'})")
     device, why = choose_device(config.train.device)
     material = prepare(projects, config, val, video_root, unlabeled or [], reporter)
     if resume:
@@ -363,8 +245,7 @@ def train(
     if not reporter.mute:
         open_folder(out)
         reporter.log_to(out / "log.txt")
-        if not resume:
-            write_config(config, out / "config.yaml")
+        write_config(config, out / "config.yaml")
     if not resume:
         (reporter.warn if sentence.startswith("NO") else reporter.say)(sentence)
     reporter.say(f"{why}; {'bf16' if config.train.precision != 'fp32' and has_bf16(device) else 'fp32'}")
@@ -390,26 +271,6 @@ def is_first_process(config: Config) -> bool:
     """Is this the process that writes and speaks? Lightning, torchrun and SLURM number the others in these variables."""
     names = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
     return config.train.devices * config.train.num_nodes == 1 or all(os.environ.get(name, "0") == "0" for name in names)
-
-
-def read_checkpoint(out: Path) -> dict[str, Any]:
-    """``last.ckpt`` of a run folder. Raises FormatError where the run can't be resumed."""
-    path = out / "last.ckpt"
-    if not path.exists():
-        raise FormatError(f"--resume: {out} holds no last.ckpt; give the folder of a run that reached its first checkpoint, or start anew.")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        raise FormatError(f"--resume: {path} is damaged; train anew in another folder (model.pt beside it still predicts).") from error
-
-
-def open_folder(out: Path) -> None:
-    """Make the run folder, or raise FormatError."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "log.txt").open("a", encoding="utf-8").close()
-    except OSError as error:
-        raise FormatError(f"-o {out}: it can't be written to ({error.strerror}); choose a folder that you may write to.") from error
 
 
 def fit(
@@ -482,68 +343,3 @@ def loader(steps: TrainingSteps, config: Config, device: torch.device, position:
         return DataLoader(steps, batch_size=None, sampler=StepRange(position, left), num_workers=workers, pin_memory=device.type == "cuda")
 
     return make
-
-
-def choose_min_score(truth: list[np.ndarray], found: list[FramePoses], partial: bool) -> float:
-    """The lowest score within .01 of the best F1; where labels are partial, the score that 9 of 10 found labelled animals have.
-
-    ``truth``: (n, K, 2) per frame. An animal is found by a pose of OKS (s2 = .1) .3 or more.
-    """
-    scores, right = [], []
-    for labelled, frame, area in zip(truth, found, animal_areas(truth), strict=True):
-        hits = {column for _, column in match(oks(labelled, frame.poses, area, MEDIUM_S2), MATCH_OKS)}
-        scores += frame.scores.tolist()
-        right += [i in hits for i in range(len(frame.scores))]
-    order = np.argsort(scores)[::-1]
-    ranked, hits_so_far = np.array(scores)[order], np.cumsum(np.array(right)[order])
-    if not len(ranked) or not hits_so_far[-1]:
-        return 0.1
-    if partial:
-        return round(float(ranked[np.searchsorted(hits_so_far, 0.9 * hits_so_far[-1])]), 3)
-    f1 = 2 * hits_so_far / (np.arange(1, len(ranked) + 1) + sum(len(t) for t in truth))
-    return round(float(ranked[np.flatnonzero(f1 >= f1.max() - 0.01)[-1]]), 3)
-
-
-def finish(out: Path, config: Config, material: Material, device: torch.device, reporter: Reporter) -> None:
-    """The score from which the best model's animals are kept, pictures, and the report."""
-    choices, warnings = reporter.take()
-    if not (out / "model.pt").exists():
-        return
-    kept = load_model(out / "model.pt")
-    kept.model.to(device)
-    frames = spread(material.val_frames or material.frames, config.train.val_frames)
-    reader = FrameReader(material.videos, 1.0)
-    found = predict_frames(kept.model, frames, reader, kept.config, kept.typical_length)
-    truth = truth_of(frames)
-    if kept.config.predict.min_score == 0:
-        # Training frames flatter: unseen animals score lower than those learnt by heart.
-        kept.config.predict.min_score = round(choose_min_score(truth, found, material.partial) * (1.0 if material.val_frames else 0.5), 3)
-        save_model(out / "model.pt", kept)
-        reporter.say(f"--min-score: {kept.config.predict.min_score:g} by default, where the fewest animals are missed or invented")
-    result = evaluate_poses(truth, [(f.poses, f.scores) for f in found], material.skeleton.keypoints)
-    items = [
-        GalleryItem(
-            reader.get(f.video, f.index)[0].permute(1, 2, 0).numpy(), t, p.poses[p.scores >= kept.config.predict.min_score],
-            evaluate_poses([t], [(p.poses, p.scores)], material.skeleton.keypoints).ap[MEDIUM_S2].ap,
-            f"{material.videos[f.video].name} frame {f.index}",
-        )
-        for f, t, p in zip(frames, truth, found, strict=True)
-    ]  # fmt: skip
-    if (out / "metrics.csv").exists():
-        write_curves(out / "metrics.csv", out / "curves.png")
-    write_gallery(out / "val_predictions.png", items, material.skeleton)
-    data = {
-        "Projects": ", ".join(map(str, kept.facts["projects"])),  # type: ignore[call-overload]
-        "Keypoints": ", ".join(material.skeleton.keypoints),
-        "Labelled frames, animals": f"{len(material.frames)}, {sum(len(f.instances) for f in material.frames)}",
-        "Validation frames": len(material.val_frames),
-        "Unlabelled frames": f"{len(material.pool):,}",
-        "Model kept": f"of step {kept.facts['step']}, after {kept.facts['minutes']} min of training",
-    }
-    write_report(out, title=out.name, data=data, choices=choices, evaluation=result, warnings=warnings)
-    what = "validation" if material.val_frames else "training (no validation frames)"
-    reporter.say(
-        f"AP on {len(frames)} {what} frames: {result.ap[PAPER_S2].ap:.3f} (s2 = 1), "
-        f"{result.ap[MEDIUM_S2].ap:.3f} (.1), {result.ap[SLEAP_S2].ap:.3f} (.0025)"
-    )
-    reporter.say(f"model: {out / 'model.pt'}; report: {out / 'report.html'}")

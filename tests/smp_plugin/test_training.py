@@ -23,7 +23,8 @@ from smp_plugin.checkpoint import load_model
 from smp_plugin.cli.train import main
 from smp_plugin.config import Config, to_dict
 from smp_plugin.inference import infer
-from smp_plugin.training import append_row, train
+from smp_plugin.run_folder import append_row
+from smp_plugin.training import train
 
 pytestmark = pytest.mark.usefixtures("thin_backbone")
 
