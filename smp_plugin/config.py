@@ -26,7 +26,7 @@ class DataConfig:
     crop: int = 0  # side of the square training crop, input pixels; 0: four and a half median animals, 192 to 512
     val_fraction: float = 0.1  # share of labelled frames held out when no validation file is given; none below 10 frames
     unlabeled_frames: str = ""  # frames of each video used without labels, e.g. "0-999,1500"; "": all
-    cache_gb: float = 2.0  # labelled frames kept decoded, gigabytes
+    cache_gb: float = 2.0  # labelled frames kept decoded, gigabytes in each process
 
 
 @dataclass

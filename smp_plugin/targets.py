@@ -6,6 +6,7 @@ are partial nothing away from the labels is a sure negative.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from smp_plugin.config import LossConfig
 from smp_plugin.model import LEVEL_STRIDES, PoseOutputs
 
-WINDOW = 4  # heatmap cells to either side of a keypoint in which its Gaussian is drawn
+WINDOW = 4  # heatmap cells to either side of a keypoint in which its Gaussian is drawn, at least; three sigma where that is more
 
 
 @dataclass
@@ -150,10 +151,9 @@ def draw_gaussians(shape: tuple[int, int, int, int], cells: Tensor, which: Tenso
     Differentiable in ``cells`` (N, M, K, 2), positions in cells. ``kind`` "cell" draws a single cell at the nearest centre.
     """
     n, k, h, w = shape
+    half = WINDOW if math.isinf(sigma) else max(WINDOW, math.ceil(3 * sigma))
     reach = (
-        torch.arange(-WINDOW, WINDOW + 1, device=cells.device)
-        if kind == "gaussian"
-        else torch.zeros(1, device=cells.device, dtype=torch.long)
+        torch.arange(-half, half + 1, device=cells.device) if kind == "gaussian" else torch.zeros(1, device=cells.device, dtype=torch.long)
     )
     safe = cells.where(which[..., None], cells.new_tensor(0.0))
     middle = safe.detach().round().long()
