@@ -207,7 +207,7 @@ class TrainingSteps(Dataset[Batch]):
         keypoints = np.array([self._moved(p, matrix) for p in points]).reshape(-1, len(self.skeleton), 2)
         partial = self.partial and not frame.negative
         if self.donors and rng.random() < (1.0 if partial and config.augment.paste else config.augment.paste):
-            for _ in range(rng.integers(1, config.augment.paste_max * (3 if partial else 1) + 1)):
+            for _ in range(rng.integers(1, config.augment.paste_max + 1)):
                 crop, keypoints = self._paste(rng, crop, keypoints)
         crop = transforms.jitter(rng, transforms.to_bytes(crop), config.augment)
         keypoints, weights = clip_animals(keypoints, size)
