@@ -119,7 +119,7 @@ def main() -> None:
             if any(r["train"] == name and r["method"] == method for r in read_results(arguments.output)["runs"]):
                 continue
             made = run(arguments.data, name, method, arguments)
-            kept = read_results(arguments.output)  # again: two of these may fill one file
+            kept = read_results(arguments.output)
             kept["runs"].append(made)
             command = "python benchmarks/honeybee.py DATA " + " ".join(sys.argv[2:])
             kept |= {"command": command, "machine": machine(), "summary": summary(kept["runs"])}
