@@ -79,6 +79,7 @@ class LossConfig:
         "oks"  # what C learns: similarity of the predicted pose to the label, or closeness to the centre
     )
     center_radius: float = 1.5  # strides around an animal's centre in which locations are positive
+    keypoint_anchors: bool = False  # places around an animal's keypoints are its own, too; always so where labels are partial
     partial_negative: float = 0.3  # weight of background away from labels where labels are partial
     alpha: float = 0.01  # of L_fl, fusion on labelled frames
     beta: float = 0.1  # of L_fu, fusion on unlabelled frames

@@ -161,6 +161,7 @@ def _choose_labels(config: Config, frames: list[LabeledFrame], keypoints: int, r
             f"labels: taken as {config.data.labels}, since {single:.0%} of animals have one labelled keypoint "
             f"({min(counts)}-{max(counts)} animals a frame); --labels complete or partial overrules"
         )
+    config.loss.keypoint_anchors |= config.data.labels == "partial"
     return config.data.labels == "partial"
 
 

@@ -179,18 +179,18 @@ def _assign(outputs: PoseOutputs, instances: Instances, boxes: Tensor, lengths: 
 
     Locations within ``center_radius`` strides of an animal's centre on the level that fits its size, and always the nearest one there; of
     several animals, the nearest centre wins. Levels by half the length as in the paper, (0, 64], (64, 128] and everything above.
+    With ``keypoint_anchors``, locations around each labelled keypoint are the animal's too: an animal with one labelled keypoint has no
+    other place, and what is found there must know the whole pose, which only complete animals can teach.
     """
     exists = _exists(instances) & (instances.weights > 0)
-    centres = (boxes[..., :2] + boxes[..., 2:]) / 2  # N, M, 2
+    anchors = ((boxes[..., :2] + boxes[..., 2:]) / 2)[:, :, None]  # N, M, 1, 2: the centres
+    if config.keypoint_anchors:
+        anchors = torch.cat((anchors, instances.keypoints), dim=2)
+    anchors = anchors.where(anchors.isfinite() & exists[..., None, None], anchors.new_tensor(torch.inf))
     half = lengths / 2
     level_of_animal = (half > 64).long() + (half > 128).long()  # N, M
     level_of_location = torch.bucketize(outputs.strides, outputs.strides.new_tensor(LEVEL_STRIDES))  # L
-    distance = (
-        (outputs.locations[None, :, None] - centres[:, None].where(exists[:, None, :, None], centres.new_tensor(torch.inf)))
-        .square()
-        .sum(-1)
-        .sqrt()
-    )
+    distance = (outputs.locations[None, :, None, None] - anchors[:, None]).square().sum(-1).amin(-1).sqrt()  # N, L, M
     usable = (level_of_location[None, :, None] == level_of_animal[:, None]) & exists[:, None]  # N, L, M
     distance = distance.where(usable, distance.new_tensor(torch.inf)) / outputs.strides[:, None]
     nearest = torch.zeros_like(usable).scatter_(1, distance.argmin(dim=1, keepdim=True), True) & usable

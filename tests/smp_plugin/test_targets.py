@@ -270,3 +270,17 @@ def test_images_do_not_share_their_animals(make_outputs: Callable[..., PoseOutpu
 def test_extents_of_an_animal(points: list[tuple[float, float]], box: tuple[float, ...], length: float, area: float) -> None:
     boxes, lengths, areas = extents(torch.tensor(points, dtype=torch.float64), TYPICAL)
     assert boxes.tolist() == list(box) and lengths.item() == length and areas.item() == pytest.approx(area)
+
+
+def test_with_keypoint_anchors_a_complete_animal_is_also_found_at_its_keypoints(make_outputs: Callable[..., PoseOutputs]) -> None:
+    outputs = make_outputs()
+    keypoints = torch.tensor([[20.0, 40.0], [100.0, 40.0]], dtype=outputs.locations.dtype)[None, None]
+    instances = Instances(keypoints, torch.ones(1, 1), torch.ones(1, 1, 1))
+    for anchored in (False, True):
+        config = dataclasses.replace(LossConfig(), keypoint_anchors=anchored)
+        assigned = build_targets(outputs, instances, config, 80.0).assigned[0]
+        for x in (20.0, 100.0):
+            near = (outputs.locations - torch.tensor([x, 40.0])).square().sum(dim=1).argmin()
+            assert (int(assigned[near]) == 0) is anchored
+        middle = (outputs.locations - torch.tensor([60.0, 40.0])).square().sum(dim=1).argmin()
+        assert int(assigned[middle]) == 0
