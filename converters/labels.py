@@ -141,12 +141,16 @@ class LabeledFrame:
 
 @dataclass(eq=False)
 class Labels:
-    """A project: one skeleton, videos, and frames. ``path`` is the file it was read from, for messages."""
+    """A project: one skeleton, videos, and frames.
+
+    ``path`` is the file it was read from, for messages; ``notes`` what its reader repaired or left out, a sentence each, for the user.
+    """
 
     skeleton: Skeleton
     videos: list[VideoSource]
     frames: list[LabeledFrame] = field(default_factory=list)
     path: Path | None = None
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         where = f"{self.path}: " if self.path else ""

@@ -40,6 +40,8 @@ def prepare(
         FormatError: a project can't be read, holds no labels, or projects have different keypoints.
     """
     labels = merge([_read(p, video_root) for p in projects])
+    for note in labels.notes:
+        reporter.warn(note)
     skeleton, frames = labels.skeleton, labels.labelled_frames
     if not any(f.instances for f in frames):
         raise FormatError(f"{', '.join(map(str, projects))}: no animal is labelled; label some frames (20 is a good start) and try again.")
@@ -97,7 +99,7 @@ def _read(path: Path, video_root: Path | None) -> Labels:
 def merge(projects: list[Labels]) -> Labels:
     """Several projects with the same keypoints as one."""
     first = projects[0]
-    videos, frames = list(first.videos), list(first.frames)
+    videos, frames, notes = list(first.videos), list(first.frames), list(first.notes)
     for other in projects[1:]:
         if other.skeleton.keypoints != first.skeleton.keypoints:
             raise FormatError(
@@ -106,7 +108,8 @@ def merge(projects: list[Labels]) -> Labels:
             )
         frames += [replace(f, video=f.video + len(videos)) for f in other.frames]
         videos += other.videos
-    return Labels(first.skeleton, videos, frames, first.path)
+        notes += other.notes
+    return Labels(first.skeleton, videos, frames, first.path, notes)
 
 
 def _split(frames: list[LabeledFrame], config: Config, reporter: Reporter) -> tuple[list[LabeledFrame], list[LabeledFrame]]:
