@@ -20,6 +20,10 @@ from converters.labels import FormatError
 class DataConfig:
     """What is learnt from, and at which size."""
 
+    projects: tuple[str, ...] = ()  # labelled projects, as named on the command line
+    val: str = ""  # project whose labelled frames choose the best model; "": a share of the labelled frames does
+    unlabeled: tuple[str, ...] = ()  # videos to take unlabelled frames from; (): those of the projects
+    video_root: str = ""  # folder where videos that are not found are looked for next
     labels: Literal["auto", "complete", "partial"] = "auto"  # are animals without a label background? auto: decided from the labels
     input_scale: float = 0.0  # input pixels per frame pixel; 0: the scale that makes the median animal `animal_size` long, at most 1.5
     animal_size: float = 72.0  # wanted length of the median animal, input pixels
@@ -232,6 +236,10 @@ def _converted(value: Any, kind: Any, where: str) -> Any:
         value = yaml.safe_load(value)
         if isinstance(value, str):  # YAML reads 1e-3 as text
             value = float(value) if kind is float and _is_number(value) else value
+    if kind == tuple[str, ...]:
+        if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
+            return tuple(value)
+        raise FormatError(f"{where} is {value!r}; it must be a list of texts such as [first.mp4, second.mp4].")
     if typing.get_origin(kind) is tuple:
         if (
             isinstance(value, (list, tuple))

@@ -9,7 +9,7 @@ import numpy as np
 
 from converters import FormatError, LabeledFrame, Labels, Skeleton, VideoSource, read_project
 from converters.video import open_video, video_source
-from smp_plugin.config import Config, parse_ranges
+from smp_plugin.config import Config, DataConfig, parse_ranges
 from smp_plugin.datasets import UnlabeledPool
 from smp_plugin.progress import Reporter
 
@@ -31,14 +31,36 @@ class Material:
     pool: UnlabeledPool
 
 
-def prepare(
-    projects: list[Path], config: Config, val: Path | None, video_root: Path | None, unlabeled: list[Path], reporter: Reporter
-) -> Material:
-    """Read everything and resolve ``labels``, ``input_scale`` and ``crop`` of ``config.data`` in place.
+def name_sources(
+    data: DataConfig, projects: list[Path] | None, val: Path | None, video_root: Path | None, unlabeled: list[Path] | None, keep: bool
+) -> None:
+    """Write what a run learns from into its settings, so that it can be repeated and resumed without naming it again.
+
+    Settings of another run (``--config``) may name sources of their own: those belong to that run's projects, so where projects are
+    named anew nothing of them stays, except in a run that is resumed (``keep``), whose files may only have moved.
+    """
+    if projects and not keep:
+        data.val, data.video_root, data.unlabeled = "", "", ()
+    if projects:
+        data.projects = tuple(str(p.absolute()) for p in projects)
+    if val:
+        data.val = str(val.absolute())
+    if video_root:
+        data.video_root = str(video_root.absolute())
+    if unlabeled:
+        data.unlabeled = tuple(str(p.absolute()) for p in unlabeled)
+
+
+def prepare(config: Config, reporter: Reporter) -> Material:
+    """Read everything that ``config.data`` names and resolve ``labels``, ``input_scale`` and ``crop`` of ``config.data`` in place.
 
     Raises:
-        FormatError: a project can't be read, holds no labels, or projects have different keypoints.
+        FormatError: no project is named, one can't be read, holds no labels, or projects have different keypoints.
     """
+    projects, val = [Path(p) for p in config.data.projects], Path(config.data.val) if config.data.val else None
+    video_root = Path(config.data.video_root) if config.data.video_root else None
+    if not projects:
+        raise FormatError("No labelled project is named; add --slp PROJECT.")
     labels = merge([_read(p, video_root) for p in projects])
     for note in labels.notes:
         reporter.warn(note)
@@ -72,7 +94,7 @@ def prepare(
         reporter.say(f"training crops: {config.data.crop} input pixels, four and a half times the median animal")
     partial = _choose_labels(config, frames, len(skeleton), reporter)
     taken = labelled | {(f.video, f.index) for f in val_frames}
-    unlabeled_videos, pool = _unlabeled(labels, videos, taken, config, unlabeled, reporter)
+    unlabeled_videos, pool = _unlabeled(labels, videos, taken, config, reporter)
     return Material(skeleton, videos, frames, val_frames, partial, typical, unlabeled_videos, pool)
 
 
@@ -174,11 +196,12 @@ def _in_videos(places: set[tuple[int, int]], videos: list[VideoSource]) -> set[t
 
 
 def _unlabeled(
-    labels: Labels, videos: list[VideoSource], taken: set[tuple[int, int]], config: Config, extra: list[Path], reporter: Reporter
+    labels: Labels, videos: list[VideoSource], taken: set[tuple[int, int]], config: Config, reporter: Reporter
 ) -> tuple[list[VideoSource], UnlabeledPool]:
     """Every frame without a label of the project's videos (of the originals of embedded ones), or of the videos the user names."""
     ranges = parse_ranges(config.data.unlabeled_frames, "--unlabeled-frames") if config.data.unlabeled_frames else None
-    sources = [video_source(path) for path in extra]
+    extra = config.data.unlabeled
+    sources = [video_source(Path(path)) for path in extra]
     for video in labels.videos if not extra else []:
         if video.kind == "embedded" and (video.original is None or not all(p.exists() for p in video.original.paths)):
             reporter.say(

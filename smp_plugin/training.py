@@ -40,7 +40,7 @@ from smp_plugin.datasets import Batch, StepRange, TrainingSteps
 from smp_plugin.inference import choose_device, has_bf16
 from smp_plugin.losses import supervised
 from smp_plugin.model import PoseModel, PoseOutputs
-from smp_plugin.preparation import Material, prepare
+from smp_plugin.preparation import Material, name_sources, prepare
 from smp_plugin.progress import Reporter
 from smp_plugin.run_folder import RunFolder, finish, open_folder, read_checkpoint
 from smp_plugin.targets import Instances
@@ -187,7 +187,7 @@ class PoseTraining(L.LightningModule):
 
 
 def train(
-    projects: list[Path],
+    projects: list[Path] | None = None,
     *,
     config: Config | None = None,
     out: Path | None = None,
@@ -200,7 +200,7 @@ def train(
     """Train on labelled frames of ``projects`` and on unlabelled frames of their videos.
 
     Args:
-        projects: SLEAP projects with the same keypoints.
+        projects: SLEAP projects with the same keypoints; default those that ``config`` (or the run to resume) names.
         config: settings; default the ``small`` preset.
         out: the run folder; default a dated folder under ``runs/``.
         val: a project whose labelled frames choose the best model; default a share of the labelled frames.
@@ -225,17 +225,18 @@ def train(
         remedy = ", or add --resume to continue it" if (out / "last.ckpt").exists() else ""
         raise FormatError(f"-o {out}: the folder already holds a run; choose another{remedy}.")
     config = copy.deepcopy(config or Config())
+    name_sources(config.data, projects, val, video_root, unlabeled, keep=resume)
     reporter.mute = not is_first_process(config)
     if saved:
         reporter.say(f"resuming {out} at step {saved['step']}, with its settings ({out / 'config.yaml'})")
     device, why = choose_device(config.train.device)
-    material = prepare(projects, config, val, video_root, unlabeled or [], reporter)
+    material = prepare(config, reporter)
     if resume:
         kept = load_model(out)
         if kept.skeleton.keypoints != material.skeleton.keypoints:
             raise FormatError(
-                f"--resume: {out} was trained on the keypoints {', '.join(kept.skeleton.keypoints)}, but those of {projects[0]} are "
-                f"{', '.join(material.skeleton.keypoints)}; name the project that the run began with."
+                f"--resume: {out} was trained on the keypoints {', '.join(kept.skeleton.keypoints)}, but those of "
+                f"{config.data.projects[0]} are {', '.join(material.skeleton.keypoints)}; name the project that the run began with."
             )
         weights, sentence = None, str(kept.facts.get("weights", ""))
     else:
@@ -253,7 +254,7 @@ def train(
     torch.manual_seed(config.train.seed)
     budget = Budget(config.train.steps, config.train.minutes)
     facts: dict[str, object] = {
-        "projects": [str(p) for p in projects],
+        "projects": list(config.data.projects),
         "weights": sentence,
         "labelled_frames": len(material.frames),
         "version": __version__,

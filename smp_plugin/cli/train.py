@@ -20,9 +20,7 @@ EPILOG = "Example:  smp-train --slp flies.slp -o runs/flies --minutes 30"
 
 
 @click.command("smp-train", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option(
-    "--slp", "projects", type=FILE, multiple=True, required=True, metavar="FILE", help="SLEAP project (.slp, .pkg.slp); repeatable."
-)
+@click.option("--slp", "projects", type=FILE, multiple=True, metavar="FILE", help="SLEAP project (.slp, .pkg.slp); repeatable.")
 @click.option("--val", metavar="FILE|SHARE", help="Project to validate on, or a share of the labelled frames (default 0.1).")
 @click.option("--video-root", type=FILE, metavar="DIR", help="Where the project's videos and images are looked for next.")
 @click.option(
@@ -66,13 +64,15 @@ def command(state: _common.State, **options: Any) -> None:
     config, reasons = _common.build_config(
         options["preset"], config_file, options["sets"], _flags(options, share), options["device"] or "auto"
     )
+    if not projects and not config.data.projects:
+        raise click.UsageError("Missing option '--slp': the labelled project to learn from.")
     for reason in reasons:
         reporter.say(reason)
 
     from smp_plugin import training
 
     run = training.train(
-        projects,
+        projects or None,
         config=config,
         out=options["output"],
         val=val,

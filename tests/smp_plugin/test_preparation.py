@@ -12,11 +12,12 @@ import pytest
 
 from converters import FormatError
 from smp_plugin.config import Config
-from smp_plugin.preparation import MAX_SCALE, Material, prepare
+from smp_plugin.preparation import MAX_SCALE, Material, name_sources, prepare
 
 
 def material_of(*projects: Path, config: Config, listener: Any, val: Path | None = None, extra: list[Path] | None = None) -> Material:
-    return prepare(list(projects), config, val, None, extra or [], listener)
+    name_sources(config.data, list(projects), val, None, extra, keep=False)
+    return prepare(config, listener)
 
 
 def sentence(listener: Any, start: str) -> str:
@@ -201,3 +202,15 @@ def test_a_label_past_the_end_of_the_video(make_blobs: Any, make_config: Callabl
         material_of(long.project, config=make_config(), listener=listener)
     with pytest.raises(FormatError, match=r"long\.slp: frame 11"):
         material_of(make_blobs("fine").project, config=make_config(), listener=listener, val=long.project)
+
+
+def test_a_run_remembers_its_sources_and_another_project_brings_its_own(tmp_path: Path):
+    data = Config().data
+    first, second, val, video = (tmp_path / name for name in ("a.slp", "b.slp", "v.slp", "u.mp4"))
+    name_sources(data, [first], val, tmp_path, [video], keep=False)
+    name_sources(data, None, None, None, None, keep=True)
+    assert (data.projects, data.val, data.unlabeled, data.video_root) == ((str(first),), str(val), (str(video),), str(tmp_path))
+    name_sources(data, [second], None, None, None, keep=True)  # resumed, the project was moved
+    assert (data.projects, data.val) == ((str(second),), str(val))
+    name_sources(data, [first], None, None, None, keep=False)  # another run with the same settings
+    assert (data.projects, data.val, data.unlabeled, data.video_root) == ((str(first),), "", (), "")
