@@ -105,7 +105,7 @@ class TrainConfig:
     minutes: float = 0.0  # wall-clock budget of training; 0: `steps` decides
     batch: int = 6  # labelled crops a step
     unlabeled_batch: int = 3  # unlabelled crops a step, in the third phase
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["muon", "adamw", "sgd"] = "muon"  # muon: orthogonalised momentum for convolution kernels, AdamW for the rest
     lr: float = 1e-3
     backbone_lr: float = 1.0  # factor on the learning rate of the backbone
     weight_decay: float = 1e-4

@@ -40,6 +40,7 @@ from smp_plugin.datasets import Batch, StepRange, TrainingSteps
 from smp_plugin.inference import choose_device, has_bf16
 from smp_plugin.losses import supervised
 from smp_plugin.model import PoseModel, PoseOutputs
+from smp_plugin.optimizer import Muon, is_kernel
 from smp_plugin.preparation import Material, name_sources, prepare
 from smp_plugin.progress import Reporter
 from smp_plugin.run_folder import RunFolder, finish, open_folder, read_checkpoint
@@ -162,14 +163,15 @@ class PoseTraining(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         train = self.config.train
-        groups: dict[tuple[float, float], list[torch.nn.Parameter]] = defaultdict(list)
+        groups: dict[tuple[float, float, bool], list[torch.nn.Parameter]] = defaultdict(list)
         for name, parameter in self.model.named_parameters():
             decay = train.weight_decay if parameter.ndim > 1 else 0.0  # not on biases and normalisation
-            groups[(train.backbone_lr if name.startswith("backbone.") else 1.0, decay)].append(parameter)
-        options = [{"params": p, "factor": factor, "weight_decay": decay} for (factor, decay), p in groups.items()]
+            factor, kernel = train.backbone_lr if name.startswith("backbone.") else 1.0, train.optimizer == "muon" and is_kernel(parameter)
+            groups[(factor, decay, kernel)].append(parameter)
+        options = [{"params": p, "factor": f, "weight_decay": d, "kernels": k} for (f, d, k), p in groups.items()]
         if train.optimizer == "sgd":
             return torch.optim.SGD(options, lr=train.lr, momentum=0.9)
-        return torch.optim.AdamW(options, lr=train.lr, fused=self.device.type != "mps")
+        return Muon(options, lr=train.lr, betas=(0.9, 0.99), fused=self.device.type != "mps")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint |= {"step": self.step, "seconds": self.budget.elapsed}

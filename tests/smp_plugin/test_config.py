@@ -33,6 +33,7 @@ def test_presets_say_what_was_chosen():
         ("augment.scale", "[0.5, 2]", (0.5, 2.0)),
         ("model.weights", "none", "none"),
         ("data.unlabeled_frames", "12", "12"),
+        ("data.unlabeled", "[a.mp4, b.mp4]", ("a.mp4", "b.mp4")),
     ],
 )
 def test_set_value_converts_text(key: str, text: str, value: object):
@@ -56,6 +57,7 @@ def test_set_value_converts_text(key: str, text: str, value: object):
         ("train.lr", ".nan", "finite"),
         ("augment.flip", "1", "true or false"),
         ("augment.scale", "[2, 1]", "two rising numbers"),
+        ("data.unlabeled", "a.mp4", "must be a list of texts"),
         ("model.backbone", "vgg", "resnet18, resnet34, resnet50"),
     ],
 )
@@ -67,6 +69,8 @@ def test_set_value_refuses(key: str, text: str, sentence: str):
 def _values(kind: Any) -> st.SearchStrategy[Any]:
     if get_origin(kind) is Literal:
         return st.sampled_from(get_args(kind))
+    if kind == tuple[str, ...]:
+        return st.lists(st.text(max_size=20), max_size=3).map(tuple)
     if get_origin(kind) is tuple:
         return st.tuples(_values(float), _values(float)).map(lambda pair: tuple(sorted(pair)))
     floats = st.floats(min_value=1, allow_nan=False, allow_infinity=False)
