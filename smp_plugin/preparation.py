@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def prepare(config: Config, reporter: Reporter) -> Material:
         videos += held.videos
         reporter.say(f"validation: {len(val_frames)} frames of {val}")
         seen = _in_videos(labelled, videos)
-        if twice := len(seen & _in_videos({(f.video, f.index) for f in val_frames}, videos)):
+        if twice := sum(bool(seen & _in_videos({(f.video, f.index)}, videos)) for f in val_frames):
             reporter.warn(f"{twice} of the {len(val_frames)} validation frames are trained on too, so figures on them flatter")
     else:
         frames, val_frames = _split(frames, config, reporter)
@@ -191,8 +192,21 @@ def _choose_labels(config: Config, frames: list[LabeledFrame], keypoints: int, r
 
 
 def _in_videos(places: set[tuple[int, int]], videos: list[VideoSource]) -> set[tuple[VideoSource, int]]:
-    """Frames by the video itself, or by the original of an embedded one: several projects may share a video."""
-    return {(videos[v].original or videos[v], i) for v, i in places}
+    """Frames by the video itself and by the video they were taken from: several projects may share a video.
+
+    An embedded frame keeps its number; an extracted image is named by it (``img0123.png``, as DeepLabCut does).
+    """
+    found = set()
+    for number, index in places:
+        video = videos[number]
+        if video.kind != "embedded":
+            found.add((video, index))
+        if video.original is not None:
+            name = re.search(r"\d+$", video.paths[index].stem) if video.kind == "images" else None
+            found.add((video.original, int(name[0]) if name else index))
+        elif video.kind == "embedded":
+            found.add((video, index))
+    return found
 
 
 def _unlabeled(
@@ -203,12 +217,15 @@ def _unlabeled(
     extra = config.data.unlabeled
     sources = [video_source(Path(path)) for path in extra]
     for video in labels.videos if not extra else []:
-        if video.kind == "embedded" and (video.original is None or not all(p.exists() for p in video.original.paths)):
+        there = video.original is not None and all(p.exists() for p in video.original.paths)
+        if video.kind != "embedded":
+            sources.append(video)
+        elif not there:
             reporter.say(
                 f"unlabelled frames: none from {video.name}; the video it was made from was not found (name it with --unlabeled VIDEO)"
             )
-        else:
-            sources.append(video.original or video)
+        if there and video.original is not None:
+            sources.append(video.original)
     sources = list(dict.fromkeys(sources))
     known = _in_videos(taken, videos)
     labelled = [{i for video, i in known if video == source} for source in sources]
