@@ -106,7 +106,7 @@ class TrainConfig:
     batch: int = 6  # labelled crops a step
     unlabeled_batch: int = 3  # unlabelled crops a step, in the third phase
     optimizer: Literal["muon", "adamw", "sgd"] = "muon"  # muon: orthogonalised momentum for convolution kernels, AdamW for the rest
-    lr: float = 1e-3
+    lr: float = 2e-3
     backbone_lr: float = 1.0  # factor on the learning rate of the backbone
     weight_decay: float = 1e-4
     warmup: float = 0.03  # share of the run in which the learning rate rises
@@ -179,6 +179,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train.steps": 10000,
         "train.batch": 8,
         "train.unlabeled_batch": 4,
+        "train.lr": 1e-3,
         "train.val_every": 500,
     },
 }
