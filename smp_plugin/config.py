@@ -25,6 +25,9 @@ class DataConfig:
     unlabeled: tuple[str, ...] = ()  # videos to take unlabelled frames from; (): those of the projects
     video_root: str = ""  # folder where videos that are not found are looked for next
     labels: Literal["auto", "complete", "partial"] = "auto"  # are animals without a label background? auto: decided from the labels
+    predicted: Literal["ignore", "unused"] = (
+        "ignore"  # what a model predicted in labelled frames and nobody corrected: neither animal nor background, or as if not there
+    )
     input_scale: float = 0.0  # input pixels per frame pixel; 0: the scale that makes the median animal `animal_size` long, at most 1.5
     animal_size: float = 72.0  # wanted length of the median animal, input pixels
     crop: int = 0  # side of the square training crop, input pixels; 0: four and a half median animals, 192 to 512

@@ -28,7 +28,7 @@ class Batch:
     Attributes:
         images: (N, 3, S, S) uint8.
         keypoints: (N, M, K, 2) float32, pixels of the crop, NaN where not labelled and in padding.
-        weights: (N, M) float32: 1, or 0 for an animal cut off by the crop.
+        weights: (N, M) float32: 1, or 0 for an animal cut off by the crop, or predicted by a model and not corrected.
         background: (N,) float32: how sure it is that there is no animal away from the labels.
         weak, strong: (U, 3, S, S) uint8, the same crops; U may be 0.
     """
@@ -198,19 +198,25 @@ class TrainingSteps(Dataset[Batch]):
         rng = np.random.default_rng((config.train.seed, 2, number))
         image, to_input = self.reader.get(frame.video, frame.index)
         points = [transforms.apply_matrix(to_input, i.points) for i in frame.instances]
+        unsure = []
+        if config.data.predicted == "ignore":
+            near = 0.25 * config.data.animal_size / config.data.input_scale
+            unsure = [transforms.apply_matrix(to_input, p) for p in uncorrected(frame, near)]
         if points and rng.random() < 0.8:
             centre = np.nanmean(points[rng.integers(len(points))], axis=0) + rng.uniform(-size / 4, size / 4, 2)
         else:
             centre = rng.uniform(0, 1, 2) * (image.shape[2], image.shape[1])
         matrix = transforms.random_matrix(rng, centre, size, config.augment)
         crop = transforms.warp(image, matrix, size, size)
-        keypoints = np.array([self._moved(p, matrix) for p in points]).reshape(-1, len(self.skeleton), 2)
+        keypoints = np.array([self._moved(p, matrix) for p in unsure + points]).reshape(-1, len(self.skeleton), 2)
         partial = self.partial and not frame.negative
         if self.donors and rng.random() < (1.0 if partial and config.augment.paste else config.augment.paste):
             for _ in range(rng.integers(1, config.augment.paste_max + 1)):
                 crop, keypoints = self._paste(rng, crop, keypoints)
         crop = transforms.jitter(rng, transforms.to_bytes(crop), config.augment)
-        keypoints, weights = clip_animals(keypoints, size)
+        weights = np.ones(len(keypoints))
+        weights[: len(unsure)] = 0
+        keypoints, weights = clip_animals(keypoints, weights, size)
         return crop, keypoints, weights, config.loss.partial_negative if partial else 1.0
 
     def _moved(self, points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -285,8 +291,8 @@ def _covered(mask: Tensor, points: np.ndarray) -> np.ndarray:
     return inside & (mask.numpy()[cells[..., 1], cells[..., 0]] > 0.5)
 
 
-def clip_animals(keypoints: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Animals (M, K, 2) that reach into the crop, and their weights (M,).
+def clip_animals(keypoints: np.ndarray, weights: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of animals (M, K, 2) with weights (M,), those that reach into the crop.
 
     An animal whose middle lies outside is cut off: it counts nothing, and nothing around it is background. One whose middle is inside
     keeps its keypoints beyond the border, which the vectors can still learn.
@@ -294,11 +300,25 @@ def clip_animals(keypoints: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarr
     known = np.isfinite(keypoints).all(axis=2)
     inside = known & (keypoints >= 0).all(axis=2) & (keypoints <= size - 1).all(axis=2)
     keep = inside.any(axis=1)
-    keypoints = keypoints[keep]
+    keypoints, weights = keypoints[keep], weights[keep]
     if not len(keypoints):
-        return keypoints, np.zeros(0)
+        return keypoints, weights
     middle = (np.nanmin(keypoints, axis=1) + np.nanmax(keypoints, axis=1)) / 2
-    return keypoints, ((middle >= 0) & (middle <= size - 1)).all(axis=1).astype(float)
+    return keypoints, weights * ((middle >= 0) & (middle <= size - 1)).all(axis=1)
+
+
+def uncorrected(frame: LabeledFrame, near: float) -> list[np.ndarray]:
+    """Poses (K, 2) that a model predicted in a labelled frame where no person labelled an animal: nobody knows whether one is there.
+
+    A prediction lies on a labelled animal when, over the keypoints that both have, they are less than ``near`` frame pixels apart.
+    """
+    poses = [p.points for p in frame.predicted if p.labelled.any()]
+
+    def gap(pose: np.ndarray, labelled: np.ndarray) -> float:
+        distances = np.linalg.norm(pose - labelled, axis=1)
+        return float(np.nanmean(distances)) if np.isfinite(distances).any() else np.inf
+
+    return [pose for pose in poses if not any(gap(pose, i.points) < near for i in frame.instances)]
 
 
 class StepRange(torch.utils.data.Sampler[int]):

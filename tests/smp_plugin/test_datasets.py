@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from converters.labels import Instance, LabeledFrame, Skeleton, VideoSource
+from converters.labels import Instance, LabeledFrame, PredictedInstance, Skeleton, VideoSource
 from smp_plugin.config import Config
-from smp_plugin.datasets import NEVER, Batch, FrameReader, StepRange, TrainingSteps, UnlabeledPool, clip_animals
+from smp_plugin.datasets import NEVER, Batch, FrameReader, StepRange, TrainingSteps, UnlabeledPool, clip_animals, uncorrected
 
 SKELETON = Skeleton(("nose", "left", "right", "tail"), ((0, 3),), ((1, 2),))
 ANIMAL = np.array([[0.0, -24.0], [-12.0, -4.0], [12.0, -4.0], [0.0, 24.0]])  # seen from above, nose up
@@ -234,11 +234,31 @@ def test_frames_without_animals_give_crops_without_animals(make_steps: Callable[
 def test_an_animal_cut_off_by_the_crop_counts_nothing() -> None:
     inside, half, outside, middle_out = ANIMAL + 60, ANIMAL + (118, 60), ANIMAL + 300, ANIMAL + (60, 130)
     partly = np.where(np.arange(4)[:, None] == 0, ANIMAL + 60, np.nan)
-    keypoints, weights = clip_animals(np.stack([inside, half, outside, middle_out, partly, np.full((4, 2), np.nan)]), 128)
-    assert weights.tolist() == [1, 1, 0, 1]
-    assert np.array_equal(keypoints, np.stack([inside, half, middle_out, partly]), equal_nan=True)
-    nothing, none = clip_animals(np.full((2, 4, 2), np.nan), 128)
+    animals = np.stack([inside, half, outside, middle_out, partly, inside, np.full((4, 2), np.nan)])
+    keypoints, weights = clip_animals(animals, np.array([1, 1, 1, 1, 1, 0.0, 1]), 128)
+    assert weights.tolist() == [1, 1, 0, 1, 0]
+    assert np.array_equal(keypoints, np.stack([inside, half, middle_out, partly, inside]), equal_nan=True)
+    nothing, none = clip_animals(np.full((2, 4, 2), np.nan), np.ones(2), 128)
     assert nothing.shape == (0, 4, 2) and none.shape == (0,)
+
+
+def test_predictions_that_nobody_corrected_are_neither_animal_nor_background(
+    make_steps: Callable[..., TrainingSteps], video: tuple[VideoSource, list[LabeledFrame]]
+) -> None:
+    first, second = (i.points for i in video[1][0].instances)
+    partly = np.where(np.arange(4)[:, None] == 0, first + 2, np.nan)
+    nowhere = np.full((4, 2), np.nan)
+    predicted = [PredictedInstance(p) for p in (partly, second, nowhere)]
+    frame = LabeledFrame(0, 0, [Instance(first)], predicted)
+    assert [p.tolist() for p in uncorrected(frame, 12.0)] == [second.tolist()]  # the first lies on a labelled animal
+    assert len(uncorrected(frame, 1.0)) == 2
+    ignoring = [make_steps([frame], augment__paste=0.0)[i] for i in range(4)]
+    unused = [make_steps([frame], augment__paste=0.0, data__predicted="unused")[i] for i in range(4)]
+    for with_it, without in zip(ignoring, unused, strict=True):
+        assert torch.equal(with_it.images, without.images)
+        assert with_it.weights.sum() == without.weights.sum()
+    animals = sum(int(b.keypoints.isfinite().all(-1).any(-1).sum()) for b in ignoring)
+    assert animals > sum(int(b.keypoints.isfinite().all(-1).any(-1).sum()) for b in unused)
 
 
 # --- unlabelled crops ---------------------------------------------------------------------------------------------------------------------
