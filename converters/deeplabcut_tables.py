@@ -262,18 +262,17 @@ def write_h5(
 
     names, labels = _labels(columns)
     with h5py.File(path, "w") as file:
-        file.attrs.update({"CLASS": np.bytes_("GROUP"), "PYTABLES_FORMAT_VERSION": np.bytes_("2.1"), "VERSION": np.bytes_("1.0")})
+        _describe(file, CLASS="GROUP", PYTABLES_FORMAT_VERSION="2.1", VERSION="1.0")
         group = file.create_group(KEY)
-        group.attrs.update({"CLASS": np.bytes_("GROUP"), "VERSION": np.bytes_("1.0"), "pandas_type": np.bytes_("frame")})
-        group.attrs.update({"pandas_version": np.bytes_("0.15.2"), "encoding": np.bytes_("UTF-8"), "errors": np.bytes_("strict")})
+        _describe(group, CLASS="GROUP", VERSION="1.0", pandas_type="frame", pandas_version="0.15.2", encoding="UTF-8", errors="strict")
         group.attrs.update({"ndim": np.int64(2), "nblocks": np.int64(1)})
         for name, text in attributes.items():
             _write_array(group, f"smp_{name}", np.frombuffer(text.encode(), dtype=np.uint8))
         for axis in ("axis0", "block0_items"):
             _write_multi(group, axis, labels, names)
         if isinstance(rows, range):
-            group.attrs["axis1_variety"] = np.bytes_("regular")
-            _write_array(group, "axis1", np.arange(rows.start, rows.stop)).attrs["kind"] = np.bytes_("integer")
+            _describe(group, axis1_variety="regular")
+            _describe(_write_array(group, "axis1", np.arange(rows.start, rows.stop)), kind="integer")
         else:
             _write_multi(group, "axis1", rows, [None] * 3)
         values = _write_array(group, "block0_values", shape=(len(rows), len(columns)))
@@ -290,21 +289,33 @@ def _labels(columns: list[Column]) -> tuple[list[str], list[tuple[str, ...]]]:
 
 
 def _write_multi(group: Any, axis: str, labels: Sequence[tuple[str, ...]], names: Sequence[str | None]) -> None:
-    group.attrs.update({f"{axis}_variety": np.bytes_("multi"), f"{axis}_nlevels": np.int64(len(names))})
+    _describe(group, **{f"{axis}_variety": "multi"})
+    group.attrs[f"{axis}_nlevels"] = np.int64(len(names))
     for number, name in enumerate(names):
         texts = [label[number] for label in labels]
         level = {text: code for code, text in enumerate(dict.fromkeys(texts))}
         node = _write_array(group, f"{axis}_level{number}", np.array([text.encode() for text in level], dtype=np.bytes_))
-        node.attrs["kind"] = np.bytes_("string")
-        node.attrs["name"] = np.bytes_(name if name is not None else "N.")  # "N." is None, pickled: pandas asks for it
-        node.attrs[f"{axis}_name{name}"] = node.attrs["name"]
+        _describe(node, kind="string")
+        if name is not None:
+            _describe(node, name=name)
+        else:
+            node.attrs["name"] = np.bytes_("N.")  # None, pickled: pandas asks for it
         _write_array(group, f"{axis}_label{number}", np.array([level[text] for text in texts], dtype=np.int32))
 
 
 def _write_array(group: Any, name: str, data: np.ndarray | None = None, shape: tuple[int, ...] | None = None) -> Any:
     node = group.create_dataset(name, data=data, shape=shape, dtype=np.float64 if data is None else None)
-    node.attrs.update({"CLASS": np.bytes_("ARRAY"), "VERSION": np.bytes_("2.4"), "FLAVOR": np.bytes_("numpy"), "transposed": np.uint8(1)})
+    _describe(node, CLASS="ARRAY", VERSION="2.4", FLAVOR="numpy")
+    node.attrs["transposed"] = np.uint8(1)
     return node
+
+
+def _describe(node: Any, **texts: str) -> None:
+    """Set attributes as PyTables does, which takes ASCII strings for bytes."""
+    import h5py
+
+    for name, text in texts.items():
+        node.attrs.create(name, np.bytes_(text), dtype=h5py.string_dtype("utf-8", len(text)))
 
 
 def write_csv(path: Path, columns: list[Column], rows: Sequence[tuple[str, ...]] | range, pieces: Iterable[np.ndarray]) -> None:
