@@ -136,7 +136,7 @@ def _find_videos(config: Path, settings: dict[str, Any], root: Path | None, note
     videos: dict[str, Path | None] = {}
     for written, details in sets.items():
         file = PurePosixPath(str(written).replace("\\", "/"))
-        videos[file.stem] = finder.find(str(written)) or beside.find(file.name)
+        videos[file.stem] = videos.get(file.stem) or finder.find(str(written)) or beside.find(file.name)
         crop = details.get("crop", "") if isinstance(details, dict) else ""
         corner = [part.strip() for part in str(crop).split(",")][::2]
         if len(corner) == 2 and any(part not in ("0", "0.0") for part in corner):

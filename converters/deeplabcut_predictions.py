@@ -100,7 +100,7 @@ def write_dlc_predictions(
             size = each.measure(video)
             meta = _meta(scorer, size, each, skeleton, multi)
             companion = f"{name}{scorer}_meta.pickle" if to_folder or stem.startswith(f"{name}{scorer}") else None
-            kept = {"provenance": json.dumps(provenance), "video": _described(video)}
+            kept = {"provenance": json.dumps(provenance), "video": json.dumps(_described(video))}
             for file, write in _files(path / f"{stem}.h5" if to_folder else path, columns, each, meta, kept, companion):
                 write(stack.enter_context(written_whole(file, [*protected, *inputs])))
     return count
@@ -235,8 +235,14 @@ def _files(
     return [(target.with_suffix(".h5"), h5), (target.with_suffix(".csv"), csv), (target.with_name(companion), described)]
 
 
-def _described(video: VideoSource) -> str:
-    return json.dumps({"paths": [path.absolute().as_posix() for path in video.paths], "embedded": video.embedded})
+def _described(video: VideoSource) -> dict[str, Any]:
+    original = _described(video.original) if video.original is not None else None
+    return {"paths": [path.absolute().as_posix() for path in video.paths], "embedded": video.embedded, "original": original}
+
+
+def _from_description(noted: dict[str, Any], finder: Finder) -> VideoSource:
+    original = _from_description(noted["original"], finder) if noted["original"] is not None else None
+    return VideoSource(tuple(finder.find(name) or finder.expected(name) for name in noted["paths"]), noted["embedded"], original)
 
 
 # --- predictions of whole videos, read ---
@@ -297,10 +303,8 @@ def _predicted_video(path: Path, table: Table, scorer: str, notes: list[str]) ->
     numbers = [row for row in table.rows if isinstance(row, int)]
     if "video" in table.attributes:
         try:
-            noted = json.loads(table.attributes["video"])
-            paths = tuple(finder.find(name) or finder.expected(name) for name in noted["paths"])
-            return VideoSource(paths, embedded=noted["embedded"]), numbers
-        except (ValueError, KeyError, TypeError):
+            return _from_description(json.loads(table.attributes["video"]), finder), numbers
+        except (ValueError, KeyError, TypeError, AttributeError):
             notes.append(f"{path}: the note of the video in it is damaged; the video is looked for by name.")
     stem = path.stem.partition(scorer)[0].rstrip("_") or path.stem
     same = sorted(file for file in path.parent.iterdir() if file.stem == stem and file.suffix.lower() in _VIDEO_SUFFIXES)

@@ -125,7 +125,7 @@ def _read_appendable(group: Any) -> tuple[list[tuple], list[str], list[tuple], n
     for name in blocks:
         if stored.dtype[name].base.kind not in "fiu":
             raise ValueError(f"{name} holds other things than numbers")
-    content = stored[()]
+    content = _content(stored)
     columns = [tuple(map(str, column)) for name in blocks for column in _unpickled_texts(stored.attrs[f"{name}_kind"])]
     rows = [(value,) for value in _plain(content["index"])]
     values = [np.asarray(content[name], dtype=np.float64).reshape(len(rows), -1) for name in blocks]
@@ -140,7 +140,7 @@ def _axis(group: Any, axis: str) -> tuple[list[tuple], list[str]]:
     for number in range(int(group.attrs[f"{axis}_nlevels"])):
         node = group[f"{axis}_level{number}"]
         levels.append(_level(node))
-        codes.append(np.asarray(group[f"{axis}_label{number}"][()], dtype=np.int64))
+        codes.append(np.asarray(_content(group[f"{axis}_label{number}"]), dtype=np.int64))
         names.append(_text(node.attrs.get("name", "")))
     return [
         tuple(level[code] if code >= 0 else "" for level, code in zip(levels, row, strict=True)) for row in zip(*codes, strict=True)
@@ -152,7 +152,13 @@ def _level(node: Any) -> list[str | int]:
         return []
     if node.dtype.kind not in "SUiu":
         raise ValueError(f"{node.name} holds other things than texts and numbers")
-    return _plain(node[()])
+    return _plain(_content(node))
+
+
+def _content(node: Any) -> np.ndarray:
+    if node.nbytes > max(1 << 28, 10_000 * Path(node.file.filename).stat().st_size):  # unwritten pieces cost a file nothing
+        raise ValueError(f"{node.name} claims to hold {node.nbytes} bytes, more than the file can")
+    return np.asarray(node[()])
 
 
 def _plain(values: np.ndarray) -> list[str | int]:
@@ -164,7 +170,7 @@ def _numbers(stored: Any, shape: tuple[int, int]) -> np.ndarray:
         raise ValueError(f"{stored.name} holds other things than numbers")
     if stored.shape != shape:
         raise ValueError(f"{stored.name} has shape {stored.shape}, its rows and columns {shape}")
-    return np.asarray(stored[()], dtype=np.float64)
+    return np.asarray(_content(stored), dtype=np.float64)
 
 
 def _text(value: Any) -> str:

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from converters import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, deeplabcut_predictions
 from converters.deeplabcut import read_dlc, write_dlc
 from converters.deeplabcut_predictions import SCORER, read_dlc_predictions, write_dlc_predictions, write_machinelabels
+from converters.deeplabcut_tables import columns_of, write_h5
+from converters.sleap import read_slp
 
 SKELETON = Skeleton(("nose", "ear", "tail"))
 SOME = np.array([[1.5, 2], [3, 4], [np.nan, np.nan]])
@@ -93,12 +95,11 @@ def test_several_videos_need_a_folder(tmp_path: Path, video_file: Path) -> None:
     shutil.copy(video_file, tmp_path / "two.mp4")
     videos = [VideoSource((video_file,)), VideoSource((tmp_path / "two.mp4",))]
 
-    def never() -> Iterator[LabeledFrame]:
+    def never() -> LabeledFrame:
         raise AssertionError("the output is checked before anything is predicted")
-        yield
 
     with pytest.raises(FormatError, match=r"p.h5 would hold 2 videos, but DeepLabCut keeps one in a file; name a folder"):
-        write_dlc_predictions(tmp_path / "p.h5", SKELETON, videos, never(), {})
+        write_dlc_predictions(tmp_path / "p.h5", SKELETON, videos, (never() for _ in range(1)), {})
     frames = [LabeledFrame(1, 4, predicted=[animal(), animal(3)]), LabeledFrame(0, 1, predicted=[animal()])]
     write_dlc_predictions(tmp_path / "out", SKELETON, videos, frames, {})
     tables = [read_dlc_predictions(tmp_path / "out" / f"{name}{SCORER}_el.h5") for name in ("clip", "two")]
@@ -129,6 +130,30 @@ def test_images_and_embedded_numbers(tmp_path: Path, make_images: Callable[..., 
     write_dlc_predictions(tmp_path / "p.h5", SKELETON, [video], [LabeledFrame(0, 11, predicted=[animal()])], {})
     labels = read_dlc_predictions(tmp_path / "p.h5")
     assert labels.videos == [video] and [f.index for f in labels.frames if f.predicted] == [11] and len(labels.frames) == 12
+
+
+def test_embedded_images_keep_their_numbers(tmp_path: Path, make_project: Callable[..., Path]) -> None:
+    labels = read_slp(make_project("p.pkg.slp", embed="user"))
+    frames = [LabeledFrame(0, frame.index, predicted=[animal()]) for frame in labels.frames]
+    write_dlc_predictions(tmp_path / "p.h5", SKELETON, labels.videos, frames, {})
+    again = read_dlc_predictions(tmp_path / "p.h5")
+    assert again.videos == labels.videos and again.videos[0].original is not None
+    assert [f.index for f in again.frames if f.predicted] == [3, 20] and len(again.frames) == 40
+
+
+def test_a_damaged_note_of_the_video(tmp_path: Path, video_file: Path) -> None:
+    shutil.copy(video_file, tmp_path / "clip.mp4")
+    path = tmp_path / "clipDLC_x.h5"
+    for text in (
+        "no json",
+        "[]",
+        "{}",
+        '{"paths": 3, "embedded": null, "original": null}',
+        '{"paths": [3], "embedded": 0, "original": null}',
+    ):
+        write_h5(path, columns_of("DLC_x", None, ["nose"], ("x", "y", "likelihood")), range(1), [np.ones((1, 3))], {"video": text})
+        labels = read_dlc_predictions(path)
+        assert labels.videos[0].paths == (tmp_path / "clip.mp4",) and "the note of the video in it is damaged" in labels.notes[0]
 
 
 def test_a_video_that_is_gone(tmp_path: Path) -> None:
