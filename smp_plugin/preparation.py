@@ -169,14 +169,14 @@ def _choose_labels(config: Config, frames: list[LabeledFrame], keypoints: int, r
 
 
 def _in_videos(places: set[tuple[int, int]], videos: list[VideoSource]) -> set[tuple[VideoSource, int]]:
-    """Frames by the video itself, or by the original of an embedded one: several projects may share a video."""
-    return {(videos[v].original or videos[v], i) for v, i in places}
+    """Frames by the video itself, or by the one that images were taken from: several projects may share a video."""
+    return {videos[v].in_original(i) for v, i in places}
 
 
 def _unlabeled(
     labels: Labels, videos: list[VideoSource], taken: set[tuple[int, int]], config: Config, extra: list[Path], reporter: Reporter
 ) -> tuple[list[VideoSource], UnlabeledPool]:
-    """Every frame without a label of the project's videos (of the originals of embedded ones), or of the videos the user names."""
+    """Every frame without a label of the project's videos (of the originals of images taken from one), or of the videos the user names."""
     ranges = parse_ranges(config.data.unlabeled_frames, "--unlabeled-frames") if config.data.unlabeled_frames else None
     sources = [video_source(path) for path in extra]
     for video in labels.videos if not extra else []:
