@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from converters.deeplabcut_tables import columns_of, individual_names, number_animals, write_csv, write_h5
-from converters.labels import FormatError, Instance, LabeledFrame, Labels, Skeleton, VideoSource
+from converters.labels import FormatError, LabeledFrame, Labels, Skeleton, VideoSource
 from converters.video import open_video
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")  # strftime speaks the user's language
+_MOST_TRACKS = 20
 
 
 def write_dlc(folder: Path, labels: Labels, inputs: Sequence[Path] = ()) -> list[str]:
@@ -52,10 +53,7 @@ def write_dlc(folder: Path, labels: Labels, inputs: Sequence[Path] = ()) -> list
     multi = any(len(frame.instances) > 1 or any(animal.track is not None for animal in frame.instances) for frame in kept)
     notes = _losses(labels, kept, multi)
     scorer = _named(folder)["scorer"]
-    rows = _animal_rows(kept) if multi else [[(0, animal) for animal in frame.instances] for frame in kept]
-    tracks = list(dict.fromkeys(a.track for frame in kept for a in frame.instances if a.track is not None))
-    others = max((-number for row in rows for number, _ in row), default=0) if multi else 0
-    individuals = (individual_names(tracks, others) or ["animal1"]) if multi else None
+    slots, individuals = _slots(kept, notes) if multi else ([[0] * len(frame.instances) for frame in kept], None)
     columns = columns_of(scorer, individuals, labels.skeleton.keypoints, ("x", "y"))
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
@@ -76,8 +74,8 @@ def write_dlc(folder: Path, labels: Labels, inputs: Sequence[Path] = ()) -> list
                 sets[_video_path(source, name, folder)] = {"crop": f"0, {size[0]}, 0, {size[1]}"}
                 values = np.full((len(mine), len(individuals or [0]), len(labels.skeleton), 2), np.nan)
                 for row, number in enumerate(mine):
-                    for animal, instance in rows[number]:
-                        values[row, animal if animal >= 0 else len(tracks) - animal - 1] = instance.points
+                    for slot, instance in zip(slots[number], kept[number].instances, strict=True):
+                        values[row, slot] = instance.points
                 if mine:
                     index = [("labeled-data", name, image) for image in images]
                     stem, flat = project / "labeled-data" / name / f"CollectedData_{scorer}", values.reshape(len(mine), -1)
@@ -104,9 +102,17 @@ def _losses(labels: Labels, kept: list[LabeledFrame], multi: bool) -> list[str]:
     return notes
 
 
-def _animal_rows(frames: list[LabeledFrame]) -> list[list[tuple[int, Instance]]]:
+def _slots(frames: list[LabeledFrame], notes: list[str]) -> tuple[list[list[int]], list[str]]:
+    """Which individual each frame's animals are, and what the individuals are called."""
     tracks: dict[str, int] = {}
-    return [list(zip(number_animals(frame.instances, tracks), frame.instances, strict=True)) for frame in frames]
+    numbers = [number_animals(frame.instances, tracks) for frame in frames]
+    most = max(len(each) for each in numbers)
+    if len(tracks) > max(_MOST_TRACKS, 2 * most):  # a tracker's pieces: as individuals each would get columns and outputs of its own
+        notes.append(f"{len(tracks)} tracks are too many for individuals; the at most {most} animals of a frame are numbered instead.")
+        tracks, numbers = {}, [list(range(-1, -len(each) - 1, -1)) for each in numbers]
+    others = max((-number for each in numbers for number in each if number < 0), default=0)
+    slots = [[number if number >= 0 else len(tracks) - number - 1 for number in each] for each in numbers]
+    return slots, individual_names(tracks, others)
 
 
 def video_names(videos: Sequence[VideoSource]) -> list[str]:

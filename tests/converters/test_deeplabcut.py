@@ -466,6 +466,15 @@ def test_write_videos_of_one_name_and_without_labels(tmp_path: Path, video_file:
         assert source.paths[0].read_bytes() == video_file.read_bytes()
 
 
+def test_pieces_of_tracks_are_no_individuals(tmp_path: Path, video_file: Path) -> None:
+    frames = [LabeledFrame(0, n, [Instance(SOME[0] + n, f"t{n}"), Instance(SOME[0] + n + 9, f"u{n}")]) for n in range(12)]
+    (note,) = write_dlc(tmp_path / "out", Labels(SKELETON, [VideoSource((video_file,))], frames))
+    assert "24 tracks are too many for individuals; the at most 2 animals" in note
+    again = read_dlc(tmp_path / "out" / "config.yaml")
+    assert [[i.track for i in f.instances] for f in again.frames] == [["animal1", "animal2"]] * 12
+    assert [i.points[0, 0] for i in again.frames[5].instances] == [6, 15]
+
+
 def test_write_whole_or_not_at_all(tmp_path: Path, video_file: Path) -> None:
     frames = [LabeledFrame(0, 3, [Instance(SOME[0])]), LabeledFrame(0, 4000, [Instance(SOME[0])])]
     labels = Labels(SKELETON, [VideoSource((video_file,))], frames)
