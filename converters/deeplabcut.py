@@ -62,7 +62,8 @@ def read_dlc(config: Path, video_root: Path | None = None, predicted: bool = Tru
         images = _images(config, folder, table, file, video_root, len(folders) == 1, require_videos)
         if images:
             original = named.get(folder.name)
-            videos.append(VideoSource(images, original=VideoSource((original,)) if original is not None else None))
+            paths = _without_text_links(folder, images, notes)
+            videos.append(VideoSource(paths, original=VideoSource((original,)) if original is not None else None))
             frames += _frames(len(videos) - 1, images, skeleton, table, guesses, folder, notes)
     done = {video.original for video in videos}
     videos += [source for path in named.values() if path is not None and (source := VideoSource((path,))) not in done]
@@ -230,6 +231,24 @@ def _listed(folder: Path) -> set[str]:
     if not folder.is_dir():
         return set()
     return {file.name for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")}
+
+
+def _without_text_links(folder: Path, images: Sequence[Path], notes: list[str]) -> tuple[Path, ...]:
+    """The images, or those that they name: where there are no symbolic links, git leaves a file that holds the link's target as text."""
+    paths = tuple(_target(image) for image in images)
+    if links := sum(path != image for path, image in zip(paths, images, strict=True)):
+        notes.append(f"{folder}: {links} images are links that were saved as text; the images that they name are used.")
+    return paths
+
+
+def _target(image: Path) -> Path:
+    try:
+        if image.stat().st_size > 1000:  # no path is so long, and hardly an image so small
+            return image
+        target = image.parent / image.read_text(encoding="utf-8").strip()
+        return target.resolve() if target.suffix.lower() in IMAGE_SUFFIXES and target.is_file() else image
+    except (OSError, ValueError):  # not there, or no text
+        return image
 
 
 def _frames(

@@ -253,6 +253,20 @@ def test_images_that_are_missing(make_dlc: Callable[..., Path], tmp_path: Path, 
     assert moved.videos[0].paths[2] == target / "img2.png" and [f.index for f in moved.frames] == [2, 10]
 
 
+def test_links_saved_as_text(make_dlc: Callable[..., Path], tmp_path: Path) -> None:
+    config = make_dlc()
+    folder = config.parent / "labeled-data" / "clip"
+    (tmp_path / "elsewhere").mkdir()
+    for number in (2, 10):
+        (folder / f"img{number}.png").rename(tmp_path / "elsewhere" / f"{20 - number}.png")
+        (folder / f"img{number}.png").write_text(f"../../../elsewhere/{20 - number}.png")
+    (folder / "img3.png").write_text("../../../elsewhere/none.png")
+    labels = read_dlc(config)
+    assert [labels.videos[0].paths[frame.index] for frame in labels.frames] == [tmp_path / "elsewhere" / n for n in ("18.png", "10.png")]
+    assert labels.videos[0].paths[3] == folder / "img3.png"
+    assert any("2 images are links that were saved as text" in note for note in labels.notes)
+
+
 # --- bad input ---
 
 
@@ -573,5 +587,6 @@ def test_partly_labelled_bees_agree_with_the_sleap_project(shared_data: Path) ->
     ours = read_dlc(shared_data / "pups_partial" / "beepups-Sim-2024-12-20" / "config.yaml")
     theirs = read_slp(shared_data / "pups_partial" / "pups_train.slp", require_videos=False)
     assert ours.skeleton.keypoints == theirs.skeleton.keypoints and len(ours.frames) == 105
+    assert all(path.stat().st_size > 1000 for path in ours.videos[0].paths), "images, and no texts"
     by_name = {theirs.videos[frame.video].paths[frame.index].name: frame for frame in theirs.frames}
     assert all(same_animals(frame, by_name[ours.videos[0].paths[frame.index].name]) for frame in ours.frames)
