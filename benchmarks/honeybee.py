@@ -114,6 +114,7 @@ def main() -> None:
     names = sorted(p.stem for p in arguments.data.glob(f"{arguments.train}.slp"))
     if not names:
         parser.error(f"{arguments.data} holds no {arguments.train}.slp")
+    here = machine()
     for name in names:
         for method in arguments.methods.split(","):
             if any(r["train"] == name and r["method"] == method for r in read_results(arguments.output)["runs"]):
@@ -122,7 +123,7 @@ def main() -> None:
             kept = read_results(arguments.output)
             kept["runs"].append(made)
             command = "python benchmarks/honeybee.py DATA " + " ".join(sys.argv[2:])
-            kept |= {"command": command, "machine": machine(), "summary": summary(kept["runs"])}
+            kept |= {"command": command, "machine": here, "summary": summary(kept["runs"])}
             arguments.output.parent.mkdir(parents=True, exist_ok=True)
             arguments.output.write_text(json.dumps(kept, indent=1))
             print(json.dumps(made), flush=True)

@@ -7,6 +7,7 @@ project's folder; an image sequence may name ten thousand files, so folders are 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -94,6 +95,12 @@ def written_whole(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def natural_order(path: Path) -> list[tuple[int, int | str]]:
+    """What to sort files by: by name, numbers in it as numbers (frame2 before frame10)."""
+    pieces = re.split(r"(\d+)", path.name)
+    return [(0, int(piece)) if piece.isdecimal() else (1, piece.lower()) for piece in pieces] + [(1, path.name)]
 
 
 def _same_file(a: Path, b: Path) -> bool:

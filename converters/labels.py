@@ -11,6 +11,7 @@ The classes check themselves once, on construction; everything behind them may t
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,7 +97,8 @@ class VideoSource:
     Attributes:
         paths: one video file, one ``.pkg.slp``, or the images of a sequence in frame order. Absolute.
         embedded: HDF5 group that holds the images inside ``paths[0]`` (a ``.pkg.slp``), else None.
-        original: the video that embedded images were taken from, as the project names it; it may be absent.
+        original: the video that the images were taken from, as the project names it; it may be absent. `in_original` says which frame of
+            it an image is.
         kind: "file", "images" or "embedded".
     """
 
@@ -110,6 +112,18 @@ class VideoSource:
         if self.embedded is not None:
             return "embedded"
         return "images" if len(self.paths) != 1 or self.paths[0].suffix.lower() in IMAGE_SUFFIXES else "file"
+
+    def in_original(self, index: int) -> tuple[VideoSource, int]:
+        """The video that a frame was taken from and its number there; the frame itself where that is unknown.
+
+        Embedded images keep the video's numbers. Of an image sequence the number ends the file's name (DeepLabCut's img0042.png).
+        """
+        if self.original is None:
+            return self, index
+        if self.kind == "embedded":
+            return self.original, index
+        digits = re.search(r"([0-9]+)$", self.paths[index].stem) if index < len(self.paths) else None
+        return (self.original, int(digits[1])) if digits else (self, index)
 
     @property
     def name(self) -> str:

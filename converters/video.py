@@ -15,7 +15,6 @@ from __future__ import annotations
 import io
 import itertools
 import os
-import re
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from converters.files import natural_order
 from converters.labels import IMAGE_SUFFIXES, FormatError, VideoSource
 
 # A gap of this many frames is decoded through before the packets of the file are looked through for a nearer key frame.
@@ -137,17 +137,12 @@ def video_source(path: Path) -> VideoSource:
             raise FormatError(
                 f"{path} is a folder without images ({' '.join(sorted(IMAGE_SUFFIXES))}); name a video or a folder of images."
             )
-        return VideoSource(tuple(sorted(images, key=_natural)))
+        return VideoSource(tuple(sorted(images, key=natural_order)))
     if not path.is_file():
         raise FormatError(f"{path} does not exist; name a video file, an image or a folder of images.")
     if path.suffix.lower() in (".slp", ".json", ".yaml", ".csv"):
         raise FormatError(f"{path} is not a video (a project?); name a video file, an image or a folder of images.")
     return VideoSource((path,))
-
-
-def _natural(path: Path) -> list[tuple[int, int | str]]:
-    pieces = re.split(r"(\d+)", path.name)
-    return [(0, int(piece)) if piece.isdecimal() else (1, piece.lower()) for piece in pieces] + [(1, path.name)]
 
 
 class _FileVideo(Video):

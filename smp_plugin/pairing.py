@@ -18,6 +18,11 @@ Unit = tuple[int, int]  # video, image of a sequence or -1
 Name = Callable[[VideoSource, int], Hashable | None]
 
 
+def _shown(video: VideoSource) -> VideoSource:
+    """What a frame's number counts: embedded images are numbered as in their original, a sequence by itself."""
+    return video.original if video.kind == "embedded" and video.original is not None else video
+
+
 def _file(video: VideoSource, image: int) -> Path:
     return video.paths[max(image, 0)]
 
@@ -27,28 +32,27 @@ def _full(video: VideoSource, image: int) -> Hashable | None:
 
 
 def _original(video: VideoSource, image: int) -> Hashable | None:
-    return str(_file(video.original or video, image))
+    return str(_file(_shown(video), image))
 
 
 def _folder_and_name(video: VideoSource, image: int) -> Hashable | None:
-    return _file(video.original or video, image).parts[-2:]
+    return _file(_shown(video), image).parts[-2:]
 
 
 def _name(video: VideoSource, image: int) -> Hashable | None:
-    return _file(video.original or video, image).name
+    return _file(_shown(video), image).name
 
 
 NAMES: tuple[Name, ...] = (_full, _original, _folder_and_name, _name)
 
 
 def _is_sequence(video: VideoSource) -> bool:
-    # Embedded images are numbered as in their original.
-    return (video.original or video).kind == "images" and bool((video.original or video).paths)
+    return _shown(video).kind == "images" and bool(_shown(video).paths)
 
 
 def _unit(labels: Labels, frame: LabeledFrame) -> Unit:
     video = labels.videos[frame.video]
-    images = len((video.original or video).paths)
+    images = len(_shown(video).paths)
     return frame.video, frame.index if _is_sequence(video) and frame.index < images else -1
 
 
@@ -56,8 +60,8 @@ def _units(labels: Labels) -> list[Unit]:
     return sorted(
         (v, i)
         for v, video in enumerate(labels.videos)
-        if (video.original or video).paths
-        for i in (range(len((video.original or video).paths)) if _is_sequence(video) else (-1,))
+        if _shown(video).paths
+        for i in (range(len(_shown(video).paths)) if _is_sequence(video) else (-1,))
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -191,28 +190,16 @@ def _choose_labels(config: Config, frames: list[LabeledFrame], keypoints: int, r
     return config.data.labels == "partial"
 
 
-def _in_videos(places: set[tuple[int, int]], videos: list[VideoSource]) -> set[tuple[VideoSource, int]]:
-    """Frames by the video itself and by the video they were taken from: several projects may share a video.
-
-    An embedded frame keeps its number; an extracted image is named by it (``img0123.png``, as DeepLabCut does).
-    """
-    found = set()
-    for number, index in places:
-        video = videos[number]
-        if video.kind != "embedded":
-            found.add((video, index))
-        if video.original is not None:
-            name = re.search(r"\d+$", video.paths[index].stem) if video.kind == "images" else None
-            found.add((video.original, int(name[0]) if name else index))
-        elif video.kind == "embedded":
-            found.add((video, index))
-    return found
+def _in_videos(numbers: set[tuple[int, int]], videos: list[VideoSource]) -> set[tuple[VideoSource, int]]:
+    """Frames by the video itself and by the one that images were taken from: several projects may share a video."""
+    places = {(videos[number], index) for number, index in numbers}
+    return {p for p in places if p[0].kind != "embedded"} | {video.in_original(index) for video, index in places}
 
 
 def _unlabeled(
     labels: Labels, videos: list[VideoSource], taken: set[tuple[int, int]], config: Config, reporter: Reporter
 ) -> tuple[list[VideoSource], UnlabeledPool]:
-    """Every frame without a label of the project's videos (of the originals of embedded ones), or of the videos the user names."""
+    """Every frame without a label of the project's videos (of the originals of images taken from one), or of the videos the user names."""
     ranges = parse_ranges(config.data.unlabeled_frames, "--unlabeled-frames") if config.data.unlabeled_frames else None
     extra = config.data.unlabeled
     sources = [video_source(Path(path)) for path in extra]

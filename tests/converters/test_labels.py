@@ -83,3 +83,11 @@ def test_labelled_frames_are_those_to_learn_from() -> None:
         LabeledFrame(0, 4),
     ]
     assert [frame.index for frame in Labels(Skeleton(("a", "b")), [VIDEO], frames).labelled_frames] == [0, 2]
+
+
+def test_frames_of_images_are_found_in_their_video() -> None:
+    names = ("img0042.png", "img7.png", "2024 best.png")
+    images = VideoSource(tuple(Path("/labelled") / name for name in names), original=VIDEO)
+    assert [images.in_original(index) for index in range(4)] == [(VIDEO, 42), (VIDEO, 7), (images, 2), (images, 3)]
+    package = VideoSource((Path("/labels.pkg.slp"),), "video0", VIDEO)
+    assert package.in_original(5) == (VIDEO, 5) and VIDEO.in_original(5) == (VIDEO, 5)

@@ -239,6 +239,14 @@ def test_evaluate_pairs_images_by_file():
     assert evaluate(truth, guess).ap[SLEAP_S2].ap == 1
 
 
+def test_evaluate_pairs_images_by_file_also_where_their_video_is_known():
+    paths = (Path("/a/clip/img0120.png"), Path("/a/clip/img0007.png"))
+    images = VideoSource(paths, original=_video("/a/clip.mp4"))
+    truth = Labels(SKELETON, [images], [LabeledFrame(0, n, [Instance(ANIMAL + n)]) for n in (0, 1)])
+    frames = [LabeledFrame(0, 1 - n, [], [PredictedInstance(ANIMAL + n)]) for n in (0, 1)]
+    assert evaluate(truth, Labels(SKELETON, [VideoSource(paths[::-1])], frames)).ap[SLEAP_S2].ap == 1
+
+
 def test_evaluate_pairs_embedded_images_with_their_original():
     original = _video("/gone/one.mp4")
     package = VideoSource((Path("/a/labels.pkg.slp"),), "video0", original)

@@ -1,0 +1,437 @@
+"""DeepLabCut's predictions: tables of whole videos (``.h5``, ``.csv``), and ``machinelabels`` for a person to correct.
+
+Traps of the format:
+
+* DeepLabCut finds predictions by name, ``VIDEO SCORER [_el] .h5``, and what it reads beside them by ``VIDEO SCORER _meta.pickle``;
+* a row for every frame of the video, and the columns of all animals: a table is known only after the last frame, so animals are kept in a
+  file until then, and the table is written in pieces;
+* DeepLabCut's own predictions may count from the corner of a crop, which only the pickled companion says: it is read without running it.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from converters.deeplabcut import bodyparts, is_multi_animal, read_config
+from converters.deeplabcut_tables import (
+    UNIQUE,
+    Column,
+    Table,
+    columns_of,
+    individual_names,
+    number_animals,
+    predicted_instance,
+    read_table,
+    write_csv,
+    write_h5,
+)
+from converters.deeplabcut_writing import video_names, write_images
+from converters.files import Finder, natural_order, written_whole
+from converters.labels import FormatError, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
+from converters.video import open_video
+
+SCORER = "DLC_SemiMultiPose_best"  # DeepLabCut's create_labeled_video(init_weights="SemiMultiPose_best.pt") asks for this one
+_COORDS = ("x", "y", "likelihood")
+_TRACKER = re.compile(r"_(el|bx|sk|ctd|tr)$")
+_VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".mpg", ".mpeg", ".m4v", ".wmv", ".webm", ".flv")
+_PIECE = 1 << 20  # values of a table held at once
+
+
+# --- predictions of whole videos, written ---
+
+
+def write_dlc_predictions(
+    path: Path,
+    skeleton: Skeleton,
+    videos: Sequence[VideoSource],
+    frames: Iterable[LabeledFrame],
+    provenance: dict[str, Any],
+    inputs: Iterable[Path] = (),
+) -> int:
+    """Write predictions as DeepLabCut's ``analyze_videos`` does: a row for each frame of a video, NaN where nothing was found.
+
+    Positions are in pixels of the whole frame. Animals of one track share their columns; those without one are numbered in each frame
+    anew. Memory does not grow with the length of the video; files appear whole or not at all, also where nothing was found.
+
+    Args:
+        path: what to write, which decides how much:
+
+            * a folder (made where there is none): for each video ``VIDEO SCORER.h5`` with `SCORER`, ``_el`` before the suffix where there
+              are several animals, and beside it the same as ``.csv`` and ``_meta.pickle``: what DeepLabCut finds by itself;
+            * a name that DeepLabCut would give (``clipDLC_MyNet_el.h5`` for ``clip.mp4``): the same three files, under this name;
+            * any other name that ends in ``.h5`` or ``.csv``: this file alone.
+        skeleton: what the instances' points are.
+        videos: a file holds one; several need a folder.
+        frames: at most one for each frame of a video, in any order, read once. A person's animals get the likelihood 1.
+        provenance: JSON values that say where the predictions come from; kept inside ``.h5`` files where pandas does not look.
+        inputs: further files that must not be overwritten; the videos never are.
+
+    Returns:
+        The number of frames read from ``frames``.
+
+    Raises:
+        FormatError: several videos for one file, an input would be overwritten, or a frame does not fit the skeleton and videos.
+    """
+    path = Path(path).absolute()
+    to_folder = path.is_dir() or path.suffix.lower() not in (".h5", ".csv")
+    if not to_folder and len(videos) != 1:
+        raise FormatError(f"{path} would hold {len(videos)} videos, but DeepLabCut keeps one in a file; name a folder to write.")
+    names = video_names(videos)
+    protected = [file for video in videos for source in (video, video.original) if source is not None for file in source.paths]
+    with ExitStack() as stack:
+        scratch = _scratch(path, to_folder, stack)
+        found = [_Found(stack.enter_context((scratch / str(number)).open("w+b")), len(skeleton)) for number in range(len(videos))]
+        count = _collect(path, skeleton, videos, frames, found)
+        several = any(each.tracks or each.most > 1 for each in found)
+        for video, name, each in zip(videos, names, found, strict=True):
+            stem, scorer = (f"{name}{SCORER}{'_el' if several else ''}", SCORER) if to_folder else _own_name(path, name)
+            multi = several or bool(_TRACKER.search(stem))
+            columns = columns_of(scorer, each.individuals() if multi else None, skeleton.keypoints, _COORDS)
+            size = each.measure(video)
+            meta = _meta(scorer, size, each, skeleton, multi)
+            companion = f"{name}{scorer}_meta.pickle" if to_folder or stem.startswith(f"{name}{scorer}") else None
+            kept = {"provenance": json.dumps(provenance), "video": json.dumps(_described(video))}
+            for file, write in _files(path / f"{stem}.h5" if to_folder else path, columns, each, meta, kept, companion):
+                write(stack.enter_context(written_whole(file, [*protected, *inputs])))
+    return count
+
+
+def _scratch(path: Path, to_folder: bool, stack: ExitStack) -> Path:
+    """A folder for what is not finished, beside what will be written; both it and a new ``path`` go where nothing was written."""
+    try:
+        if to_folder and not path.exists():
+            path.mkdir()
+            stack.callback(lambda: path.rmdir() if not any(path.iterdir()) else None)
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(dir=path if to_folder else path.parent, prefix=".dlc.")))
+    except OSError as error:
+        raise FormatError(f"{path} cannot be written ({error.strerror}); choose an existing folder that you may write to.") from error
+
+
+@dataclass
+class _Found:
+    """The animals found in one video, in a file in the order they came."""
+
+    file: IO[bytes]
+    keypoints: int
+    tracks: dict[str, int] = field(default_factory=dict)
+    others: int = 0  # most animals without a track in a frame
+    most: int = 0  # most animals in a frame
+    n_frames: int = 0
+
+    @property
+    def record(self) -> np.dtype:
+        return np.dtype([("frame", "i8"), ("animal", "i4"), ("values", "f8", (self.keypoints, 3))])
+
+    def add(self, frame: LabeledFrame) -> None:
+        animals = [animal for animal in (*frame.instances, *frame.predicted) if animal.labelled.any()]
+        records = np.zeros(len(animals), self.record)
+        for record, number, animal in zip(records, number_animals(animals, self.tracks), animals, strict=True):
+            scores = animal.point_scores if isinstance(animal, PredictedInstance) else np.ones(len(animal.points))
+            scores = np.where(animal.labelled, scores, np.nan)
+            record["frame"], record["animal"], record["values"] = frame.index, number, np.column_stack([animal.points, scores])
+        self.file.write(records.tobytes())
+        self.others = max(self.others, -int(records["animal"].min(initial=0)))
+        self.most, self.n_frames = max(self.most, len(animals)), max(self.n_frames, frame.index + 1)
+
+    def measure(self, source: VideoSource) -> tuple[int, int, float]:
+        """Width, height and frames per second. Makes the table as long as the video; one that is not there ends with the last animal."""
+        width, height, fps = 0, 0, None
+        try:
+            with open_video(source) as video:
+                width, height, fps = video.width, video.height, video.fps
+                self.n_frames = max([self.n_frames, *(number + 1 for number in video.frame_numbers[-1:])])
+            if source.kind == "embedded" and source.original is not None:
+                with open_video(source.original) as video:
+                    self.n_frames, fps = max(self.n_frames, video.n_frames), video.fps
+        except FormatError:
+            pass
+        self.n_frames = max(self.n_frames, 1)
+        return width, height, fps or 30.0
+
+    def individuals(self) -> list[str]:
+        return individual_names(self.tracks, self.others) or ["animal1"]
+
+    def pieces(self, columns: list[Column]) -> Iterator[np.ndarray]:
+        """The table's rows, some at a time."""
+        self.file.flush()
+        size = Path(self.file.name).stat().st_size
+        records = np.memmap(self.file.name, self.record, "r") if size else np.zeros(0, self.record)
+        order = np.argsort(records["frame"], kind="stable")
+        numbers = np.asarray(records["frame"])[order]
+        step = max(1, _PIECE // len(columns))
+        for start in range(0, self.n_frames, step):
+            stop = min(start + step, self.n_frames)
+            piece = np.full((stop - start, len(columns) // (3 * self.keypoints), self.keypoints, 3), np.nan)
+            chosen = records[np.sort(order[slice(*np.searchsorted(numbers, (start, stop)))])]
+            slots = np.where(chosen["animal"] >= 0, chosen["animal"], len(self.tracks) - 1 - chosen["animal"])
+            piece[chosen["frame"] - start, slots] = chosen["values"]
+            yield piece.reshape(stop - start, -1)
+
+
+def _collect(path: Path, skeleton: Skeleton, videos: Sequence[VideoSource], frames: Iterable[LabeledFrame], found: list[_Found]) -> int:
+    count = 0
+    for frame in frames:
+        if not 0 <= frame.video < len(videos) or frame.index < 0:
+            raise FormatError(f"{path}: frame {frame.index} of video {frame.video} cannot be written; there are {len(videos)} videos.")
+        for instance in (*frame.instances, *frame.predicted):
+            if len(instance.points) != len(skeleton):
+                animal = f"an instance of {len(instance.points)} keypoints in frame {frame.index} of {videos[frame.video].name}"
+                raise FormatError(f"{path}: {animal} cannot be written; the skeleton has {len(skeleton)}.")
+        found[frame.video].add(frame)
+        count += 1
+    return count
+
+
+def _own_name(path: Path, video: str) -> tuple[str, str]:
+    """The stem of a file that the user has named, and the scorer that it says if it is named as DeepLabCut does."""
+    rest = _TRACKER.sub("", path.stem).removeprefix(video)
+    follows = path.stem.startswith(video) and rest.startswith(("DLC", "DeepCut"))
+    return path.stem, rest if follows else SCORER
+
+
+def _meta(scorer: str, size: tuple[int, int, float], found: _Found, skeleton: Skeleton, multi: bool) -> dict[str, Any]:
+    """DeepLabCut's description of an analysed video."""
+    width, height, fps = size
+    return {
+        "Scorer": scorer,
+        "fps": fps,
+        "frame_dimensions": (width, height),
+        "nframes": found.n_frames,
+        "cropping": False,
+        "cropping_parameters": [0, width, 0, height],
+        "individuals": found.individuals() if multi else ["animal"],
+        "bodyparts": list(skeleton.keypoints),
+        "unique_bodyparts": [],
+    }
+
+
+def _files(
+    target: Path, columns: list[Column], found: _Found, meta: dict[str, Any], kept: dict[str, str], companion: str | None
+) -> list[tuple[Path, Callable[[Path], None]]]:
+    """What is written for a video, and how: the file that is asked for, and where ``companion`` is given all that DeepLabCut expects."""
+    rows = range(found.n_frames)
+
+    def h5(file: Path) -> None:
+        write_h5(file, columns, rows, found.pieces(columns), kept)
+
+    def csv(file: Path) -> None:
+        write_csv(file, columns, rows, found.pieces(columns))
+
+    def described(file: Path) -> None:
+        file.write_bytes(pickle.dumps({"data": meta}))
+
+    if companion is None:
+        return [(target, csv if target.suffix.lower() == ".csv" else h5)]
+    return [(target.with_suffix(".h5"), h5), (target.with_suffix(".csv"), csv), (target.with_name(companion), described)]
+
+
+def _described(video: VideoSource) -> dict[str, Any]:
+    original = _described(video.original) if video.original is not None else None
+    return {"paths": [path.absolute().as_posix() for path in video.paths], "embedded": video.embedded, "original": original}
+
+
+def _from_description(noted: dict[str, Any], finder: Finder) -> VideoSource:
+    original = _from_description(noted["original"], finder) if noted["original"] is not None else None
+    return VideoSource(tuple(finder.find(name) or finder.expected(name) for name in noted["paths"]), noted["embedded"], original)
+
+
+# --- predictions of whole videos, read ---
+
+
+def read_dlc_predictions(path: Path) -> Labels:
+    """Read predictions of DeepLabCut's, or of `write_dlc_predictions`; nothing in the files is executed.
+
+    Likelihoods become point scores, and their mean over an animal's points its score. Individuals become tracks. Every row becomes a
+    frame, also one in which nothing was found. The video is the one that this project noted, else the one of the same name beside the file.
+
+    Args:
+        path: an ``.h5`` or ``.csv`` file of predictions, or of ``machinelabels``.
+
+    Raises:
+        FormatError: no such file, or no table of DeepLabCut's.
+    """
+    path = Path(path).absolute()
+    if not path.is_file():
+        raise FormatError(f"{path} does not exist; name an .h5 or .csv file of DeepLabCut's predictions.")
+    table, notes = read_table(path), []
+    scorers = list(dict.fromkeys(column.scorer for column in table.columns))
+    if len(scorers) > 1:
+        notes.append(f"{path}: the predictions of {scorers[0]} are read, those of {', '.join(scorers[1:])} are left out.")
+        table = table.of_scorer(scorers[0])
+    of_animals = list(dict.fromkeys(column.bodypart for column in table.columns if column.individual != UNIQUE))
+    unique = [name for name in dict.fromkeys(column.bodypart for column in table.columns) if name not in of_animals]
+    if unique and of_animals:
+        notes.append(f"{path}: {', '.join(unique)} exist once in a picture and belong to no animal; they are left out.")
+    try:
+        skeleton = Skeleton(tuple(of_animals or unique))
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
+    video, numbers = _predicted_video(path, table, scorers[0], notes)
+    corner = _corner(path, scorers[0], notes)
+    frames = {number: LabeledFrame(0, number) for number in numbers}
+    for individual, values in table.animals(skeleton.keypoints).items():
+        values[..., :2] += corner
+        for row in np.flatnonzero(np.isfinite(values[..., :2]).all(axis=2).any(axis=1)):
+            animal = predicted_instance(values[row], individual)
+            if animal is not None:
+                frames[numbers[row]].predicted.append(animal)
+    return Labels(skeleton, [video], [frames[number] for number in sorted(frames)], path, notes)
+
+
+def _predicted_video(path: Path, table: Table, scorer: str, notes: list[str]) -> tuple[VideoSource, list[int]]:
+    """The video, and the frame number of each row."""
+    finder = Finder(path.parent)
+    names = [row for row in table.rows if isinstance(row, str)]
+    if names and len(names) < len(table.rows):
+        raise FormatError(f"{path}: some rows are numbers and some are images; predictions have one kind, so save the file again.")
+    if names:
+        project = Finder(path.parent.parent.parent)
+        images = {name: finder.find(name.rpartition("/")[2]) or project.find(name) or path.parent / name for name in names}
+        ordered = sorted(set(images.values()), key=natural_order)
+        places = {image: place for place, image in enumerate(ordered)}
+        return VideoSource(tuple(ordered)), [places[images[name]] for name in names]
+    numbers = [row for row in table.rows if isinstance(row, int)]
+    if "video" in table.attributes:
+        try:
+            return _from_description(json.loads(table.attributes["video"]), finder), numbers
+        except (ValueError, KeyError, TypeError, AttributeError):
+            notes.append(f"{path}: the note of the video in it is damaged; the video is looked for by name.")
+    stem = path.stem.partition(scorer)[0].rstrip("_") or path.stem
+    same = sorted(file for file in path.parent.iterdir() if file.stem == stem and file.suffix.lower() in _VIDEO_SUFFIXES)
+    if not same:
+        notes.append(f"{path}: no video called {stem} lies beside it; put it there where the video itself is needed.")
+    return VideoSource((same[0] if same else path.parent / f"{stem}.mp4",)), numbers
+
+
+class _Inert:
+    """Stands for every object in a pickle, and does nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> _Inert:
+        return object.__new__(cls)
+
+    def __call__(self, *_: object, **__: object) -> _Inert:
+        return self
+
+    def __setitem__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+    append = extend = add = __call__
+
+
+class _InertUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        return _Inert
+
+    def persistent_load(self, pid: object) -> Any:
+        return _Inert()
+
+
+def _corner(path: Path, scorer: str, notes: list[str]) -> tuple[float, float]:
+    """Where the analysed part of the frames begins, by DeepLabCut's companion file; (0, 0) where that says nothing."""
+    companion = path.with_name(path.stem.partition(scorer)[0] + scorer + "_meta.pickle")
+    if scorer not in path.stem or not companion.is_file():
+        return 0.0, 0.0
+    try:
+        with companion.open("rb") as file:
+            data = _InertUnpickler(file).load()["data"]
+        if data["cropping"] is not True:
+            return 0.0, 0.0
+        x, _, y, _ = data["cropping_parameters"]
+        corner = float(x), float(y)
+    except Exception as error:  # whatever a damaged pickle leads to
+        notes.append(f"{companion} cannot be read ({error}); if the video was cropped for the analysis, positions count from the crop.")
+        return 0.0, 0.0
+    notes.append(f"{path}: the video was cropped for the analysis; positions are moved by ({x}, {y}) to count from the whole frame.")
+    return corner
+
+
+# --- predictions for a person to correct ---
+
+
+def write_machinelabels(config: Path, skeleton: Skeleton, videos: Sequence[VideoSource], frames: Iterable[LabeledFrame]) -> list[str]:
+    """Put predictions into a DeepLabCut project for a person to correct, as ``extract_outlier_frames`` does.
+
+    For each video, ``labeled-data/VIDEO/`` receives the images of its frames that are not there yet, ``machinelabels-iterN.h5`` (N is the
+    project's ``iteration``) and ``machinelabels.csv``; DeepLabCut's GUI shows them, and saves what was corrected as labels.
+
+    Args:
+        config: the project's ``config.yaml``; it is not changed.
+        skeleton: has the project's keypoints, in any order.
+        videos: what ``LabeledFrame.video`` counts.
+        frames: those with predictions are written. An animal whose track is one of the project's individuals becomes this individual; the
+            others take the free ones, best first.
+
+    Returns:
+        What was left out and what is left to do, a sentence each.
+
+    Raises:
+        FormatError: other keypoints than the project's, a frame that cannot be read, or predictions of this iteration are there already.
+    """
+    config = Path(config).absolute()
+    settings = read_config(config)
+    keypoints = bodyparts(config, settings)
+    if sorted(keypoints) != sorted(skeleton.keypoints):
+        raise FormatError(
+            f"{config}: its keypoints are {', '.join(keypoints)}, the predictions' {', '.join(skeleton.keypoints)}; use the project that "
+            "the model was trained on."
+        )
+    order = [skeleton.keypoints.index(name) for name in keypoints]
+    individuals = [str(name) for name in settings.get("individuals") or ["animal1"]] if is_multi_animal(settings) else None
+    iteration = str(settings.get("iteration") or "0")
+    chosen: dict[int, list[LabeledFrame]] = {}
+    for frame in frames:
+        if frame.predicted:
+            chosen.setdefault(frame.video, []).append(frame)
+    names = video_names(videos)
+    folders = {video: config.parent / "labeled-data" / names[video] for video in chosen}
+    tables = {video: folder / f"machinelabels-iter{iteration}.h5" for video, folder in folders.items()}
+    if there := [file for file in tables.values() if file.exists()]:
+        raise FormatError(f"{there[0]} exists already; have it corrected first, or move it away.")
+    columns = columns_of(SCORER, individuals, keypoints, _COORDS)
+    known = {re.split(r"[/\\]", str(written))[-1].rpartition(".")[0] for written in settings.get("video_sets") or ()}
+    notes, left = [], 0
+    for video, mine in sorted(chosen.items()):
+        mine.sort(key=lambda frame: frame.index)
+        images, _ = write_images(folders[video], videos[video], [frame.index for frame in mine])
+        values = np.full((len(mine), len(individuals or [0]), len(keypoints), 3), np.nan)
+        for row, frame in enumerate(mine):
+            for place, animal in _placed(frame.predicted, individuals or ["animal"]).items():
+                scores = np.where(animal.labelled, animal.point_scores, np.nan)
+                values[row, place] = np.column_stack([animal.points, scores])[order]
+            left += max(0, len(frame.predicted) - values.shape[1])
+        index, flat = [("labeled-data", names[video], image) for image in images], values.reshape(len(mine), -1)
+        with written_whole(folders[video] / "machinelabels.csv") as csv, written_whole(tables[video]) as h5:
+            write_csv(csv, columns, index, [flat])
+            write_h5(h5, columns, index, [flat], {})
+        if names[video] not in known:
+            notes.append(f"{config}: 'video_sets' does not name {names[video]}; add it with deeplabcut.add_new_videos.")
+    if left:
+        most = len(individuals or [0])
+        notes.append(f"{config}: the project is for {most} animal{'s' if most > 1 else ''}; {left} predicted ones are left out.")
+    return notes
+
+
+def _placed(animals: Sequence[PredictedInstance], individuals: list[str]) -> dict[int, PredictedInstance]:
+    """Which individual each animal becomes."""
+    placed: dict[int, PredictedInstance] = {}
+    rest: list[PredictedInstance] = []
+    for animal in sorted(animals, key=lambda animal: -animal.score):
+        place = individuals.index(animal.track) if animal.track in individuals else -1
+        if place >= 0 and place not in placed:
+            placed[place] = animal
+        else:
+            rest.append(animal)
+    free = (place for place in range(len(individuals)) if place not in placed)
+    placed.update(zip(free, rest, strict=False))
+    return placed
