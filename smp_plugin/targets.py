@@ -68,13 +68,13 @@ def build_targets(outputs: PoseOutputs, instances: Instances, config: LossConfig
     assigned = _assign(outputs, instances, boxes, lengths, config)
     positive = assigned >= 0
     weight = _resize_background(instances.background, outputs)
-    # Cells inside a labelled animal's box but away from its centre are sure negatives, also where labels are partial.
-    inside = _inside(boxes, instances.weights > 0, outputs.locations[:, 0], outputs.locations[:, 1])
-    weight = torch.where(inside, 1.0, weight)
-    unsure = _inside(
-        _grow(boxes, 0.1 * lengths), _exists(instances) & (instances.weights == 0), outputs.locations[:, 0], outputs.locations[:, 1]
-    )
-    weight = torch.where(unsure, 0.0, weight)
+    xs, ys = outputs.locations.unbind(dim=1)
+    exists, complete = _exists(instances), instances.keypoints.isfinite().all(dim=-1).all(dim=-1)
+    # Cells in a completely labelled animal's box but away from its centre are sure negatives, also where labels are partial. Where the
+    # centre of an animal with missing keypoints is, nobody knows.
+    weight = torch.where(_inside(boxes, complete & (instances.weights > 0), xs, ys), 1.0, weight)
+    weight = torch.where(_inside(_reach(boxes, lengths, typical, 0.0), exists & ~complete, xs, ys), 0.0, weight)
+    weight = torch.where(_inside(_grow(boxes, 0.1 * lengths), exists & (instances.weights == 0), xs, ys), 0.0, weight)
     weight = torch.where(positive, instances.weights.gather(1, assigned.clamp(min=0)), weight)
     return PoseTargets(heatmaps, heatmap_weights, positive.float(), weight, assigned)
 
@@ -85,6 +85,12 @@ def _exists(instances: Instances) -> Tensor:
 
 def _grow(boxes: Tensor, margin: Tensor) -> Tensor:
     return boxes + margin[..., None] * boxes.new_tensor([-1, -1, 1, 1])
+
+
+def _reach(boxes: Tensor, lengths: Tensor, typical: float, margin: float) -> Tensor:
+    """Where an animal's unlabelled keypoints may be: boxes (..., 4) grown by ``margin`` lengths, or by what is missing to ``typical``."""
+    side = (boxes[..., 2:] - boxes[..., :2]).amax(dim=-1).nan_to_num(0, 0, 0)
+    return _grow(boxes, torch.maximum(margin * lengths, typical - side))
 
 
 def _inside(boxes: Tensor, which: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
@@ -126,8 +132,7 @@ def _heatmap_targets(
     # Around an animal whose keypoint k has no label (or that does not count at all), heatmap k has no negatives: keypoint k may be there.
     exists = _exists(instances)
     missing = exists[..., None] & ~counted  # N, M, K
-    margin = torch.maximum(0.25 * lengths, typical - (boxes[..., 2:] - boxes[..., :2]).amax(dim=-1).nan_to_num(0, 0, 0))
-    region = _grow(boxes, margin)
+    region = _reach(boxes, lengths, typical, 0.25)
     in_x = (xs >= region[..., 0, None]) & (xs <= region[..., 2, None])  # N, M, w
     in_y = (ys >= region[..., 1, None]) & (ys <= region[..., 3, None])  # N, M, h
     known = _separable_any(missing, in_y, in_x)
