@@ -1,8 +1,8 @@
-"""COCO keypoints (``.json``): labels in and out, and results (predictions) in and out.
+"""COCO keypoint labels (``.json``), read and written; ``coco_results.py`` has the predictions.
 
-Pixels: a COCO keypoint is "0-indexed", the number of a pixel, so whole numbers are centres of pixels and (0, 0) is the centre of the top-left
-one, as in this project: nothing is shifted. (Boxes and masks of COCO count from the image's corner instead; detectron2's reader adds 0.5 to
-keypoints, and to nothing else, for that reason.) A box written here is that of the pixels its keypoints lie on.
+Pixels: a COCO keypoint is "0-indexed", the number of a pixel, so whole numbers are centres of pixels and (0, 0) is the centre of the
+top-left one, as in this project: nothing is shifted. (Boxes and masks of COCO count from the image's corner; detectron2's reader adds 0.5
+to keypoints, and to nothing else, for that reason.) A box written here is that of the pixels its keypoints lie on.
 
 Traps of the format:
 
@@ -10,11 +10,10 @@ Traps of the format:
 * visibility 0 is not labelled, and its position means nothing; 1 is hidden but labelled; 2 is visible. Programs write null for 0, too;
 * animals may have a box and no keypoints, or be a crowd: nothing to learn from, but no background either;
 * an image without annotations may be empty or not labelled yet: only the field ``negative`` of this project tells, else it is not labelled;
-* results are a bare list: without the labels they belong to, they name neither images nor keypoints;
 * file names may be relative to the json file, to a folder that it does not name, or absolute on another computer.
 
-Extra fields, which other programs ignore: ``track`` (a name) of an annotation or result, ``negative`` (true) of an image, ``symmetries`` (pairs,
-counted from 1) of a category.
+Extra fields, which other programs ignore: ``track`` (a name) of an annotation or result, ``negative`` (true) of an image, ``symmetries``
+(pairs, counted from 1) of a category.
 """
 
 from __future__ import annotations
@@ -22,9 +21,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,8 +35,7 @@ from converters.video import open_video
 
 Id = int | str
 
-_VIDEO_STEP = 10**9  # image ids of one video; a larger number than any frame has
-_LEAST_SCORE = 1e-6  # in results, 0 would say that the keypoint is absent
+VIDEO_STEP = 10**9  # between the image ids of two videos; larger than any frame's number
 
 
 def read_coco(
@@ -66,92 +63,61 @@ def read_coco(
         FormatError: not COCO keypoints, damaged, several skeletons and no ``category``, or an image that is not found.
     """
     path = Path(path).absolute()
-    data = _load(path)
+    data = load_json(path)
     if isinstance(data, list):
         raise FormatError(f"{path} is a list, as COCO results are, and names no keypoints; give the labels file it belongs to as well.")
-    return _read(path, data, _entries(path, data, "annotations"), Finders(path, images, video_root, require_videos), category, predicted)
-
-
-def read_coco_results(path: Path, annotations: Path, images: Path | None = None, video_root: Path | None = None) -> Labels:
-    """Read COCO keypoint results into ``predicted``; a keypoint's third number is its score, and it is absent where that is 0.
-
-    Args:
-        path: the json list of results.
-        annotations: the COCO labels that image and category ids refer to; their own annotations are not read.
-        images, video_root: as in `read_coco`. Images that are not found keep the path that ``annotations`` names.
-
-    Raises:
-        FormatError: as `read_coco`, or a result without a score.
-    """
-    path, annotations = Path(path).absolute(), Path(annotations).absolute()
-    results, data = _load(path), _load(annotations)
-    if not isinstance(results, list):
-        raise FormatError(f"{path} is no list of COCO results; to read it as labels, give no other labels file with it.")
-    for number, entry in enumerate(_entries(path, {"results": results}, "results")):
-        if "score" not in entry:
-            raise FormatError(f"{path}: result {number} has no 'score'; write the results again with one for each animal.")
-    labels = _read(annotations, data, results, Finders(annotations, images, video_root, required=False), None, True, source=path)
-    labels.path = path
+    found = entries(path, data, "annotations")
+    labels = read_labels(path, data, path, found, category, images=images, video_root=video_root, required=require_videos)
+    if not predicted:
+        for frame in labels.frames:
+            frame.predicted = []
     return labels
 
 
-# --- reading ---
+def image_paths(path: Path, names: Sequence[str], images: Path | None, video_root: Path | None, required: bool) -> tuple[Path, ...]:
+    """Where the images that ``path`` names lie; FormatError for one that is required and not found, or two that are one file."""
+    if images is not None and not Path(images).is_dir():
+        raise FormatError(f"The folder given for the images, {images}, does not exist; check --images.")
+    folders = [path.parent] if images is None else [Path(images), path.parent]
+    finders = [Finder(folder, video_root) for folder in folders]
+    found = [next((file for finder in finders if (file := finder.find(name)) is not None), None) for name in names]
+    missing = [name for name, file in zip(names, found, strict=True) if file is None]
+    if missing and required:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise FormatError(f"{path} names the image {missing[0]}{more}, which is not found; give its folder with --images FOLDER.")
+    paths = tuple(file or finders[0].expected(name) for name, file in zip(names, found, strict=True))
+    twice = next((file for file, count in Counter(paths).items() if count > 1), None)
+    if twice is not None:
+        raise FormatError(
+            f"{path} names different images for which only one file is found, {twice}; give their folder with --images FOLDER."
+        )
+    return paths
 
 
-class Finders:
-    """Where a COCO file's images lie: beside it, in a folder given for them, or below the folder given for all videos."""
+def read_labels(path: Path, data: Any, source: Path, annotations: list[dict[str, Any]], category: str | None, **where: Any) -> Labels:
+    """Labels from the images and categories of ``data``, which ``path`` holds, and the annotations that ``source`` holds.
 
-    def __init__(self, path: Path, images: Path | None, video_root: Path | None, required: bool) -> None:
-        """FormatError if a folder that was given is none."""
-        if images is not None and not Path(images).is_dir():
-            raise FormatError(f"The folder given for the images, {images}, does not exist; check --images.")
-        folders = [path.parent] if images is None else [Path(images), path.parent]
-        self._path, self._required = path, required
-        self._finders = [Finder(folder, video_root) for folder in folders]
-
-    def find_all(self, names: Sequence[str]) -> tuple[Path, ...]:
-        """The paths of these images; FormatError for one that is not found where they are required, or two that are the same file."""
-        found = [next((f for finder in self._finders if (f := finder.find(name)) is not None), None) for name in names]
-        missing = [name for name, file in zip(names, found, strict=True) if file is None]
-        if missing and self._required:
-            others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise FormatError(f"{self._path} names the image {missing[0]}{others}, which is not found; give the folder with --images FOLDER.")
-        paths = tuple(file or self._finders[0].expected(name) for name, file in zip(names, found, strict=True))
-        twice = next((file for file, count in Counter(paths).items() if count > 1), None)
-        if twice is not None:
-            raise FormatError(f"{self._path} names different images for which only one file is found, {twice}; give their folder: --images.")
-        return paths
-
-
-def _read(
-    path: Path,
-    data: Any,
-    annotations: list[dict[str, Any]],
-    finders: Finders,
-    category: str | None,
-    predicted: bool,
-    source: Path | None = None,
-) -> Labels:
-    """Labels from the images and categories of ``data``, and from ``annotations``, which lie in ``source`` if not in ``path``."""
+    ``where`` to look for images: ``images``, ``video_root`` and ``required`` as for `image_paths`.
+    """
     if not isinstance(data, dict):
         raise FormatError(f"{path} is no COCO file: it must hold an object with 'images', 'annotations' and 'categories'.")
     notes: list[str] = []
-    names, places, negative = _read_images(path, data)
-    paths = finders.find_all(names)
+    names, places, negative = read_images(path, data)
+    paths = image_paths(path, names, **where)
     skeleton, categories = _read_categories(path, data, annotations, category, notes)
     frames = {place: LabeledFrame(0, place, negative=True) for place in negative}
     counts: Counter[str] = Counter()
     for number, entry in enumerate(annotations):
-        where = f"{source or path}: annotation {entry.get('id', f'number {number}')}"
-        if _id(where, entry, "category_id") not in categories:
+        name = f"{source}: annotation {entry.get('id', f'number {number}')}"
+        if as_id(name, entry, "category_id") not in categories:
             counts["category"] += 1
             continue
-        place = places.get(_id(where, entry, "image_id"))
+        place = places.get(as_id(name, entry, "image_id"))
         if place is None:
             counts["image"] += 1
             continue
-        instance = _read_instance(where, entry, skeleton, counts)
-        if instance is None or (isinstance(instance, PredictedInstance) and not predicted):
+        instance = _read_instance(name, entry, skeleton, counts)
+        if instance is None:
             continue
         frame = frames.setdefault(place, LabeledFrame(0, place))
         if isinstance(instance, PredictedInstance):
@@ -159,7 +125,7 @@ def _read(
         else:
             frame.instances.append(instance)
             frame.negative = False
-    notes += _said(source or path, counts)
+    notes += _said(source, counts)
     videos = [VideoSource(paths)] if paths else []
     return Labels(skeleton, videos, [frames[place] for place in sorted(frames)], path, notes)
 
@@ -175,7 +141,8 @@ def _said(path: Path, counts: Counter[str]) -> list[str]:
     return [f"{path}: {sentence.format(counts[key])}" for key, sentence in sentences.items() if counts[key]]
 
 
-def _load(path: Path) -> Any:
+def load_json(path: Path) -> Any:
+    """What a json file holds; FormatError if it is none."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             return json.load(file)
@@ -185,14 +152,15 @@ def _load(path: Path) -> Any:
         raise FormatError(f"{path} is no JSON file, or is damaged ({error}); export it again.") from error
 
 
-def _entries(path: Path, data: Any, name: str) -> list[dict[str, Any]]:
+def entries(path: Path, data: Any, name: str) -> list[dict[str, Any]]:
+    """``data[name]``, or FormatError if that is no list of objects."""
     found = data.get(name) if isinstance(data, dict) else None
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise FormatError(f"{path} is no COCO file: '{name}' must be a list of objects; export it again as COCO keypoints.")
     return found
 
 
-def _id(where: str, entry: dict[str, Any], name: str) -> Id:
+def as_id(where: str, entry: dict[str, Any], name: str) -> Id:
     """An id as an int of any size where it is one, however it is written; other texts as they are."""
     value = entry.get(name)
     if isinstance(value, float) and value.is_integer():
@@ -204,14 +172,14 @@ def _id(where: str, entry: dict[str, Any], name: str) -> Id:
     return value
 
 
-def _read_images(path: Path, data: dict[str, Any]) -> tuple[list[str], dict[Id, int], set[int]]:
+def read_images(path: Path, data: dict[str, Any]) -> tuple[list[str], dict[Id, int], set[int]]:
     """File names, each once; by image id the place among them; the places of images that are marked as empty."""
     numbers: dict[str, int] = {}
     places: dict[Id, int] = {}
     negative = set()
-    for number, entry in enumerate(_entries(path, data, "images")):
+    for number, entry in enumerate(entries(path, data, "images")):
         where = f"{path}: image number {number}"
-        key, name = _id(where, entry, "id"), entry.get("file_name")
+        key, name = as_id(where, entry, "id"), entry.get("file_name")
         if not isinstance(name, str) or not name or "\0" in name:
             raise FormatError(f"{where}: 'file_name' is {name!r:.40}; it must name an image file.")
         if key in places:
@@ -227,20 +195,20 @@ def _read_categories(
 ) -> tuple[Skeleton, set[Id]]:
     """The skeleton, and the ids of the categories that have it."""
     found: dict[Id, dict[str, Any]] = {}
-    for number, entry in enumerate(_entries(path, data, "categories")):
+    for number, entry in enumerate(entries(path, data, "categories")):
         where = f"{path}: category number {number}"
         keypoints = entry.get("keypoints") or []
         if not isinstance(keypoints, list) or not all(isinstance(each, str) for each in keypoints):
             raise FormatError(f"{where}: 'keypoints' must be a list of names.")
         if keypoints:
-            found[_id(where, entry, "id")] = entry
+            found[as_id(where, entry, "id")] = entry
     if not found:
         raise FormatError(f"{path} has no category with keypoints: 'categories' must name them; export it again as COCO keypoints.")
     chosen = found
     if name is not None:
         chosen = {key: entry for key, entry in found.items() if entry.get("name") == name}
     elif len({tuple(entry["keypoints"]) for entry in found.values()}) > 1:
-        used = {_id(str(path), entry, "category_id") for entry in annotations}
+        used = {as_id(str(path), entry, "category_id") for entry in annotations}
         chosen = {key: entry for key, entry in found.items() if key in used}
     if len({tuple(entry["keypoints"]) for entry in chosen.values()}) != 1:
         known = ", ".join(repr(entry.get("name")) for entry in found.values())
@@ -290,7 +258,7 @@ def _read_instance(where: str, entry: dict[str, Any], skeleton: Skeleton, counts
         return None
     points = np.where(labelled[:, None], table[:, :2], np.nan)
     track = entry.get("track", entry.get("track_id"))
-    name = None if track is None else track if isinstance(track, str) else str(_id(where, {"track": track}, "track"))
+    name = None if track is None else track if isinstance(track, str) else str(as_id(where, {"track": track}, "track"))
     if "score" not in entry:
         counts["occluded"] += int((table[labelled, 2] == 1).sum())
         return Instance(points, name)
@@ -312,9 +280,9 @@ def _any_keypoint(entry: dict[str, Any]) -> bool:
 def write_coco(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -> list[str]:
     """Write a person's labels as COCO keypoints, whole or not at all.
 
-    Images are referred to: relative to the json file where they lie below its folder, else by absolute path; those without labels are listed,
-    too. Labelled frames of videos and packages are written as PNG into the new folder ``NAME_images`` beside ``NAME.json``. An image's id is
-    its frame number, plus 10^9 times the number of its video, as in `write_coco_results`.
+    Images are referred to: relative to the json file where they lie below its folder, else by absolute path; those without labels are
+    listed, too. Labelled frames of videos and packages are written as PNG into the new folder ``NAME_images`` beside ``NAME.json``. An
+    image's id is its frame number, plus 10^9 times the number of its video, as in `write_coco_results`.
 
     Args:
         path: the json file; an existing one is replaced.
@@ -334,15 +302,18 @@ def write_coco(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -> list[
             frames.setdefault((frame.video, frame.index), []).append(frame)
     folder = path.with_name(f"{path.stem}_images")
     wanted = [number for number, video in enumerate(labels.videos) if video.kind != "images" and any(v == number for v, _ in frames)]
-    with written_whole(path, [*_files(labels.videos), *inputs]) as temporary, _new_folder(folder, bool(wanted)) as extracted:
+    with written_whole(path, [*files_of(labels.videos), *inputs]) as temporary, _new_folder(folder, bool(wanted)) as extracted:
         images = []
         for number, video in enumerate(labels.videos):
             indices = sorted(index for v, index in frames if v == number)
-            listed = _listed(video, path.parent) if video.kind == "images" else _extracted(video, number, labels.videos, indices, extracted)
+            if video.kind == "images":
+                listed = _listed(video, path.parent)
+            else:
+                listed = _extracted(video, indices, extracted, f"{folder.name}/{_title(number, labels.videos)}")
             for index, image in listed:
                 empty = {"negative": True} if any(f.negative for f in frames.get((number, index), [])) else {}
-                images.append({"id": number * _VIDEO_STEP + index, **image, **empty})
-        written = [(v * _VIDEO_STEP + i, one) for (v, i), some in sorted(frames.items()) for f in some for one in f.instances]
+                images.append({"id": number * VIDEO_STEP + index, **image, **empty})
+        written = [(v * VIDEO_STEP + i, one) for (v, i), some in sorted(frames.items()) for f in some for one in f.instances]
         annotations = [_annotation(*each) for each in written if each[1].labelled.any()]
         for number, annotation in enumerate(annotations, start=1):
             annotation["id"] = number  # from 1: pycocotools takes 0 for "no animal"
@@ -360,7 +331,7 @@ def _lost(path: Path, labels: Labels, folder: Path | None, unseen: int) -> list[
         "COCO has no tracks; they are in the extra field 'track', which other programs ignore.": any(
             i.track for f in labels.frames for i in f.instances
         ),
-        "COCO has no left and right; the pairs are in the extra field 'symmetries', which other programs ignore.": labels.skeleton.symmetries,
+        "COCO has no symmetries; they are in the extra field 'symmetries', which other programs ignore.": labels.skeleton.symmetries,
         f"COCO cannot say that an image is empty; the extra field 'negative' marks {negative}, other programs ignore it.": negative,
         f"{predictions} predicted animals are left out: COCO keeps labels and predictions (results) in two files.": predictions,
         f"{unseen} images are not found, so the file does not hold their width and height.": unseen,
@@ -368,7 +339,8 @@ def _lost(path: Path, labels: Labels, folder: Path | None, unseen: int) -> list[
     return [f"{path}: {sentence}" for sentence, there in said.items() if there]
 
 
-def _files(videos: Iterable[VideoSource]) -> list[Path]:
+def files_of(videos: Iterable[VideoSource]) -> list[Path]:
+    """Every file that a video is read from, or was once."""
     return [file for video in videos for source in (video, video.original) if source is not None for file in source.paths]
 
 
@@ -380,19 +352,13 @@ def _new_folder(folder: Path, wanted: bool) -> Iterator[Path]:
         return
     if folder.exists():
         raise FormatError(f"{folder} exists, and the images of the labelled frames go there; remove it, or give the output another name.")
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    temporary.chmod(0o777 & ~_umask())
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary.mkdir()
     try:
         yield temporary
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _listed(video: VideoSource, folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -407,23 +373,24 @@ def _listed(video: VideoSource, folder: Path) -> Iterator[tuple[int, dict[str, A
             yield index, {"file_name": name}
 
 
-def _extracted(
-    video: VideoSource, number: int, videos: Sequence[VideoSource], indices: list[int], folder: Path
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _title(number: int, videos: Sequence[VideoSource]) -> str:
+    """A folder's name for a video's images: the video's, with its number where another one is called the same."""
+    stems = [(video.original or video).paths[0].stem for video in videos]
+    return stems[number] if sum(stem.lower() == stems[number].lower() for stem in stems) == 1 else f"{number}_{stems[number]}"
+
+
+def _extracted(video: VideoSource, indices: list[int], extracted: Path, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Write these frames into the folder ``extracted``, which will be the first part of ``name``."""
     from PIL import Image
 
     if not indices:
         return
-    stem = (video.original or video).paths[0].stem
-    alone = sum((other.original or other).paths[0].stem.lower() == stem.lower() for other in videos) == 1
-    below = Path(stem if alone else f"{number}_{stem}")
-    (folder / below).mkdir()
+    below = extracted / name.partition("/")[2]
+    below.mkdir()
     with open_video(video) as opened:
         for index, frame in opened.read_many(indices):
-            name = below / f"img{index:06d}.png"
-            Image.fromarray(frame).save(folder / name)
-            final = f"{folder.name.removeprefix('.').rpartition('.')[0]}/{name.as_posix()}"
-            yield index, {"file_name": final, "width": frame.shape[1], "height": frame.shape[0]}
+            Image.fromarray(frame).save(below / f"img{index:06d}.png")
+            yield index, {"file_name": f"{name}/img{index:06d}.png", "width": frame.shape[1], "height": frame.shape[0]}
 
 
 def _category(skeleton: Skeleton) -> dict[str, Any]:
@@ -448,82 +415,3 @@ def _annotation(image: int, instance: Instance) -> dict[str, Any]:
         "area": width * height,
         "segmentation": [],
     } | ({"track": instance.track} if instance.track is not None else {})
-
-
-def write_coco_results(
-    path: Path,
-    skeleton: Skeleton,
-    videos: Sequence[VideoSource],
-    frames: Iterable[LabeledFrame],
-    provenance: dict[str, Any],
-    inputs: Iterable[Path] = (),
-) -> int:
-    """Write predictions as COCO keypoint results, whole or not at all, in memory that does not grow with their number.
-
-    ``image_id`` and ``category_id`` are those of the COCO labels among ``inputs``, where there are some. Otherwise the category is 1, and an
-    image's id is its frame number, plus 10^9 times the number of its video (0 for the first), as in the labels that `write_coco` writes. The
-    third number of a keypoint is its score, above 0; all three are 0 where it is absent.
-
-    Args:
-        path: the json file; an existing one is replaced.
-        skeleton: what the instances' points are.
-        videos: what ``LabeledFrame.video`` counts.
-        frames: read once, while writing; only ``predicted`` is written, so a frame without it leaves no trace.
-        provenance: where the predictions come from; the format has no place for it.
-        inputs: files that must not be overwritten, and among them the COCO labels that predictions were made for.
-
-    Returns:
-        The number of frames read.
-
-    Raises:
-        FormatError: ``path`` is an input or not writable, or a frame is of no image of the COCO labels among ``inputs``.
-    """
-    path, inputs = Path(path).absolute(), [Path(file) for file in inputs]
-    image_id, category = _numbering(skeleton, videos, inputs)
-    count, comma = 0, ""
-    with written_whole(path, [*_files(videos), *inputs]) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write("[")
-        for frame in frames:
-            count += 1
-            for instance in frame.predicted:
-                result = {"image_id": image_id(frame), "category_id": category, **_result(instance)}
-                file.write(f"{comma}\n{json.dumps(result, ensure_ascii=False)}")
-                comma = ","
-        file.write("\n]\n")
-    return count
-
-
-def _result(instance: PredictedInstance) -> dict[str, Any]:
-    scores = np.maximum(np.nan_to_num(instance.point_scores), _LEAST_SCORE)
-    table = np.where(instance.labelled[:, None], np.column_stack([instance.points, scores]), 0.0)
-    result = {"keypoints": table.ravel().tolist(), "score": float(np.nan_to_num(instance.score))}
-    return result | ({"track": instance.track} if instance.track is not None else {})
-
-
-def _numbering(skeleton: Skeleton, videos: Sequence[VideoSource], inputs: Iterable[Path]) -> tuple[Callable[[LabeledFrame], Id], Id]:
-    """How images are called in results, and the category's id."""
-    ids: dict[str, Id] = {}
-    category: Id | None = None
-    named: list[str] = []
-    for path in inputs:
-        data = _load(path) if path.suffix.lower() == ".json" else None
-        if not isinstance(data, dict) or "images" not in data:
-            continue  # results, or no COCO file
-        names, places, _ = _read_images(path, data)
-        ids.update((names[place].replace("\\", "/").lstrip("/"), key) for key, place in places.items())
-        same = [e for e in _entries(path, data, "categories") if e.get("keypoints") == list(skeleton.keypoints)]
-        category = _id(str(path), same[0], "id") if same and category is None else category
-        named.append(str(path))
-    if not named:
-        return lambda frame: frame.video * _VIDEO_STEP + frame.index, 1
-
-    def image_id(frame: LabeledFrame) -> Id:
-        source = videos[frame.video]
-        if source.kind == "images":
-            parts = source.paths[frame.index].as_posix().lstrip("/").split("/")
-            for start in range(len(parts)):
-                if (found := ids.get("/".join(parts[start:]))) is not None:
-                    return found
-        raise FormatError(f"Frame {frame.index} of {source.name} is no image of {', '.join(named)}; write its predictions to another file.")
-
-    return image_id, 1 if category is None else category
