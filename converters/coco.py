@@ -65,7 +65,9 @@ def read_coco(
     path = Path(path).absolute()
     data = load_json(path)
     if isinstance(data, list):
-        raise FormatError(f"{path} is a list, as COCO results are, and names no keypoints; give the labels file it belongs to as well.")
+        raise FormatError(
+            f"{path} is a list, as COCO results are, and names no keypoints; give its labels file, too (smp-convert: --annotations)."
+        )
     found = entries(path, data, "annotations")
     labels = read_labels(path, data, path, found, category, images=images, video_root=video_root, required=require_videos)
     if not predicted:

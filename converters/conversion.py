@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,11 +78,12 @@ def convert(
         raise FormatError(f"{target} is the input and would be overwritten; give the output another name.")
     labels = read_project(source, video_root, require_videos=False, images=images, category=category, annotations=annotations)
     notes = [*labels.notes, *_missing(labels)]
-    labels = _kept(labels, _part(labels, kind, only, source, target))
+    part = _part(labels, kind, only, source, target)
+    labels = _kept(labels, part)
     if kind == ANALYSIS:
         labels = _one_video(labels, target)
     inputs = [source, *([annotations] if annotations is not None else [])]
-    if kind in (DLC, PACKAGE) or (kind == COCO and _has(labels, LABELS)):
+    if kind in (DLC, PACKAGE) or (kind == COCO and part != PREDICTIONS):
         notes += write_project(target, labels, inputs)
         return notes + (_lost(labels, kind, source, target) if kind == PACKAGE else [])
     write_predictions(target, labels.skeleton, labels.videos, labels.frames, {"source": str(source.absolute())}, inputs)
@@ -100,7 +100,7 @@ def _part(labels: Labels, kind: str, only: str | None, source: Path, target: Pat
         what = f"only {other}" if only is not None or _has(labels, other) else "no labelled frame"
         raise FormatError(f"{target} takes {takes}, but there are {what} in {source}; .slp and .json files take both kinds.")
     if kind == COCO and only is None:
-        return None if _has(labels, LABELS) else PREDICTIONS
+        return PREDICTIONS if _has(labels, PREDICTIONS) and not _has(labels, LABELS) else None
     return takes if kind == DLC_PREDICTIONS else only
 
 
