@@ -66,7 +66,7 @@ def read_coco(
     data = load_json(path)
     if isinstance(data, list):
         raise FormatError(
-            f"{path} is a list, as COCO results are, and names no keypoints; give its labels file, too (smp-convert: --annotations)."
+            f"{path} is a list, as COCO results are, and names no keypoints; give its labels file, too (smp-convert: --annotations FILE)."
         )
     found = entries(path, data, "annotations")
     labels = read_labels(path, data, path, found, category, images=images, video_root=video_root, required=require_videos)

@@ -74,7 +74,7 @@ def convert(
     """
     source, target = Path(source), Path(target)
     kind = format_of(target)
-    if same_file(source, target) or (target.is_dir() and same_file(source, target / "config.yaml")):
+    if same_file(*(path / "config.yaml" if path.is_dir() else path for path in (source, target))):
         raise FormatError(f"{target} is the input and would be overwritten; give the output another name.")
     labels = read_project(source, video_root, require_videos=False, images=images, category=category, annotations=annotations)
     notes = [*labels.notes, *_missing(labels)]

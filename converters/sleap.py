@@ -239,8 +239,8 @@ def write_slp_package(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -
     path = Path(path).absolute()
     if not labels.labelled_frames:
         raise FormatError(f"{path} would hold no image, because no frame is labelled; give the file a name that ends in .slp alone.")
-    for number in {frame.video for frame in labels.labelled_frames}:
-        open_video(labels.videos[number]).close()  # says what is wrong with it; sleap-io would leave its images out
+    for video in labels.videos:
+        open_video(video).close()  # says what is wrong with it; sleap-io needs each, even those without labelled frames
     sio = _sleap_io()
     with written_whole(path, [*_files(labels.videos), *inputs]) as temporary:
         linked = temporary.with_name(f"{temporary.stem}.linked.slp")
