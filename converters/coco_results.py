@@ -42,7 +42,7 @@ def read_coco_results(path: Path, annotations: Path, images: Path | None = None,
         if "score" not in entry:
             raise FormatError(f"{path}: result {number} has no 'score'; write the results again with one for each animal.")
     labels = read_labels(annotations, data, path, results, None, images=images, video_root=video_root, required=False)
-    labels.path = path
+    labels.path, labels.frames = path, [frame for frame in labels.frames if frame.predicted]
     return labels
 
 

@@ -41,6 +41,7 @@ _LOSSES = {
     ],
     DLC_PREDICTIONS: [
         "{format} have a score (likelihood) for each keypoint, but none for a whole animal; these are left out.",
+        "{untracked} animals have no track; {format} number them, in each frame anew, and reading takes the numbers for tracks.",
         _NO_EDGES,
         _NO_SYMMETRIES,
         _NO_NEGATIVE,
@@ -80,7 +81,7 @@ def convert(
     notes = [*labels.notes, *_missing(labels)]
     part = _part(labels, kind, only, source, target)
     labels = _kept(labels, part)
-    if kind == ANALYSIS:
+    if kind in (ANALYSIS, DLC_PREDICTIONS):
         labels = _one_video(labels, target)
     inputs = [source, *([annotations] if annotations is not None else [])]
     if kind in (DLC, PACKAGE) or (kind == COCO and part != PREDICTIONS):
@@ -151,6 +152,7 @@ def _lost(labels: Labels, kind: str, source: Path, target: Path) -> list[str]:
         "empty": sum(not (frame.negative or frame.instances or frame.predicted) for frame in labels.frames),
         "only_predicted": sum(bool(frame.predicted) and not _labelled(frame) for frame in labels.frames),
         "tracks": len({animal.track for animal in everything if animal.track is not None}),
+        "untracked": sum(animal.track is None for animal in everything),
         "edges": len(labels.skeleton.edges),
         "symmetries": len(labels.skeleton.symmetries),
     }

@@ -281,6 +281,59 @@ def test_round_trips(first: str, second: str, made: tuple[Skeleton, int, list[La
     assert content(back, **limits) == content(start, **limits)
 
 
+# --- DeepLabCut ---
+
+
+def test_deeplabcut_projects(tmp_path: Path, project: Callable[..., Path], video_file: Path) -> None:
+    pytest.importorskip("converters.deeplabcut")
+    source = project("predictions", "negative", "empty", "tracks")
+    convert(source, tmp_path / "nest")
+    convert(tmp_path / "nest", tmp_path / "back.slp")
+    (frame,) = read_project(tmp_path / "back.slp").labelled_frames
+    np.testing.assert_array_equal([i.points for i in frame.instances], [SOME, HALF])
+    with open_video(read_project(tmp_path / "back.slp").videos[frame.video]) as video:
+        assert video.read(frame.index).shape == (48, 64, 3)
+    assert read_project(tmp_path / "nest/config.yaml").skeleton.edges == SKELETON.edges
+    with pytest.raises(FormatError, match="exists already"):
+        convert(source, tmp_path / "nest")
+    notes = convert(project(), tmp_path / "loft")
+    assert any("predict" in note for note in notes) and all(note.endswith(".") for note in notes)
+
+
+@pytest.mark.parametrize("ending", ["h5", "csv"])
+@given(made=projects())
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_deeplabcut_predictions(ending: str, made: tuple[Skeleton, int, list[LabeledFrame]]) -> None:
+    """To DeepLabCut's predictions and back: points, likelihoods and tracks are the same, to the thousandth that text may keep."""
+    pytest.importorskip("converters.deeplabcut_predictions")
+    skeleton, _, frames = made
+    skeleton = Skeleton(tuple(f"keypoint {number}" for number in range(len(skeleton))), skeleton.edges)
+    kept = [LabeledFrame(0, f.index, [], [p for p in f.predicted if p.track is not None]) for f in frames if f.video == 0]
+    names = {track: f"animal {number}" for number, track in enumerate(sorted({p.track or "" for f in kept for p in f.predicted}))}
+    for animal in (p for f in kept for p in f.predicted):
+        animal.track = names[animal.track or ""]
+    if not names:
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        (folder / "clip.mp4").write_bytes(b"not read")
+        write_slp(folder / "a.slp", skeleton, [VideoSource((folder / "clip.mp4",))], kept, {})
+        notes = convert(folder / "a.slp", folder / f"p.{ending}")
+        assert ("no edges" in " ".join(notes)) == bool(skeleton.edges) and not any("no track" in note for note in notes)
+        convert(folder / f"p.{ending}", folder / "b.slp")
+        back = read_project(folder / "b.slp")
+    assert back.skeleton.keypoints == skeleton.keypoints
+    start, end = (
+        {
+            f.index: {p.track: np.column_stack([p.points, p.point_scores]).round(3).tolist() for p in f.predicted}
+            for f in each
+            if f.predicted
+        }
+        for each in (kept, back.frames)
+    )
+    assert json.dumps(start, sort_keys=True) == json.dumps(end, sort_keys=True)
+
+
 # --- real data ---
 
 
