@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from converters.files import same_file
 from converters.labels import FormatError, LabeledFrame, Labels
 from converters.project import (
     ANALYSIS,
@@ -75,7 +74,7 @@ def convert(
     """
     source, target = Path(source), Path(target)
     kind = format_of(target)
-    if same_file(*(path / "config.yaml" if path.is_dir() else path for path in (source, target))):
+    if len({(path / "config.yaml" if path.is_dir() else path).resolve() for path in (source, target)}) == 1:
         raise FormatError(f"{target} is the input and would be overwritten; give the output another name.")
     labels = read_project(source, video_root, require_videos=False, images=images, category=category, annotations=annotations)
     notes = [*labels.notes, *_missing(labels)]

@@ -76,7 +76,7 @@ def written_whole(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
         FormatError: ``path`` is one of ``inputs``, is a folder, or its folder is missing or not writable.
     """
     path = path.absolute()
-    if any(same_file(path, other) for other in inputs):
+    if any(_same_file(path, other) for other in inputs):
         raise FormatError(f"{path} is one of the inputs and would be overwritten; give the output another name.")
     if path.is_dir():
         raise FormatError(f"{path} is a folder; name a file to write.")
@@ -96,8 +96,7 @@ def written_whole(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def same_file(a: Path, b: Path) -> bool:
-    """Whether two paths are one file, through links too; of files that do not exist, whether the paths are the same."""
+def _same_file(a: Path, b: Path) -> bool:
     try:
         return os.path.samefile(a, b)
     except OSError:  # one of them does not exist
