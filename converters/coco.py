@@ -371,7 +371,7 @@ def _listed(video: VideoSource, folder: Path) -> Iterator[tuple[int, dict[str, A
         try:
             with Image.open(file) as image:  # reads the header alone
                 yield index, {"file_name": name, "width": image.width, "height": image.height}
-        except OSError:
+        except (OSError, ValueError, Image.DecompressionBombError):
             yield index, {"file_name": name}
 
 

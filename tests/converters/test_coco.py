@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from converters import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, read_project
@@ -270,6 +273,40 @@ def test_not_coco(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(FormatError, match=message) as caught:
         read_project(tmp_path / "a.json")
     assert "\n" not in str(caught.value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_value_anywhere_reads_or_is_one_sentence(data: st.DataObject) -> None:
+    content: Any = {
+        "images": [{"id": 7, "file_name": "a.png"}, {"id": "8", "file_name": "b.png", "negative": True}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 4, "iscrowd": 0, "keypoints": [1, 2, 2, 3, 4, 1], "score": 1, "track": "a"}
+        ],
+        "categories": [{"id": 4, "name": "mouse", "keypoints": ["a", "b"], "skeleton": [[1, 2]], "symmetries": [[1, 2]]}],
+    }
+    place = content
+    while True:
+        key = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else list(range(len(place)))))
+        if not isinstance(place[key], dict | list) or data.draw(st.booleans()):
+            place[key] = data.draw(JSON)
+            break
+        place = place[key]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.json"
+        path.write_text(json.dumps(content))
+        try:
+            labels = read_coco(path, require_videos=False)
+            write_coco(path.with_name("b.json"), labels)
+        except FormatError as error:
+            assert "\n" not in str(error) and "a.json" in str(error)
 
 
 # --- writing ---
