@@ -23,13 +23,15 @@ from converters.labels import FormatError, LabeledFrame, Labels, PredictedInstan
 _LEAST_SCORE = 1e-6  # 0 would say that the keypoint is absent
 
 
-def read_coco_results(path: Path, annotations: Path, images: Path | None = None, video_root: Path | None = None) -> Labels:
+def read_coco_results(
+    path: Path, annotations: Path, images: Path | None = None, video_root: Path | None = None, category: str | None = None
+) -> Labels:
     """Read COCO keypoint results into ``predicted``; a keypoint's third number is its score, and it is absent where that is 0.
 
     Args:
         path: the json list of results.
         annotations: the COCO labels that image and category ids refer to; their own annotations are not read.
-        images, video_root: as in `read_coco`. Images that are not found keep the path that ``annotations`` names.
+        images, video_root, category: as in `read_coco`. Images that are not found keep the path that ``annotations`` names.
 
     Raises:
         FormatError: as `read_coco`, or a result without a score.
@@ -41,7 +43,7 @@ def read_coco_results(path: Path, annotations: Path, images: Path | None = None,
     for number, entry in enumerate(entries(path, {"results": results}, "results")):
         if "score" not in entry:
             raise FormatError(f"{path}: result {number} has no 'score'; write the results again with one for each animal.")
-    labels = read_labels(annotations, data, path, results, None, images=images, video_root=video_root, required=False)
+    labels = read_labels(annotations, data, path, results, category, images=images, video_root=video_root, required=False)
     labels.path, labels.frames = path, [frame for frame in labels.frames if frame.predicted]
     return labels
 

@@ -29,18 +29,22 @@ _NO_EDGES = "{format} has no edges between keypoints; {edges} are left out."
 _LOSSES = {
     SLEAP: [],
     PACKAGE: ["{only_predicted} frames have predictions only; their poses are in the package, but not their images."],
-    ANALYSIS: [_NO_NEGATIVE, _NO_EMPTY],
+    ANALYSIS: [
+        "{hidden} predicted animals have the track of a labelled one in the same frame, where {format} keeps the labelled one alone.",
+        _NO_NEGATIVE,
+        _NO_EMPTY,
+    ],
     COCO: [
-        "COCO results name no keypoints and images; keep {source} or its COCO labels with them.",
-        "COCO results have no tracks; the {tracks} are in the extra field 'track', which other programs ignore.",
+        "{format} names no keypoints and images; keep {source} or its COCO labels with it.",
+        "{format} has no tracks; the {tracks} are in the extra field 'track', which other programs ignore.",
         _NO_EDGES,
         _NO_SYMMETRIES,
         _NO_NEGATIVE,
         _NO_EMPTY,
     ],
     DLC_PREDICTIONS: [
-        "{format} have a score (likelihood) for each keypoint, but none for a whole animal; these are left out.",
-        "{untracked} animals have no track; {format} number them, in each frame anew, and reading takes the numbers for tracks.",
+        "{format} has a score (likelihood) for each keypoint, but none for a whole animal; these are left out.",
+        "{untracked} animals have no track; {format} numbers them, in each frame anew, and its readers take the numbers for tracks.",
         _NO_EDGES,
         _NO_SYMMETRIES,
         _NO_NEGATIVE,
@@ -97,7 +101,7 @@ def _part(labels: Labels, kind: str, only: str | None, source: Path, target: Pat
     takes = {DLC: LABELS, PACKAGE: LABELS, DLC_PREDICTIONS: PREDICTIONS}.get(kind)
     if takes is not None and (only not in (None, takes) or not _has(labels, takes)):
         other = PREDICTIONS if takes == LABELS else LABELS
-        what = f"only {other}" if only is not None or _has(labels, other) else "no labelled frame"
+        what = f"only {other}" if only is not None or _has(labels, other) else "no animals"
         raise FormatError(f"{target} takes {takes}, but there are {what} in {source}; .slp and .json files take both kinds.")
     if kind == COCO and only is None:
         return PREDICTIONS if _has(labels, PREDICTIONS) and not _has(labels, LABELS) else None
@@ -150,11 +154,16 @@ def _lost(labels: Labels, kind: str, source: Path, target: Path) -> list[str]:
         "negative": sum(frame.negative for frame in labels.frames),
         "empty": sum(not (frame.negative or frame.instances or frame.predicted) for frame in labels.frames),
         "only_predicted": sum(bool(frame.predicted) and not _labelled(frame) for frame in labels.frames),
+        "hidden": sum(animal.track in _tracks(frame) for frame in labels.frames for animal in frame.predicted),
         "tracks": len({animal.track for animal in everything if animal.track is not None}),
         "untracked": sum(animal.track is None for animal in everything),
         "edges": len(labels.skeleton.edges),
         "symmetries": len(labels.skeleton.symmetries),
     }
-    names = {COCO: "COCO results", ANALYSIS: "a SLEAP analysis file", DLC_PREDICTIONS: "DeepLabCut predictions"}
+    names = {COCO: "a list of COCO results", ANALYSIS: "a SLEAP analysis file", DLC_PREDICTIONS: "a file of DeepLabCut predictions"}
     told = [text for text in _LOSSES[kind] if all(number or f"{{{name}}}" not in text for name, number in counts.items())]
     return [f"{target}: {text.format(**counts, format=names.get(kind, kind), source=source.name)}" for text in told]
+
+
+def _tracks(frame: LabeledFrame) -> set[str]:
+    return {animal.track for animal in frame.instances if animal.track is not None}

@@ -82,7 +82,7 @@ def read_project(
     if kind == COCO and annotations is not None:
         from converters.coco_results import read_coco_results
 
-        return read_coco_results(path, _existing(Path(annotations)), images, video_root)
+        return read_coco_results(path, _existing(Path(annotations)), images, video_root, category)
     if kind == COCO:
         from converters.coco import read_coco
 

@@ -125,7 +125,7 @@ def test_the_input_is_not_overwritten(tmp_path: Path, project: Callable[..., Pat
     [
         (("labels", "negative"), "out.pkg.slp", None, "takes labels, but there are only predictions in .*in.slp; .slp and .json files"),
         (("labels", "negative"), "new folder", None, "takes labels, but there are only predictions"),
-        (("labels", "negative", "predictions"), "new folder", None, "takes labels, but there are no labelled frame"),
+        (("labels", "negative", "predictions"), "new folder", None, "takes labels, but there are no animals"),
         (("predictions",), "out.h5", None, "takes predictions, but there are only labels"),
         ((), "out.csv", "labels", "takes predictions, but there are only labels"),
         (("predictions",), "out.slp", "predictions", "holds no predictions; leave --only out"),
@@ -152,6 +152,15 @@ def test_an_analysis_file_holds_the_one_video_with_animals(tmp_path: Path, video
     write_slp(tmp_path / "in.slp", SKELETON, [VideoSource((video_file,)), second], [*frames, LabeledFrame(0, 0, [Instance(SOME)])], {})
     with pytest.raises(FormatError, match=r"can hold one video, and 2 have animals \(clip.mp4, second.mp4"):
         convert(tmp_path / "in.slp", tmp_path / "other.analysis.h5")
+
+
+def test_a_labelled_animal_hides_a_predicted_one_of_its_track(tmp_path: Path, video_file: Path) -> None:
+    frame = LabeledFrame(0, 2, [Instance(SOME, "a")], [PredictedInstance(SOME + 1, "a"), PredictedInstance(HALF, "b")])
+    write_slp(tmp_path / "in.slp", SKELETON, [VideoSource((video_file,))], [frame], {})
+    (note,) = convert(tmp_path / "in.slp", tmp_path / "out.analysis.h5")
+    assert "1 predicted animals have the track of a labelled one" in note
+    (back,) = read_project(tmp_path / "out.analysis.h5").frames
+    assert [i.track for i in back.instances] == ["a"] and [p.track for p in back.predicted] == ["b"]
 
 
 def test_results_need_their_labels(tmp_path: Path, project: Callable[..., Path]) -> None:
