@@ -289,9 +289,10 @@ def _read_skeleton(path: Path, file: Any) -> Skeleton:
     place = {name: number for number, name in enumerate(names)}
     edges = _texts(file["edge_names"][()]) if "edge_names" in file else []
     symmetries = json.loads(_text(file.attrs.get("skeleton_symmetries", "[]")))
-    pairs = [tuple((place[a], place[b]) for a, b in each) for each in (edges, symmetries)]
+    lines = tuple((place[a], place[b]) for a, b in edges)
+    mirrored = sorted({(min(place[a], place[b]), max(place[a], place[b])) for a, b in symmetries})  # sleap-io writes them in any order
     try:
-        return Skeleton(tuple(names), pairs[0], pairs[1], _text(file.attrs.get("skeleton_name", "")) or None)
+        return Skeleton(tuple(names), lines, tuple(mirrored), _text(file.attrs.get("skeleton_name", "")) or None)
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from error
 
