@@ -321,7 +321,7 @@ def write_coco(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -> list[
             annotation["id"] = number  # from 1: pycocotools takes 0 for "no animal"
         content = {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": [_category(labels.skeleton)]}
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump(content, file, ensure_ascii=False)
+            file.write(json.dumps(content, ensure_ascii=False))  # json.dump is ten times slower
     return _lost(path, labels, folder if wanted else None, sum("width" not in image for image in images))
 
 
