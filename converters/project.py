@@ -1,4 +1,13 @@
-"""Which format is this path? Reads a project and writes predictions in the format that the path's name says.
+"""Which format is this path? Reads projects and predictions, and writes them, in the format that the path's name says.
+
+| path | read | written by `write_project` | written by `write_predictions` |
+|---|---|---|---|
+| ``.slp`` | SLEAP project | the same | the same |
+| ``.pkg.slp`` | SLEAP package | with the images of labelled frames | |
+| ``config.yaml``, or its folder | DeepLabCut project | a new project | |
+| ``.json`` | COCO keypoints; results, where ``annotations`` is given | labels | results |
+| ``.analysis.h5`` | SLEAP analysis file, also one called ``.h5`` | the same | the same |
+| ``.h5`` ``.csv`` | DeepLabCut predictions | | the same |
 
 Traps: names lie, so what a name promises is checked before a library sees the file, and what libraries raise is turned into one sentence.
 """
@@ -11,25 +20,93 @@ from typing import Any
 
 from converters.labels import FormatError, LabeledFrame, Labels, Skeleton, VideoSource
 
+SLEAP, PACKAGE, DLC, COCO, ANALYSIS, DLC_PREDICTIONS = "SLEAP", "SLEAP package", "DeepLabCut", "COCO", "SLEAP analysis", "DLC predictions"
 
-def read_project(path: Path, video_root: Path | None = None, predicted: bool = True, require_videos: bool = True) -> Labels:
-    """Read a labelled project.
+_KNOWN = (
+    ".slp or .pkg.slp (SLEAP), config.yaml (DeepLabCut), .json (COCO), .analysis.h5 (SLEAP analysis), .h5 or .csv (DeepLabCut predictions)"
+)
+
+
+def format_of(path: Path) -> str:
+    """The format that a path's name says, one of the names above; a folder, or what has no ending, is a DeepLabCut project.
+
+    Raises:
+        FormatError: the ending is none of those known.
+    """
+    name = path.name.lower()
+    endings = {".pkg.slp": PACKAGE, ".slp": SLEAP, ".analysis.h5": ANALYSIS, ".h5": DLC_PREDICTIONS, ".csv": DLC_PREDICTIONS}
+    endings |= {".json": COCO, ".yaml": DLC, ".yml": DLC}
+    found = next((kind for ending, kind in endings.items() if name.endswith(ending)), None)
+    if path.is_dir() or (found is None and not path.suffix and not path.exists()):
+        return DLC
+    if found is None:
+        ending = f"ends in {path.suffix}" if path.suffix else "has no ending"
+        raise FormatError(f"{path} {ending}, which is no known format; known are {_KNOWN}.")
+    return found
+
+
+def read_project(
+    path: Path,
+    video_root: Path | None = None,
+    predicted: bool = True,
+    require_videos: bool = True,
+    *,
+    images: Path | None = None,
+    category: str | None = None,
+    annotations: Path | None = None,
+) -> Labels:
+    """Read a labelled project, or predictions.
 
     Args:
-        path: a SLEAP project (``.slp``) or package (``.pkg.slp``).
+        path: a file of any format in the table above, or the folder of a DeepLabCut project.
         video_root: folder to look for videos in that are not where the project says.
         predicted: read a model's predictions too, into ``LabeledFrame.predicted``.
         require_videos: raise for videos that are not found.
+        images: COCO: the folder that file names are relative to.
+        category: COCO: the category to read, where several have different keypoints.
+        annotations: COCO: ``path`` is a list of results, and these are the labels it belongs to.
 
     Raises:
         FormatError: no such file, an unknown format, a damaged file, or a video that is not found. A project without labels is no error.
     """
-    path = Path(path)
+    path = _existing(Path(path))
+    kind = format_of(path)
+    if kind in (SLEAP, PACKAGE):
+        from converters.sleap import read_slp
+
+        return read_slp(path, video_root, predicted, require_videos)
+    if kind == DLC:
+        from converters.deeplabcut import read_dlc
+
+        return read_dlc(path, video_root, predicted, require_videos)
+    if kind == COCO and annotations is not None:
+        from converters.coco_results import read_coco_results
+
+        return read_coco_results(path, _existing(Path(annotations)), images, video_root, category)
+    if kind == COCO:
+        from converters.coco import read_coco
+
+        return read_coco(path, images, video_root, predicted, require_videos, category)
+    from converters.sleap_analysis import is_analysis, read_analysis
+
+    if kind == ANALYSIS or (path.suffix.lower() == ".h5" and is_analysis(path)):
+        return read_analysis(path, video_root, predicted, require_videos)
+    if path.name.startswith("CollectedData"):
+        raise FormatError(f"{path} is a part of a DeepLabCut project; name the project's config.yaml.")
+    from converters.deeplabcut_predictions import read_dlc_predictions
+
+    return read_dlc_predictions(path)
+
+
+def _existing(path: Path) -> Path:
+    """The file to read: of a folder, the DeepLabCut project in it. FormatError if it is missing, unreadable or empty."""
     if path.is_dir():
-        raise FormatError(f"{path} is a folder; name the project file in it, a SLEAP project (.slp or .pkg.slp).")
+        if not (path / "config.yaml").is_file():
+            raise FormatError(f"{path} is a folder without a DeepLabCut config.yaml; name the project file in it, such as a .slp or .json.")
+        path = path / "config.yaml"
     if not path.exists():
         raise FormatError(f"{path} does not exist; check the path of the project.")
-    _require_sleap(path)
+    format_of(path)
     try:
         with path.open("rb") as file:
             empty = not file.read(1)
@@ -37,9 +114,43 @@ def read_project(path: Path, video_root: Path | None = None, predicted: bool = T
         raise FormatError(f"{path} cannot be opened ({error.strerror}); check that you may read it.") from error
     if empty:
         raise FormatError(f"{path} is an empty file; copy or save the project again.")
-    from converters.sleap import read_slp
+    return path
 
-    return read_slp(path, video_root, predicted, require_videos)
+
+def write_project(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -> list[str]:
+    """Write a labelled project, whole or not at all.
+
+    Args:
+        path: ``.slp``, ``.pkg.slp``, ``.json`` (COCO), ``.analysis.h5``, or a folder or ``config.yaml`` (DeepLabCut). A file is replaced.
+        labels: what to write. SLEAP's formats take predictions, too; the others hold labels only.
+        inputs: files that must not be overwritten, such as the project that was read; the videos never are.
+
+    Returns:
+        What a labels-only format cannot hold, a sentence each.
+
+    Raises:
+        FormatError: an unknown format, one that holds predictions only, ``path`` is an input or not writable, or a video cannot be read.
+    """
+    path = Path(path)
+    kind = format_of(path)
+    if kind == PACKAGE:
+        from converters.sleap import write_slp_package
+
+        write_slp_package(path, labels, inputs)
+    elif kind == DLC:
+        from converters.deeplabcut import write_dlc
+
+        return write_dlc(path.parent if path.suffix.lower() in (".yaml", ".yml") else path, labels, list(inputs))
+    elif kind == COCO:
+        from converters.coco import write_coco
+
+        return write_coco(path, labels, inputs)
+    elif kind == DLC_PREDICTIONS:
+        raise FormatError(f"{path} would hold DeepLabCut predictions, not labels; to write labels, name a folder for a DeepLabCut project.")
+    else:
+        provenance = {"source": str(labels.path)} if labels.path else {}
+        write_predictions(path, labels.skeleton, labels.videos, labels.frames, provenance, inputs)
+    return []
 
 
 def write_predictions(
@@ -53,7 +164,8 @@ def write_predictions(
     """Write frames with their instances, whole or not at all, in memory that does not grow with their number.
 
     Args:
-        path: a name that ends in ``.slp``. An existing file is replaced.
+        path: a name that ends in ``.slp``, ``.json`` (COCO results), ``.analysis.h5``, or ``.h5`` or ``.csv`` (DeepLabCut). An existing
+            file is replaced.
         skeleton: what the instances' points are.
         videos: what ``LabeledFrame.video`` counts.
         frames: read once, while writing.
@@ -64,16 +176,25 @@ def write_predictions(
         The number of frames written.
 
     Raises:
-        FormatError: an unknown format, or ``path`` is an input or not writable.
+        FormatError: an unknown format, one that holds labels only, or ``path`` is an input or not writable.
     """
     path = Path(path)
-    _require_sleap(path)
+    kind = format_of(path)
+    if kind == DLC:
+        raise FormatError(f"{path} would be a DeepLabCut project, which holds labels; name a .h5 or .csv file for DeepLabCut predictions.")
+    arguments = path, skeleton, videos, frames, provenance, inputs
+    if kind == COCO:
+        from converters.coco_results import write_coco_results
+
+        return write_coco_results(*arguments)
+    if kind == ANALYSIS:
+        from converters.sleap_analysis import write_analysis
+
+        return write_analysis(*arguments)
+    if kind == DLC_PREDICTIONS:
+        from converters.deeplabcut_predictions import write_dlc_predictions
+
+        return write_dlc_predictions(*arguments)
     from converters.sleap import write_slp
 
-    return write_slp(path, skeleton, videos, frames, provenance, inputs)
-
-
-def _require_sleap(path: Path) -> None:
-    if path.suffix.lower() != ".slp":
-        ending = f"ends in {path.suffix}" if path.suffix else "has no ending"
-        raise FormatError(f"{path} {ending}; a SLEAP project (.slp or .pkg.slp) is needed.")
+    return write_slp(*arguments)

@@ -216,11 +216,45 @@ def write_slp(
     path = Path(path).absolute()
     if path.name.lower().endswith(".pkg.slp"):
         raise FormatError(f"{path} would be a package without images; give the file a name that ends in .slp alone.")
-    protected = [file for video in videos for source in (video, video.original) if source is not None for file in source.paths]
-    with written_whole(path, [*protected, *inputs]) as temporary:
+    with written_whole(path, [*_files(videos), *inputs]) as temporary:
         _begin(temporary, skeleton, videos, provenance)
         with h5py.File(temporary, "r+") as file:
             return _append(file, path, skeleton, videos, frames)
+
+
+def write_slp_package(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -> int:
+    """Write a ``.pkg.slp``: everything in ``labels``, and inside it the images of the frames that a person labelled or marked negative.
+
+    Args:
+        path: the file to write.
+        labels: what to write; its videos must be readable.
+        inputs: further files that must not be overwritten; the videos never are.
+
+    Returns:
+        The number of frames written.
+
+    Raises:
+        FormatError: no frame is labelled, a video cannot be read, or as `write_slp`.
+    """
+    path = Path(path).absolute()
+    if not labels.labelled_frames:
+        raise FormatError(f"{path} would hold no image, because no frame is labelled; give the file a name that ends in .slp alone.")
+    for video in labels.videos:
+        open_video(video).close()  # says what is wrong with it; sleap-io needs each, even those without labelled frames
+    sio = _sleap_io()
+    with written_whole(path, [*_files(labels.videos), *inputs]) as temporary:
+        linked = temporary.with_name(f"{temporary.stem}.linked.slp")
+        try:
+            count = write_slp(linked, labels.skeleton, labels.videos, labels.frames, {})
+            project = sio.load_slp(str(linked), open_videos=True)
+            sio.save_slp(project, str(temporary), embed="user", verbose=False)
+        finally:
+            linked.unlink(missing_ok=True)
+    return count
+
+
+def _files(videos: Iterable[VideoSource]) -> list[Path]:
+    return [file for video in videos for source in (video, video.original) if source is not None for file in source.paths]
 
 
 def _begin(path: Path, skeleton: Skeleton, videos: Sequence[VideoSource], provenance: dict[str, Any]) -> None:

@@ -8,16 +8,30 @@ import h5py
 import numpy as np
 import pytest
 
-from converters import FormatError, LabeledFrame, PredictedInstance, Skeleton, VideoSource, read_project, write_predictions
+from converters import (
+    FormatError,
+    Instance,
+    LabeledFrame,
+    Labels,
+    PredictedInstance,
+    Skeleton,
+    VideoSource,
+    read_project,
+    write_predictions,
+    write_project,
+)
+from converters.project import ANALYSIS, COCO, DLC, DLC_PREDICTIONS, PACKAGE, SLEAP, format_of
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("gone.slp", None, "does not exist"),
-        ("labels.txt", b"x", r"ends in \.txt; a SLEAP project \(\.slp or \.pkg\.slp\) is needed"),
-        ("labels", b"x", r"has no ending; a SLEAP project"),
+        ("labels.txt", b"x", r"ends in \.txt, which is no known format; known are \.slp or \.pkg\.slp \(SLEAP\), config\.yaml"),
+        ("labels", b"x", r"has no ending, which is no known format"),
         ("empty.slp", b"", "is an empty file"),
+        ("empty.json", b"", "is an empty file"),
+        ("CollectedData_ann.h5", b"x", "is a part of a DeepLabCut project; name the project's config.yaml"),
         ("text.slp", b"some words", r"is no SLEAP project \(not an HDF5 file\)"),
     ],
 )
@@ -32,7 +46,7 @@ def test_not_a_project(tmp_path: Path, name: str, content: bytes | None, message
 
 def test_a_folder(tmp_path: Path) -> None:
     (tmp_path / "folder.slp").mkdir()
-    with pytest.raises(FormatError, match="is a folder; name the project file in it"):
+    with pytest.raises(FormatError, match="is a folder without a DeepLabCut config.yaml; name the project file in it"):
         read_project(tmp_path / "folder.slp")
 
 
@@ -111,5 +125,39 @@ def test_write_and_read_back(tmp_path: Path, video_file: Path) -> None:
     back = read_project(tmp_path / "p.slp")
     assert back.skeleton.keypoints == ("a", "b") and back.videos == videos
     assert [frame.predicted[0].points[0, 0] for frame in back.frames] == [0, 1, 2]
-    with pytest.raises(FormatError, match=r"ends in \.csv"):
-        write_predictions(tmp_path / "p.csv", skeleton, videos, frames, {})
+    with pytest.raises(FormatError, match=r"ends in \.txt"):
+        write_predictions(tmp_path / "p.txt", skeleton, videos, frames, {})
+    with pytest.raises(FormatError, match="would be a DeepLabCut project, which holds labels"):
+        write_predictions(tmp_path / "folder", skeleton, videos, frames, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.slp", SLEAP),
+        ("a.PKG.SLP", PACKAGE),
+        ("a.json", COCO),
+        ("config.yaml", DLC),
+        ("new folder", DLC),
+        (".", DLC),
+        ("a.b.analysis.h5", ANALYSIS),
+        ("a.h5", DLC_PREDICTIONS),
+        ("a.csv", DLC_PREDICTIONS),
+    ],
+)
+def test_names_say_the_format(tmp_path: Path, name: str, kind: str) -> None:
+    assert format_of(tmp_path / name) == kind
+
+
+def test_every_written_project_reads(tmp_path: Path, make_images: Callable[..., list[Path]]) -> None:
+    labels = Labels(
+        Skeleton(("a", "b")),
+        [VideoSource(tuple(make_images(tmp_path / "photos", 3)))],
+        [LabeledFrame(0, 1, [Instance(np.ones((2, 2)))])],
+    )
+    for name in ("a.slp", "a.pkg.slp", "a.json", "a.analysis.h5"):
+        assert write_project(tmp_path / name, labels) == []
+        back = read_project(tmp_path / name)
+        assert [(f.index, f.instances[0].points.tolist()) for f in back.labelled_frames] == [(1, [[1, 1], [1, 1]])], name
+    with pytest.raises(FormatError, match="would hold DeepLabCut predictions, not labels; to write labels, name a folder"):
+        write_project(tmp_path / "a.csv", labels)

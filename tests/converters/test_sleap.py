@@ -15,8 +15,8 @@ import sleap_io as sio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from converters import FormatError, Instance, LabeledFrame, PredictedInstance, Skeleton, VideoSource
-from converters.sleap import read_slp, write_slp
+from converters import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
+from converters.sleap import read_slp, write_slp, write_slp_package
 from converters.video import open_video
 
 SOME = np.arange(6, dtype=float).reshape(3, 2) * 5.25
@@ -410,6 +410,42 @@ def test_memory_does_not_grow_with_the_number_of_frames(tmp_path: Path, video_fi
 
     peak(10)  # imports
     assert peak(9000) < peak(6000) * 1.2
+
+
+def test_packages(tmp_path: Path, video_file: Path, make_images: Callable[..., list[Path]], number_of: Callable[[np.ndarray], int]) -> None:
+    sources = [VideoSource((video_file,)), VideoSource(tuple(make_images(tmp_path / "photos", 9)))]
+    animal, guess = Instance(SOME, "one"), PredictedInstance(SOME, score=0.5)
+    frames = [
+        LabeledFrame(0, 3, [animal], [guess]),
+        LabeledFrame(0, 20, [], [guess]),
+        LabeledFrame(1, 8, [animal]),
+        LabeledFrame(1, 2, negative=True),
+    ]
+    path = tmp_path / "p.pkg.slp"
+    assert write_slp_package(path, Labels(SKELETON, sources, frames)) == 4
+    labels = read_slp(path)
+    assert labels.skeleton == SKELETON
+    assert [(f.video, f.index, len(f.instances), len(f.predicted), f.negative) for f in labels.frames] == [
+        (0, 3, 1, 1, False),
+        (0, 20, 0, 1, False),
+        (1, 8, 1, 0, False),
+        (1, 2, 0, 0, True),
+    ]
+    assert [source.original for source in labels.videos] == sources
+    for source, numbers in zip(labels.videos, ([3], [2, 8]), strict=True):
+        with open_video(source) as video:
+            assert list(video.frame_numbers) == numbers and [number_of(video.read(n)) for n in numbers] == numbers
+            assert abs(video.read(numbers[0])[40, 30].astype(int) - (200, 100, 30)).max() < 12, "red, green, blue"
+    before = sorted(each.name for each in tmp_path.iterdir())
+    for wrong, message in [
+        (Labels(SKELETON, sources, frames[1:2]), "would hold no image, because no frame is labelled"),
+        (Labels(SKELETON, [*sources, VideoSource((tmp_path / "gone.mp4",))], frames), "gone.mp4 does not exist"),
+    ]:
+        with pytest.raises(FormatError, match=message):
+            write_slp_package(tmp_path / "q.pkg.slp", wrong)
+    with pytest.raises(FormatError, match="is one of the inputs"):
+        write_slp_package(path, labels)
+    assert sorted(each.name for each in tmp_path.iterdir()) == before
 
 
 NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8)

@@ -12,7 +12,7 @@ import pytest
 
 import smp_plugin
 from converters.labels import FormatError
-from smp_plugin.cli import _common, evaluate, predict, train
+from smp_plugin.cli import _common, convert, evaluate, predict, train
 from smp_plugin.metrics import Evaluation
 
 
@@ -54,14 +54,14 @@ SLOW = ("torch", "torchvision", "lightning", "pandas", "sleap_io", "av", "matplo
 
 
 def test_importing_the_commands_loads_nothing_slow():
-    code = f"""import sys, smp_plugin, smp_plugin.cli.train, smp_plugin.cli.predict, smp_plugin.cli.evaluate
+    code = f"""import sys, smp_plugin, smp_plugin.cli.train, smp_plugin.cli.predict, smp_plugin.cli.evaluate, smp_plugin.cli.convert
 print([name for name in {SLOW} if name in sys.modules])"""
     environment = {**os.environ, "PYTHONPATH": str(Path(smp_plugin.__file__).parents[1])}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert run.stdout.strip() == "[]", run.stderr
 
 
-@pytest.mark.parametrize("module", [train, predict, evaluate])
+@pytest.mark.parametrize("module", [train, predict, evaluate, convert])
 def test_help_fits_one_screen_and_ends_with_an_example(module: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "100")
     assert module.main(["--help"]) == 0
@@ -93,6 +93,13 @@ def test_help_fits_one_screen_and_ends_with_an_example(module: Any, capsys: pyte
         (predict, ["video.mp4", "project.slp"], "need -o"),
         (evaluate, ["project.slp"], "Missing argument"),
         (evaluate, ["project.slp", "nothere.slp"], "nothere.slp: no such file"),
+        (convert, ["project.slp"], "Missing argument 'OUT'"),
+        (convert, ["nothere.slp", "out.json"], "nothere.slp: no such file"),
+        (convert, ["project.slp", "out.json", "--annotations", "no.json"], "no.json: no such file"),
+        (convert, ["project.slp", "out.json", "--only", "some"], "'labels', 'predictions'"),
+        (convert, ["project.slp", "out.mp4"], "no known format"),
+        (convert, ["project.slp", "project.slp"], "is the input and would be overwritten"),
+        (convert, ["project.slp", "out.json"], "is an empty file"),
     ],
 )
 def test_bad_usage_is_one_sentence_and_2(
@@ -185,6 +192,26 @@ def test_exit_codes(
 def test_json_errors_are_json(capsys: pytest.CaptureFixture[str], calls: Any, monkeypatch: pytest.MonkeyPatch):
     assert predict.main(["nothere.mp4", "--json"]) == 2
     assert json.loads(capsys.readouterr().out) == {"error": True, "type": "FormatError", "message": "nothere.mp4: no such file or folder."}
+
+
+def test_convert_passes_everything_on_and_warns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    import converters
+
+    kept: list[Any] = []
+
+    def fake(source: Path, target: Path, **options: Any) -> list[str]:
+        kept.append((source, target, options))
+        return ["out.json: no tracks."]
+
+    monkeypatch.setattr(converters, "convert", fake)
+    text = "project.slp out.json --only labels --video-root v --images i --category c --annotations video.mp4"
+    assert convert.main([*text.split()]) == 0
+    shown = capsys.readouterr().err
+    assert "Warning: out.json: no tracks." in shown and "written: out.json" in shown
+    options = {"only": "labels", "video_root": Path("v"), "images": Path("i"), "category": "c", "annotations": Path("video.mp4")}
+    assert kept == [(Path("project.slp"), Path("out.json"), options)]
+    assert convert.main(["project.slp", "out.json", "--quiet"]) == 0
+    assert capsys.readouterr().err.strip() == "Warning: out.json: no tracks."
 
 
 def test_evaluate_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -1,0 +1,127 @@
+"""COCO keypoint results (``.json``): a bare list of predicted animals, which has a meaning only with the labels file it belongs to.
+
+Traps of the format:
+
+* the list names neither images nor keypoints, only ids of the labels file; frames without animals leave no trace;
+* the third number of a keypoint is its score here, not its visibility, and pycocotools ignores it;
+* a ``bbox`` would make pycocotools take the results for boxes, so none is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.coco import VIDEO_STEP, Id, as_id, entries, files_of, load_json, read_images, read_labels
+from converters.files import written_whole
+from converters.labels import FormatError, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
+
+_LEAST_SCORE = 1e-6  # 0 would say that the keypoint is absent
+
+
+def read_coco_results(
+    path: Path, annotations: Path, images: Path | None = None, video_root: Path | None = None, category: str | None = None
+) -> Labels:
+    """Read COCO keypoint results into ``predicted``; a keypoint's third number is its score, and it is absent where that is 0.
+
+    Args:
+        path: the json list of results.
+        annotations: the COCO labels that image and category ids refer to; their own annotations are not read.
+        images, video_root, category: as in `read_coco`. Images that are not found keep the path that ``annotations`` names.
+
+    Raises:
+        FormatError: as `read_coco`, or a result without a score.
+    """
+    path, annotations = Path(path).absolute(), Path(annotations).absolute()
+    results, data = load_json(path), load_json(annotations)
+    if not isinstance(results, list):
+        raise FormatError(f"{path} is no list of COCO results; to read it as labels, give no other labels file with it.")
+    for number, entry in enumerate(entries(path, {"results": results}, "results")):
+        if "score" not in entry:
+            raise FormatError(f"{path}: result {number} has no 'score'; write the results again with one for each animal.")
+    labels = read_labels(annotations, data, path, results, category, images=images, video_root=video_root, required=False)
+    labels.path, labels.frames = path, [frame for frame in labels.frames if frame.predicted]
+    return labels
+
+
+def write_coco_results(
+    path: Path,
+    skeleton: Skeleton,
+    videos: Sequence[VideoSource],
+    frames: Iterable[LabeledFrame],
+    provenance: dict[str, Any],
+    inputs: Iterable[Path] = (),
+) -> int:
+    """Write predictions as COCO keypoint results, whole or not at all, in memory that does not grow with their number.
+
+    ``image_id`` and ``category_id`` are those of the COCO labels among ``inputs``, where there are some. Otherwise the category is 1, and
+    an image's id is its frame number, plus 10^9 times the number of its video (0 for the first), as in the labels that `write_coco` writes.
+    The third number of a keypoint is its score, above 0; all three are 0 where it is absent.
+
+    Args:
+        path: the json file; an existing one is replaced.
+        skeleton: what the instances' points are.
+        videos: what ``LabeledFrame.video`` counts.
+        frames: read once, while writing; only ``predicted`` is written, so a frame without it leaves no trace.
+        provenance: where the predictions come from; the format has no place for it.
+        inputs: files that must not be overwritten, and among them the COCO labels that predictions were made for.
+
+    Returns:
+        The number of frames read.
+
+    Raises:
+        FormatError: ``path`` is an input or not writable, or a frame is of no image of the COCO labels among ``inputs``.
+    """
+    path, inputs = Path(path).absolute(), [Path(file) for file in inputs]
+    image_id, category = _numbering(skeleton, videos, inputs)
+    count, comma = 0, ""
+    with written_whole(path, [*files_of(videos), *inputs]) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write("[")
+        for frame in frames:
+            count += 1
+            for instance in frame.predicted:
+                result = {"image_id": image_id(frame), "category_id": category, **_result(instance)}
+                file.write(f"{comma}\n{json.dumps(result, ensure_ascii=False)}")
+                comma = ","
+        file.write("\n]\n")
+    return count
+
+
+def _result(instance: PredictedInstance) -> dict[str, Any]:
+    scores = np.maximum(np.nan_to_num(instance.point_scores), _LEAST_SCORE)
+    table = np.where(instance.labelled[:, None], np.column_stack([instance.points, scores]), 0.0)
+    result = {"keypoints": table.ravel().tolist(), "score": float(np.nan_to_num(instance.score))}
+    return result | ({"track": instance.track} if instance.track is not None else {})
+
+
+def _numbering(skeleton: Skeleton, videos: Sequence[VideoSource], inputs: Iterable[Path]) -> tuple[Callable[[LabeledFrame], Id], Id]:
+    """How images are called in results, and the category's id."""
+    ids: dict[str, Id] = {}
+    category: Id | None = None
+    named: list[str] = []
+    for path in inputs:
+        data = load_json(path) if path.suffix.lower() == ".json" else None
+        if not isinstance(data, dict) or "images" not in data:
+            continue  # results, or no COCO file
+        names, places, _ = read_images(path, data)
+        ids.update((names[place].replace("\\", "/").lstrip("/"), key) for key, place in places.items())
+        same = [e for e in entries(path, data, "categories") if e.get("keypoints") == list(skeleton.keypoints)]
+        category = as_id(str(path), same[0], "id") if same and category is None else category
+        named.append(str(path))
+    if not named:
+        return lambda frame: frame.video * VIDEO_STEP + frame.index, 1
+
+    def image_id(frame: LabeledFrame) -> Id:
+        source = videos[frame.video]
+        if source.kind == "images":
+            parts = source.paths[frame.index].as_posix().lstrip("/").split("/")
+            for start in range(len(parts)):
+                if (found := ids.get("/".join(parts[start:]))) is not None:
+                    return found
+        raise FormatError(f"Frame {frame.index} of {source.name} is no image of {', '.join(named)}; write its predictions to another file.")
+
+    return image_id, 1 if category is None else category

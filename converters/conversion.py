@@ -1,0 +1,169 @@
+"""Any native format to any other, and what gets lost on the way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from converters.labels import FormatError, LabeledFrame, Labels
+from converters.project import (
+    ANALYSIS,
+    COCO,
+    DLC,
+    DLC_PREDICTIONS,
+    PACKAGE,
+    SLEAP,
+    format_of,
+    read_project,
+    write_predictions,
+    write_project,
+)
+
+LABELS, PREDICTIONS = "labels", "predictions"
+
+# What each format cannot hold. The writers of labels to COCO and DeepLabCut say it themselves.
+_NO_NEGATIVE = "{negative} frames are marked as empty (negative), which {format} cannot say; they become frames that nothing is known of."
+_NO_EMPTY = "{empty} frames without animals leave no trace in {format}."
+_NO_SYMMETRIES = "{format} has no symmetries (which keypoint is the left or right one of another); {symmetries} pairs are left out."
+_NO_EDGES = "{format} has no edges between keypoints; {edges} are left out."
+_LOSSES = {
+    SLEAP: [],
+    PACKAGE: ["{only_predicted} frames have predictions only; their poses are in the package, but not their images."],
+    ANALYSIS: [
+        "{hidden} predicted animals have the track of a labelled one in the same frame, where {format} keeps the labelled one alone.",
+        _NO_NEGATIVE,
+        _NO_EMPTY,
+    ],
+    COCO: [
+        "{format} names no keypoints and images; keep {source} or its COCO labels with it.",
+        "{format} has no tracks; the {tracks} are in the extra field 'track', which other programs ignore.",
+        _NO_EDGES,
+        _NO_SYMMETRIES,
+        _NO_NEGATIVE,
+        _NO_EMPTY,
+    ],
+    DLC_PREDICTIONS: [
+        "{format} has a score (likelihood) for each keypoint, but none for a whole animal; these are left out.",
+        "{untracked} animals have no track; {format} numbers them, in each frame anew, and its readers take the numbers for tracks.",
+        _NO_EDGES,
+        _NO_SYMMETRIES,
+        _NO_NEGATIVE,
+    ],
+}
+
+
+def convert(
+    source: Path,
+    target: Path,
+    *,
+    only: str | None = None,
+    video_root: Path | None = None,
+    images: Path | None = None,
+    category: str | None = None,
+    annotations: Path | None = None,
+) -> list[str]:
+    """Read one native format and write another, whole or not at all. Where ``target`` can hold only one, labels go before predictions.
+
+    Args:
+        source: any path that `read_project` reads.
+        target: any path that `write_project` or `write_predictions` writes; an existing file is replaced.
+        only: "labels" or "predictions": leave the others out.
+        video_root, images, category, annotations: as in `read_project`. Videos are needed only where their images are written.
+
+    Returns:
+        What was repaired on reading, what could not be found, and what ``target`` cannot hold, a sentence each.
+
+    Raises:
+        FormatError: as the reader and the writer, ``target`` is ``source``, or there is nothing that ``target`` can hold.
+    """
+    source, target = Path(source), Path(target)
+    kind = format_of(target)
+    if len({(path / "config.yaml" if path.is_dir() else path).resolve() for path in (source, target)}) == 1:
+        raise FormatError(f"{target} is the input and would be overwritten; give the output another name.")
+    labels = read_project(source, video_root, require_videos=False, images=images, category=category, annotations=annotations)
+    notes = [*labels.notes, *_missing(labels)]
+    part = _part(labels, kind, only, source, target)
+    labels = _kept(labels, part)
+    if kind in (ANALYSIS, DLC_PREDICTIONS):
+        labels = _one_video(labels, target)
+    inputs = [source, *([annotations] if annotations is not None else [])]
+    if kind in (DLC, PACKAGE) or (kind == COCO and part != PREDICTIONS):
+        notes += write_project(target, labels, inputs)
+        return notes + (_lost(labels, kind, source, target) if kind == PACKAGE else [])
+    write_predictions(target, labels.skeleton, labels.videos, labels.frames, {"source": str(source.absolute())}, inputs)
+    return notes + _lost(labels, kind, source, target)
+
+
+def _part(labels: Labels, kind: str, only: str | None, source: Path, target: Path) -> str | None:
+    """What to write: labels, predictions, or None for both."""
+    if only is not None and not _has(labels, only):
+        raise FormatError(f"{source} holds no {only}; leave --only out.")
+    takes = {DLC: LABELS, PACKAGE: LABELS, DLC_PREDICTIONS: PREDICTIONS}.get(kind)
+    if takes is not None and (only not in (None, takes) or not _has(labels, takes)):
+        other = PREDICTIONS if takes == LABELS else LABELS
+        what = f"only {other}" if only is not None or _has(labels, other) else "no animals"
+        raise FormatError(f"{target} takes {takes}, but there are {what} in {source}; .slp and .json files take both kinds.")
+    if kind == COCO and only is None:
+        return PREDICTIONS if _has(labels, PREDICTIONS) and not _has(labels, LABELS) else None
+    return takes if kind == DLC_PREDICTIONS else only
+
+
+def _has(labels: Labels, part: str) -> bool:
+    return bool(labels.labelled_frames) if part == LABELS else any(frame.predicted for frame in labels.frames)
+
+
+def _kept(labels: Labels, part: str | None) -> Labels:
+    if part == LABELS:
+        kept = [replace(frame, predicted=[]) for frame in labels.frames if frame.instances or frame.negative or not frame.predicted]
+    elif part == PREDICTIONS:
+        kept = [replace(frame, instances=[], negative=False) for frame in labels.frames if frame.predicted or not _labelled(frame)]
+    else:
+        kept = labels.frames
+    return replace(labels, frames=kept)
+
+
+def _labelled(frame: LabeledFrame) -> bool:
+    return frame.negative or bool(frame.instances)
+
+
+def _missing(labels: Labels) -> list[str]:
+    missing = [path for video in labels.videos for path in video.paths if not path.exists()]
+    if not missing:
+        return []
+    more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
+    return [f"{labels.path} names {missing[0]}{more}, not found; the output names the same. --video-root FOLDER says where else to look."]
+
+
+def _one_video(labels: Labels, target: Path) -> Labels:
+    """The same with nothing but the one video that has frames."""
+    used = sorted({frame.video for frame in labels.frames if frame.instances or frame.predicted})
+    if len(used) > 1:
+        names = ", ".join(labels.videos[number].paths[0].name for number in used[:3])
+        raise FormatError(
+            f"{target} can hold one video, and {len(used)} have animals ({names}...); write a .slp, or split the project first."
+        )
+    number = used[0] if used else 0
+    frames = [replace(frame, video=0) for frame in labels.frames if frame.video == number]
+    return replace(labels, videos=labels.videos[number : number + 1], frames=frames)
+
+
+def _lost(labels: Labels, kind: str, source: Path, target: Path) -> list[str]:
+    """One sentence for each thing that ``labels`` has and this format cannot hold."""
+    everything = [animal for frame in labels.frames for animal in (*frame.instances, *frame.predicted)]
+    counts = {
+        "negative": sum(frame.negative for frame in labels.frames),
+        "empty": sum(not (frame.negative or frame.instances or frame.predicted) for frame in labels.frames),
+        "only_predicted": sum(bool(frame.predicted) and not _labelled(frame) for frame in labels.frames),
+        "hidden": sum(animal.track in _tracks(frame) for frame in labels.frames for animal in frame.predicted),
+        "tracks": len({animal.track for animal in everything if animal.track is not None}),
+        "untracked": sum(animal.track is None for animal in everything),
+        "edges": len(labels.skeleton.edges),
+        "symmetries": len(labels.skeleton.symmetries),
+    }
+    names = {COCO: "a list of COCO results", ANALYSIS: "a SLEAP analysis file", DLC_PREDICTIONS: "a file of DeepLabCut predictions"}
+    told = [text for text in _LOSSES[kind] if all(number or f"{{{name}}}" not in text for name, number in counts.items())]
+    return [f"{target}: {text.format(**counts, format=names.get(kind, kind), source=source.name)}" for text in told]
+
+
+def _tracks(frame: LabeledFrame) -> set[str]:
+    return {animal.track for animal in frame.instances if animal.track is not None}

@@ -1,0 +1,346 @@
+"""SLEAP analysis files (``.analysis.h5``): dense arrays of one video, track by track, as SLEAP's "Export Analysis HDF5" lays them out.
+
+Datasets, with the axes in the order that MATLAB sees reversed: ``tracks`` (track, 2, node, frame), ``point_scores`` (track, node, frame),
+``instance_scores`` and ``tracking_scores`` (track, frame), but ``track_occupancy`` (frame, track); ``track_names``, ``node_names``,
+``edge_names``, ``edge_inds``, ``labels_path``, ``video_path``, ``video_ind``, ``provenance``. The layout is that of sleap-io 0.9
+(``io/analysis_h5.py``), which reads what is written here.
+
+Traps of the format:
+
+* one file holds one video, and a frame without animals is only a frame that no track occupies;
+* an animal without a track has no place: where there are no tracks at all, SLEAP makes some, ``track_0`` the first animal of each frame;
+* a person's animals are told from a model's only by their missing (NaN) scores;
+* axes may be in another order, which the attribute ``dims`` of each dataset names; older files do not name edges and videos;
+* an attribute holds 64 kB at most, so the images of a sequence are a dataset of this project, ``image_paths``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.files import Finder, written_whole
+from converters.labels import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
+from converters.video import open_video
+
+_BLOCK = 1024  # frames in memory at once, and in one piece of a dataset
+# Axes of each dataset, in SLEAP's order
+_AXES = {
+    "tracks": ("track", "xy", "node", "frame"),
+    "point_scores": ("track", "node", "frame"),
+    "instance_scores": ("track", "frame"),
+    "tracking_scores": ("track", "frame"),
+    "track_occupancy": ("frame", "track"),
+}
+
+
+def write_analysis(
+    path: Path,
+    skeleton: Skeleton,
+    videos: Sequence[VideoSource],
+    frames: Iterable[LabeledFrame],
+    provenance: dict[str, Any],
+    inputs: Iterable[Path] = (),
+) -> int:
+    """Write the animals of one video as SLEAP's analysis file, whole or not at all, in memory that does not grow with their number.
+
+    As in SLEAP, a person's animal takes the place of a predicted one of the same track. Animals without a track get places in the order of
+    their scores, a person's first: ``track_0``... as SLEAP calls them, or ``untracked_0``... beside tracks, where SLEAP would drop them.
+
+    Args:
+        path: the file to write; an existing one is replaced.
+        skeleton: what the instances' points are.
+        videos: exactly one.
+        frames: at most one for each frame, in any order, but fastest in ascending order.
+        provenance: JSON values that say where the file comes from.
+        inputs: further files that must not be overwritten; the video never is.
+
+    Returns:
+        The number of frames read.
+
+    Raises:
+        FormatError: several videos, ``path`` is an input or not writable, or a frame does not fit the skeleton and the video.
+    """
+    import h5py
+
+    path = Path(path).absolute()
+    if len(videos) != 1:
+        raise FormatError(f"{path} can hold one video, and there are {len(videos)}; write a file for each, or a .slp for all.")
+    (video,) = videos
+    protected = [file for source in (video, video.original) if source is not None for file in source.paths]
+    with written_whole(path, [*protected, *inputs]) as temporary, h5py.File(temporary, "w") as file:
+        arrays = _Arrays(file, len(skeleton))
+        count = 0
+        for frame in frames:
+            _check(path, frame, skeleton)
+            arrays.add(frame)
+            count += 1
+        arrays.finish(_length(video))
+        _write_names(file, skeleton, arrays)
+        _write_origin(file, video, provenance)
+        file.attrs["skeleton_name"] = skeleton.name or ""
+        file.attrs["skeleton_symmetries"] = json.dumps([[skeleton.keypoints[i] for i in pair] for pair in skeleton.symmetries])
+    return count
+
+
+def _check(path: Path, frame: LabeledFrame, skeleton: Skeleton) -> None:
+    if frame.video != 0 or frame.index < 0:
+        raise FormatError(f"{path}: frame {frame.index} of video {frame.video} cannot be written; the file holds one video, number 0.")
+    for instance in (*frame.instances, *frame.predicted):
+        if len(instance.points) != len(skeleton):
+            animal = f"an instance of {len(instance.points)} keypoints in frame {frame.index}"
+            raise FormatError(f"{path}: {animal} cannot be written; the skeleton has {len(skeleton)}.")
+
+
+def _length(video: VideoSource) -> int:
+    """Number of frames, 0 where the video cannot be opened."""
+    try:
+        with open_video(video) as opened:
+            return max(opened.frame_numbers, default=-1) + 1
+    except FormatError:
+        return 0
+
+
+class _Arrays:
+    """The datasets with a frame axis, written block by block; tracks and frames are added as they come."""
+
+    def __init__(self, file: Any, n_keypoints: int) -> None:
+        self.tracks: dict[str, int] = {}  # place by name
+        self.untracked: list[int] = []  # places of animals without a track
+        self._n_frames = 0
+        self._block = -1
+        self._waiting: list[LabeledFrame] = []
+        sizes = {"track": 0, "xy": 2, "node": n_keypoints, "frame": 0}
+        self._datasets = {}
+        for name, axes in _AXES.items():
+            kind, fill = (np.uint8, 0) if name == "track_occupancy" else (np.float64, np.nan)
+            self._datasets[name] = file.create_dataset(
+                name,
+                shape=tuple(sizes[axis] for axis in axes),
+                maxshape=tuple(None if axis in ("track", "frame") else sizes[axis] for axis in axes),
+                chunks=tuple({"track": 1, "frame": _BLOCK}.get(axis, sizes[axis]) for axis in axes),
+                dtype=kind,
+                fillvalue=fill,
+                compression="gzip",
+                compression_opts=9,
+            )
+            self._datasets[name].attrs["dims"] = json.dumps(axes)
+
+    def add(self, frame: LabeledFrame) -> None:
+        """Keep a frame until its block is full."""
+        block = frame.index // _BLOCK
+        if block != self._block:
+            self._flush()
+            self._block = block
+        self._waiting.append(frame)
+        self._n_frames = max(self._n_frames, frame.index + 1)
+
+    def finish(self, n_frames: int) -> None:
+        """Write the last block; there are at least ``n_frames`` frames."""
+        self._n_frames = max(self._n_frames, n_frames)
+        self._flush()
+
+    def _flush(self) -> None:
+        placed = [(frame.index % _BLOCK, self._place(instance, taken), instance) for frame, taken, instance in self._animals()]
+        n_tracks = len(self.tracks) + len(self.untracked)
+        for name, axes in _AXES.items():
+            shape = self._datasets[name].shape
+            sizes = {"track": n_tracks, "frame": self._n_frames}
+            self._datasets[name].resize(tuple(sizes.get(axis, size) for axis, size in zip(axes, shape, strict=True)))
+        if placed:
+            for name, dataset in self._datasets.items():
+                self._fill(name, dataset, placed)
+        self._waiting = []
+
+    def _animals(self) -> Iterable[tuple[LabeledFrame, set[int], Instance]]:
+        for frame in self._waiting:
+            taken: set[int] = set()
+            people = {i.track for i in frame.instances if i.track is not None}
+            model = [i for i in frame.predicted if i.track is None or i.track not in people]
+            for instance in (*frame.instances, *sorted(model, key=lambda i: -np.nan_to_num(i.score))):
+                if instance.labelled.any():
+                    yield frame, taken, instance
+
+    def _place(self, instance: Instance, taken: set[int]) -> int:
+        """The animal's place on the track axis: its track's, or the next one for animals without."""
+        if instance.track is not None:
+            place = self.tracks.setdefault(instance.track, len(self.tracks) + len(self.untracked))
+            if place not in taken:
+                taken.add(place)
+                return place
+        free = next((place for place in self.untracked if place not in taken), None)
+        if free is None:
+            free = len(self.tracks) + len(self.untracked)
+            self.untracked.append(free)
+        taken.add(free)
+        return free
+
+    def _fill(self, name: str, dataset: Any, placed: list[tuple[int, int, Instance]]) -> None:
+        """Put the waiting animals into the block, which may have been written before: frames come in any order."""
+        start = self._block * _BLOCK
+        by_frame = _AXES[name][0] == "frame"
+        part = (slice(start, start + _BLOCK), ...) if by_frame else (..., slice(start, start + _BLOCK))
+        block = dataset[part]
+        for index, place, instance in placed:
+            if by_frame:
+                block[index, place] = 1
+            elif name == "tracks":
+                block[place, :, :, index] = instance.points.T
+            elif isinstance(instance, PredictedInstance) and name == "point_scores":
+                block[place, :, index] = instance.point_scores
+            elif isinstance(instance, PredictedInstance) and name == "instance_scores":
+                block[place, index] = instance.score
+        dataset[part] = block
+
+
+def _write_names(file: Any, skeleton: Skeleton, arrays: _Arrays) -> None:
+    names = {place: name for name, place in arrays.tracks.items()}
+    stem = "untracked" if arrays.tracks else "track"
+    made = {}
+    for number, place in enumerate(arrays.untracked):
+        name = f"{stem}_{number}"
+        while name in arrays.tracks:
+            name += "_"
+        made[place] = name
+    names |= made
+    keypoints = skeleton.keypoints
+    for key, values in {
+        "track_names": [names[place] for place in sorted(names)],
+        "node_names": list(keypoints),
+        "edge_names": [[keypoints[a], keypoints[b]] for a, b in skeleton.edges],
+    }.items():
+        file.create_dataset(key, data=np.char.encode(np.array(values, dtype=str), "utf-8"))
+    file.create_dataset("edge_inds", data=np.array(skeleton.edges, dtype=np.int64).reshape(-1, 2))
+    file.attrs["untracked_places"] = np.array(arrays.untracked, dtype=np.int64)  # of this project: their names are no tracks
+    file.attrs["preset"], file.attrs["format"] = "matlab", "analysis"
+
+
+def _write_origin(file: Any, video: VideoSource, provenance: dict[str, Any]) -> None:
+    meta = {"dataset": f"{video.embedded}/video"} if video.kind == "embedded" else {}
+    file.attrs["video_backend_metadata"] = json.dumps(meta)
+    if video.kind == "images":
+        file.create_dataset("image_paths", data=np.char.encode(np.array([p.as_posix() for p in video.paths]), "utf-8"), compression="gzip")
+    file.create_dataset("video_path", data=video.paths[0].absolute().as_posix())
+    file.create_dataset("video_ind", data=0)
+    file.create_dataset("labels_path", data=str(provenance.get("source", "")))
+    file.create_dataset("provenance", data=json.dumps(provenance))
+
+
+def is_analysis(path: Path) -> bool:
+    """Whether an HDF5 file is SLEAP's analysis file, whatever its name."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return "track_occupancy" in file
+    except OSError:
+        return False
+
+
+def read_analysis(path: Path, video_root: Path | None = None, predicted: bool = True, require_videos: bool = True) -> Labels:
+    """Read a SLEAP analysis file. Animals without any score are a person's; the others are a model's, in ``predicted``.
+
+    Frames that no animal occupies are not in the file, so they are not in ``frames``.
+
+    Args:
+        path: the file.
+        video_root: folder to look for the video in, if it is not where the file says.
+        predicted: read predictions too.
+        require_videos: raise where the video is not found or not named; otherwise it keeps the path in the file.
+
+    Raises:
+        FormatError: not an analysis file, damaged, or its video is not found.
+    """
+    import h5py
+
+    path = Path(path).absolute()
+    try:
+        with h5py.File(path, "r") as file:
+            absent = [name for name in ("tracks", "track_occupancy", "track_names", "node_names") if name not in file]
+            if absent:
+                raise FormatError(f"{path} is an HDF5 file, but no SLEAP analysis file: it has no '{absent[0]}'; export it again.")
+            skeleton = _read_skeleton(path, file)
+            video = _read_video(path, file, Finder(path.parent, video_root), require_videos)
+            frames = _read_frames(path, file, len(skeleton), predicted)
+    except FormatError:
+        raise
+    except Exception as error:  # h5py raises what it meets: OSError, KeyError, TypeError, ValueError
+        cause = f"{type(error).__name__}: {error}"
+        raise FormatError(f"{path} cannot be read as a SLEAP analysis file and may be damaged ({cause}); export it again.") from error
+    return Labels(skeleton, [video], frames, path)
+
+
+def _texts(values: Any) -> list[Any]:
+    """Bytes, or nested lists of them, as texts; an empty list was written as an array of numbers."""
+    found: list[Any] = np.asarray(values).tolist()
+    return [_texts(each) if isinstance(each, list) else each.decode() if isinstance(each, bytes) else str(each) for each in found]
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _read_skeleton(path: Path, file: Any) -> Skeleton:
+    names = _texts(file["node_names"][()])
+    place = {name: number for number, name in enumerate(names)}
+    edges = _texts(file["edge_names"][()]) if "edge_names" in file else []
+    symmetries = json.loads(_text(file.attrs.get("skeleton_symmetries", "[]")))
+    lines = tuple((place[a], place[b]) for a, b in edges)
+    mirrored = sorted({(min(place[a], place[b]), max(place[a], place[b])) for a, b in symmetries})  # sleap-io writes them in any order
+    try:
+        return Skeleton(tuple(names), lines, tuple(mirrored), _text(file.attrs.get("skeleton_name", "")) or None)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
+
+
+def _read_video(path: Path, file: Any, finder: Finder, required: bool) -> VideoSource:
+    named = _texts(file["image_paths"][()]) if "image_paths" in file else [_text(file["video_path"][()])] if "video_path" in file else []
+    if not any(named):
+        if required:
+            raise FormatError(f"{path} does not name its video; export it again with a newer SLEAP.")
+        named = [path.name.removesuffix(".h5").removesuffix(".analysis") + ".mp4"]
+    found = [finder.find(name) for name in named]
+    if required and None in found:
+        raise FormatError(
+            f"{path} names the video {named[found.index(None)]}, which is not found; give its folder with --video-root FOLDER."
+        )
+    paths = tuple(there or finder.expected(name) for name, there in zip(named, found, strict=True))
+    dataset = json.loads(_text(file.attrs.get("video_backend_metadata", "{}"))).get("dataset") or ""
+    return VideoSource(paths, embedded=dataset.removesuffix("/video") or None)
+
+
+def _read_frames(path: Path, file: Any, n_keypoints: int, predicted: bool) -> list[LabeledFrame]:
+    occupied = _array(file, "track_occupancy", ("frame", "track")) > 0
+    points = _array(file, "tracks", ("frame", "track", "node", "xy"))
+    n_frames, n_tracks = occupied.shape
+    if points.shape != (n_frames, n_tracks, n_keypoints, 2):
+        raise FormatError(
+            f"{path}: 'tracks' has the shape {file['tracks'].shape}, which does not fit its tracks and nodes; export it again."
+        )
+    scores = {"point_scores": np.full(points.shape[:3], np.nan), "instance_scores": np.full(occupied.shape, np.nan)}
+    scores |= {name: _array(file, name, ("frame", "track", "node")[: each.ndim]) for name, each in scores.items() if name in file}
+    names: list[str | None] = list(_texts(file["track_names"][()])) or [None] * n_tracks
+    for place in file.attrs.get("untracked_places", []):
+        names[place] = None
+    frames = []
+    for index in np.flatnonzero(occupied.any(axis=1)).tolist():
+        frame = LabeledFrame(0, index)
+        for place in np.flatnonzero(occupied[index] & np.isfinite(points[index]).all(axis=2).any(axis=1)):
+            score, each = float(scores["instance_scores"][index, place]), scores["point_scores"][index, place]
+            if np.isnan(score) and np.isnan(each).all():
+                frame.instances.append(Instance(points[index, place], names[place]))
+            elif predicted:
+                frame.predicted.append(PredictedInstance(points[index, place], names[place], np.nan_to_num(score), np.nan_to_num(each)))
+        frames.append(frame)
+    return frames
+
+
+def _array(file: Any, name: str, axes: tuple[str, ...]) -> np.ndarray:
+    """A dataset with its axes in this order, from the order that it names, or else SLEAP's."""
+    dims = file[name].attrs.get("dims")
+    stored = json.loads(_text(dims)) if dims is not None else _AXES[name]
+    return np.transpose(file[name][()], [list(stored).index(axis) for axis in axes])
