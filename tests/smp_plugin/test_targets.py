@@ -109,6 +109,18 @@ def test_a_single_keypoint_frees_the_other_channels_for_a_whole_animals_length(m
     assert torch.equal(targets.heatmap_weights[0, 1], (away > TYPICAL).double())
 
 
+def test_an_animal_with_few_of_its_keypoints_may_have_its_centre_anywhere_near(make_outputs: Callable[..., PoseOutputs]) -> None:
+    outputs = make_outputs(keypoints=3)
+    x, y = outputs.locations.unbind(dim=1)
+    one = build_targets(outputs, instances_of([[ANIMAL[0], (NAN, NAN), (NAN, NAN)]]), CONFIG, TYPICAL)
+    away = torch.maximum((x - ANIMAL[0][0]).abs(), (y - ANIMAL[0][1]).abs())
+    assert one.presence.sum() > 0
+    expected = ((away > TYPICAL) | (one.presence[0] > 0)).double()
+    assert torch.equal(one.presence_weights[0].double(), expected)
+    two = build_targets(outputs, instances_of([[ANIMAL[0], (NAN, NAN), ANIMAL[2]]]), CONFIG, TYPICAL)
+    assert (two.presence_weights == 1).all()
+
+
 def test_a_keypoint_labelled_beside_an_animal_that_misses_it_still_counts(make_outputs: Callable[..., PoseOutputs]) -> None:
     outputs = make_outputs(keypoints=2)
     targets = build_targets(outputs, instances_of([[(80.0, 48.0), (NAN, NAN)], [(85.5, 60.0), (89.5, 49.5)]]), CONFIG, TYPICAL)
