@@ -24,6 +24,8 @@ class DataConfig:
     val: str = ""  # project whose labelled frames choose the best model; "": a share of the labelled frames does
     unlabeled: tuple[str, ...] = ()  # videos to take unlabelled frames from; (): those of the projects
     video_root: str = ""  # folder where videos that are not found are looked for next
+    images: str = ""  # COCO: folder that image names are relative to; "": that of the labels file
+    category: str = ""  # COCO: category to learn, where several have different keypoints
     labels: Literal["auto", "complete", "partial"] = "auto"  # are animals without a label background? auto: decided from the labels
     predicted: Literal["ignore", "unused"] = (
         "ignore"  # what a model predicted in labelled frames and nobody corrected: neither animal nor background, or as if not there

@@ -58,10 +58,9 @@ def prepare(config: Config, reporter: Reporter) -> Material:
         FormatError: no project is named, one can't be read, holds no labels, or projects have different keypoints.
     """
     projects, val = [Path(p) for p in config.data.projects], Path(config.data.val) if config.data.val else None
-    video_root = Path(config.data.video_root) if config.data.video_root else None
     if not projects:
-        raise FormatError("No labelled project is named; add --slp PROJECT.")
-    labels = merge([_read(p, video_root) for p in projects])
+        raise FormatError("No labelled project is named; add --slp PROJECT, --dlc CONFIG or --coco LABELS.")
+    labels = merge([_read(p, config.data) for p in projects])
     for note in labels.notes:
         reporter.warn(note)
     skeleton, frames = labels.skeleton, labels.labelled_frames
@@ -72,7 +71,7 @@ def prepare(config: Config, reporter: Reporter) -> Material:
     videos = list(labels.videos)
     labelled = {(f.video, f.index) for f in frames}  # held-out ones too: unlabelled frames must be new
     if val is not None:
-        held = _read(val, video_root)
+        held = _read(val, config.data)
         if held.skeleton.keypoints != skeleton.keypoints:
             raise FormatError(
                 f"{val}: its keypoints are {', '.join(held.skeleton.keypoints)}, those of the training project "
@@ -98,9 +97,10 @@ def prepare(config: Config, reporter: Reporter) -> Material:
     return Material(skeleton, videos, frames, val_frames, partial, typical, unlabeled_videos, pool)
 
 
-def _read(path: Path, video_root: Path | None) -> Labels:
+def _read(path: Path, data: DataConfig) -> Labels:
     """A project, whose labelled frames are known to exist: a wrong video is better noticed now than within the first steps."""
-    labels = read_project(path, video_root)
+    root, images = (Path(folder) if folder else None for folder in (data.video_root, data.images))
+    labels = read_project(path, root, images=images, category=data.category or None)
     for number, source in enumerate(labels.videos):
         wanted = {f.index for f in labels.labelled_frames if f.video == number}
         if not wanted:

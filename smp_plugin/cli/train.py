@@ -10,6 +10,7 @@ from typing import Any
 import rich_click as click
 
 from converters.labels import FormatError
+from converters.project import COCO, DLC, PACKAGE, SLEAP, format_of
 from smp_plugin.cli import _common
 from smp_plugin.config import parse_ranges
 from smp_plugin.progress import Reporter
@@ -20,11 +21,15 @@ EPILOG = "Example:  smp-train --slp flies.slp -o runs/flies --minutes 30"
 
 
 @click.command("smp-train", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--slp", "projects", type=FILE, multiple=True, metavar="FILE", help="SLEAP project (.slp, .pkg.slp); repeatable.")
+@click.option("--slp", type=FILE, multiple=True, metavar="FILE", help="SLEAP project (.slp, .pkg.slp); repeatable, as the next two.")
+@click.option("--dlc", type=FILE, multiple=True, metavar="FILE", help="DeepLabCut project (its config.yaml).")
+@click.option("--coco", type=FILE, multiple=True, metavar="FILE", help="COCO keypoints (.json).")
+@click.option("--images", type=FILE, metavar="DIR", help="COCO: folder of the images (default: that of the file).")
+@click.option("--category", metavar="NAME", help="COCO: which of several categories to learn.")
 @click.option("--val", metavar="FILE|SHARE", help="Project to validate on, or a share of the labelled frames (default 0.1).")
 @click.option("--video-root", type=FILE, metavar="DIR", help="Where the project's videos and images are looked for next.")
 @click.option(
-    "--unlabeled", type=FILE, multiple=True, metavar="VIDEO", help="Learn from it without labels too; repeatable. Default: the project's."
+    "--unlabeled", type=FILE, multiple=True, metavar="VIDEO", help="To learn from without labels (default: the project's); repeatable."
 )
 @click.option("--unlabeled-frames", metavar="RANGE", help="Which of their frames, e.g. 0-999,1500 (default: all).")
 @click.option("--labels", type=click.Choice(["auto", "complete", "partial"]), help="partial: there are animals without a label.")
@@ -43,14 +48,28 @@ EPILOG = "Example:  smp-train --slp flies.slp -o runs/flies --minutes 30"
 @click.option("--devices", type=click.IntRange(min=1), metavar="N", help="Processes, one per GPU.")
 @click.option("--num-nodes", type=click.IntRange(min=1), metavar="N", help="Machines.")
 @_common.output_options
-@click.option_panel("Data", options=["--slp", "--val", "--video-root", "--unlabeled", "--unlabeled-frames", "--labels"])
+@click.option_panel(
+    "Data",
+    options=[
+        "--slp",
+        "--dlc",
+        "--coco",
+        "--images",
+        "--category",
+        "--val",
+        "--video-root",
+        "--unlabeled",
+        "--unlabeled-frames",
+        "--labels",
+    ],
+)
 @click.option_panel("Run", options=["--output", "--preset", "--steps", "--minutes", "--weights", "--seed", "--resume", "--config", "--set"])
 @click.option_panel("Machine and output", options=["--device", "--devices", "--num-nodes", "--quiet", "--json", "--help"])
 @click.pass_obj
 def command(state: _common.State, **options: Any) -> None:
     """Train a pose model on a labelled project, and on its unlabelled frames."""
     reporter = state.reporter = Reporter(quiet=options["quiet"], json=options["as_json"])
-    projects = [_common.existing(path) for path in options["projects"]]
+    projects = _projects(options)
     unlabeled = [_common.existing(path) for path in options["unlabeled"]]
     val, share = _validation(options["val"])
     if options["unlabeled_frames"]:
@@ -65,7 +84,7 @@ def command(state: _common.State, **options: Any) -> None:
         options["preset"], config_file, options["sets"], _flags(options, share), options["device"] or "auto"
     )
     if not projects and not config.data.projects:
-        raise click.UsageError("Missing option '--slp': the labelled project to learn from.")
+        raise click.UsageError("Missing option '--slp', '--dlc' or '--coco': the labelled project to learn from.")
     for reason in reasons:
         reporter.say(reason)
 
@@ -82,6 +101,19 @@ def command(state: _common.State, **options: Any) -> None:
         reporter=reporter,
     )
     reporter.say(f"predict with: smp-predict VIDEO -o OUT.slp --model {run}")
+
+
+def _projects(options: dict[str, Any]) -> list[Path]:
+    """The projects of all formats; one behind the wrong flag is better named than guessed at."""
+    known = {"slp": (SLEAP, PACKAGE), "dlc": (DLC,), "coco": (COCO,)}
+    flags = {kind: flag for flag, kinds in known.items() for kind in kinds}
+    for flag, kinds in known.items():
+        for path in options[flag]:
+            kind = format_of(_common.existing(path))
+            if kind not in kinds:
+                remedy = f"name it with --{flags[kind]}" if kind in flags else "a labelled project is needed"
+                raise FormatError(f"--{flag} {path} is a {kind} file; {remedy}.")
+    return [path for flag in known for path in options[flag]]
 
 
 def _validation(text: str | None) -> tuple[Path | None, float | None]:
@@ -101,6 +133,8 @@ def _flags(options: dict[str, Any], share: float | None) -> dict[str, object]:
     steps, minutes = options["steps"], options["minutes"]
     return {
         "data.labels": options["labels"],
+        "data.images": str(options["images"].absolute()) if options["images"] else None,
+        "data.category": options["category"],
         "data.val_fraction": share,
         "data.unlabeled_frames": options["unlabeled_frames"],
         "model.weights": options["weights"],

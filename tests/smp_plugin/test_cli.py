@@ -74,6 +74,9 @@ def test_help_fits_one_screen_and_ends_with_an_example(module: Any, capsys: pyte
     [
         (train, [], "Missing option '--slp'"),
         (train, ["--slp", "nothere.slp"], "nothere.slp: no such file"),
+        (train, ["--dlc", "nothere.yaml"], "nothere.yaml: no such file"),
+        (train, ["--dlc", "project.slp"], "--dlc project.slp is a SLEAP file; name it with --slp"),
+        (train, ["--coco", "video.mp4"], "video.mp4 ends in .mp4, which is no known format"),
         (train, ["--slp", "project.slp", "--steps", "0"], "--steps"),
         (train, ["--slp", "project.slp", "--bogus"], "--bogus"),
         (train, ["--slp", "project.slp", "--device", "gpu"], "'gpu' is none of auto"),
