@@ -25,6 +25,7 @@ class DataConfig:
     unlabeled: tuple[str, ...] = ()  # videos to take unlabelled frames from; (): those of the projects
     video_root: str = ""  # folder where videos that are not found are looked for next
     images: str = ""  # COCO: folder that image names are relative to; "": that of the labels file
+    aliases: str = ""  # table of names that mean the same keypoint in different projects (.csv, or a DeepLabCut config.yaml)
     category: str = ""  # COCO: category to learn, where several have different keypoints
     labels: Literal["auto", "complete", "partial"] = "auto"  # are animals without a label background? auto: decided from the labels
     predicted: Literal["ignore", "unused"] = (

@@ -133,37 +133,47 @@ def _disjoint(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
+@dataclass
+class LabelSource:
+    """The labels of one project. ``partial``: animals without a label are not background.
+
+    ``keypoints``: which of the skeleton's it has, indices; every keypoint where projects do not differ.
+    """
+
+    frames: list[LabeledFrame]
+    keypoints: list[int]
+    partial: bool
+
+
 class TrainingSteps(Dataset[Batch]):
     """Map-style data set whose item i is the whole batch of step i.
 
     Args:
-        frames: labelled frames, with points in frame pixels.
+        sources: labelled frames, with points in frame pixels; every project gets the same share of crops.
         videos: of the labelled frames.
         skeleton: their skeleton.
-        partial: animals without a label are not background.
         unlabeled_videos, pool: where unlabelled frames come from.
         rank: number of this process among ``world`` ones, each of which makes its own crops.
     """
 
     def __init__(
         self,
-        frames: list[LabeledFrame],
+        sources: list[LabelSource],
         videos: list[VideoSource],
         skeleton: Skeleton,
         config: Config,
-        partial: bool,
         unlabeled_videos: list[VideoSource],
         pool: UnlabeledPool,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.frames, self.skeleton, self.config, self.partial = frames, skeleton, config, partial
+        self.sources, self.skeleton, self.config = sources, skeleton, config
         self.pool, self.rank, self.world = pool, rank, world
         self.reader = FrameReader(videos, config.data.input_scale, config.data.cache_gb * 1e9)
         self.unlabeled_reader = FrameReader(unlabeled_videos, config.data.input_scale)
         # Shared with loader processes: the step from which unlabelled crops are made.
         self.first_unlabeled_step = torch.tensor([NEVER]).share_memory_()
-        self.donors = [(f, i) for f in frames for i in f.instances if i.labelled.all()]
+        self.donors = [(f, i) for s in sources for f in s.frames for i in f.instances if i.labelled[s.keypoints].all()]
         self._block: tuple[int, list[Tensor]] = (-1, [])
 
     def __len__(self) -> int:
@@ -193,8 +203,11 @@ class TrainingSteps(Dataset[Batch]):
     def _labelled_crop(self, number: int) -> tuple[Tensor, np.ndarray, np.ndarray, float]:
         """Crop, keypoints (M, K, 2) and weights (M,) of its animals, and the weight of its background."""
         config, size = self.config, self.config.data.crop
-        epoch, place = divmod(number, len(self.frames))
-        frame = self.frames[np.random.default_rng((config.train.seed, 1, epoch)).permutation(len(self.frames))[place]]
+        turn, which = divmod(number, len(self.sources))
+        source = self.sources[which]
+        epoch, place = divmod(turn, len(source.frames))
+        order = np.random.default_rng((config.train.seed, 1, epoch * len(self.sources) + which)).permutation(len(source.frames))
+        frame = source.frames[order[place]]
         rng = np.random.default_rng((config.train.seed, 2, number))
         image, to_input = self.reader.get(frame.video, frame.index)
         points = [transforms.apply_matrix(to_input, i.points) for i in frame.instances]
@@ -209,7 +222,7 @@ class TrainingSteps(Dataset[Batch]):
         matrix = transforms.random_matrix(rng, centre, size, config.augment)
         crop = transforms.warp(image, matrix, size, size)
         keypoints = np.array([self._moved(p, matrix) for p in unsure + points]).reshape(-1, len(self.skeleton), 2)
-        partial = self.partial and not frame.negative
+        partial = source.partial and not frame.negative
         if self.donors and rng.random() < (1.0 if partial and config.augment.paste else config.augment.paste):
             for _ in range(rng.integers(1, config.augment.paste_max + 1)):
                 crop, keypoints = self._paste(rng, crop, keypoints)
@@ -232,7 +245,7 @@ class TrainingSteps(Dataset[Batch]):
         frame, donor = self.donors[rng.integers(len(self.donors))]
         image, to_input = self.reader.get(frame.video, frame.index)
         source = transforms.apply_matrix(to_input, donor.points)
-        matrix = transforms.random_matrix(rng, source.mean(axis=0), size, augment)
+        matrix = transforms.random_matrix(rng, np.nanmean(source, axis=0), size, augment)
         near = keypoints[np.isfinite(keypoints).all(axis=2).any(axis=1)] if len(keypoints) else keypoints
         if len(near) and rng.random() < 0.5:  # beside another animal, where confusion is likely
             target = np.nanmean(near[rng.integers(len(near))], axis=0) + rng.normal(0, 0.6 * self.config.data.animal_size, 2)
@@ -240,10 +253,11 @@ class TrainingSteps(Dataset[Batch]):
             target = rng.uniform(0, size, 2)
         matrix[:2, 2] += target - (size - 1) / 2
         points = self._moved(source, matrix)
-        length = max(float(np.ptp(points, axis=0).max()), 0.5 * self.config.data.animal_size if len(points) == 1 else 4.0)
+        low, high = np.nanmin(points, axis=0), np.nanmax(points, axis=0)
+        length = max(float((high - low).max()), 0.5 * self.config.data.animal_size if donor.labelled.sum() == 1 else 4.0)
         radius = 0.22 * length
-        x0, y0 = (int(v) for v in np.floor(points.min(axis=0) - 1.5 * radius))
-        x1, y1 = (int(v) for v in np.ceil(points.max(axis=0) + 1.5 * radius))
+        x0, y0 = (int(v) for v in np.floor(low - 1.5 * radius))
+        x1, y1 = (int(v) for v in np.ceil(high + 1.5 * radius))
         if x0 < 0 or y0 < 0 or x1 >= size or y1 >= size:
             return crop, keypoints
         shift = np.array([[1, 0, -x0], [0, 1, -y0], [0, 0, 1.0]])

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from converters import FormatError, LabeledFrame, Labels, Skeleton, VideoSource, read_project
+from converters.mixing import moved, read_aliases, unite
 from converters.video import open_video, video_source
 from smp_plugin.config import Config, DataConfig, parse_ranges
-from smp_plugin.datasets import UnlabeledPool
+from smp_plugin.datasets import LabelSource, UnlabeledPool
 from smp_plugin.progress import Reporter
 
 MAX_SCALE = 1.5  # small animals in a huddle are told apart better when enlarged; beyond this there is only blur to see
@@ -19,16 +20,25 @@ MIN_FRAMES_TO_SPLIT = 10  # with fewer labelled frames every one is needed for t
 
 @dataclass
 class Material:
-    """What a run learns from. ``frames`` and ``val_frames`` index into ``videos``; unlabelled frames come from ``unlabeled_videos``."""
+    """What a run learns from. Frames of ``sources`` and ``val_frames`` index into ``videos``, ``pool`` into ``unlabeled_videos``."""
 
     skeleton: Skeleton
     videos: list[VideoSource]
-    frames: list[LabeledFrame]
+    sources: list[LabelSource]
     val_frames: list[LabeledFrame]
-    partial: bool
     typical_length: float  # median complete animal, input pixels
     unlabeled_videos: list[VideoSource]
     pool: UnlabeledPool
+
+    @property
+    def frames(self) -> list[LabeledFrame]:
+        """The labelled frames of all projects that are trained on."""
+        return [frame for source in self.sources for frame in source.frames]
+
+    @property
+    def partial(self) -> bool:
+        """Are animals without a label to be expected anywhere?"""
+        return any(source.partial for source in self.sources)
 
 
 def name_sources(
@@ -60,24 +70,20 @@ def prepare(config: Config, reporter: Reporter) -> Material:
     projects, val = [Path(p) for p in config.data.projects], Path(config.data.val) if config.data.val else None
     if not projects:
         raise FormatError("No labelled project is named; add --slp PROJECT, --dlc CONFIG or --coco LABELS.")
-    labels = merge([_read(p, config.data) for p in projects])
+    aliases = read_aliases(Path(config.data.aliases)) if config.data.aliases else {}
+    parts = [_read(p, config.data) for p in projects]
+    labels, columns = unite(parts, aliases)
     for note in labels.notes:
         reporter.warn(note)
-    skeleton, frames = labels.skeleton, labels.labelled_frames
+    skeleton, frames, videos = labels.skeleton, labels.labelled_frames, list(labels.videos)
     if not any(f.instances for f in frames):
         raise FormatError(f"{', '.join(map(str, projects))}: no animal is labelled; label some frames (20 is a good start) and try again.")
     animals = sum(len(f.instances) for f in frames)
     reporter.say(f"labels: {animals} animals in {len(frames)} frames, {len(skeleton)} keypoints ({', '.join(skeleton.keypoints)})")
-    videos = list(labels.videos)
     labelled = {(f.video, f.index) for f in frames}  # held-out ones too: unlabelled frames must be new
     if val is not None:
         held = _read(val, config.data)
-        if held.skeleton.keypoints != skeleton.keypoints:
-            raise FormatError(
-                f"{val}: its keypoints are {', '.join(held.skeleton.keypoints)}, those of the training project "
-                f"{', '.join(skeleton.keypoints)}; validate on a project with the same skeleton."
-            )
-        val_frames = [replace(f, video=f.video + len(videos)) for f in held.labelled_frames]
+        val_frames = _held_out(held, skeleton, aliases, len(videos))
         videos += held.videos
         reporter.say(f"validation: {len(val_frames)} frames of {val}")
         seen = _in_videos(labelled, videos)
@@ -91,10 +97,20 @@ def prepare(config: Config, reporter: Reporter) -> Material:
     if config.data.crop == 0:
         config.data.crop = int(np.clip(32 * round(4.5 * typical / 32), 192, 512))
         reporter.say(f"training crops: {config.data.crop} input pixels, four and a half times the median animal")
-    partial = _choose_labels(config, frames, len(skeleton), reporter)
+    sources = []
+    first = 0
+    for part, own in zip(parts, columns, strict=True):
+        of_part = [f for f in frames if first <= f.video < first + len(part.videos)]
+        first += len(part.videos)
+        if of_part:
+            sources.append(
+                LabelSource(of_part, own, _is_partial(config, of_part, len(own), part.path if len(parts) > 1 else None, reporter))
+            )
+    config.data.labels = "partial" if any(source.partial for source in sources) else "complete"
+    config.loss.keypoint_anchors |= config.data.labels == "partial"
     taken = labelled | {(f.video, f.index) for f in val_frames}
     unlabeled_videos, pool = _unlabeled(labels, videos, taken, config, reporter)
-    return Material(skeleton, videos, frames, val_frames, partial, typical, unlabeled_videos, pool)
+    return Material(skeleton, videos, sources, val_frames, typical, unlabeled_videos, pool)
 
 
 def _read(path: Path, data: DataConfig) -> Labels:
@@ -118,20 +134,16 @@ def _read(path: Path, data: DataConfig) -> Labels:
     return labels
 
 
-def merge(projects: list[Labels]) -> Labels:
-    """Several projects with the same keypoints as one."""
-    first = projects[0]
-    videos, frames, notes = list(first.videos), list(first.frames), list(first.notes)
-    for other in projects[1:]:
-        if other.skeleton.keypoints != first.skeleton.keypoints:
-            raise FormatError(
-                f"{other.path}: its keypoints are {', '.join(other.skeleton.keypoints)}, but those of {first.path} are "
-                f"{', '.join(first.skeleton.keypoints)}; projects trained together need the same keypoints in the same order."
-            )
-        frames += [replace(f, video=f.video + len(videos)) for f in other.frames]
-        videos += other.videos
-        notes += other.notes
-    return Labels(first.skeleton, videos, frames, first.path, notes)
+def _held_out(held: Labels, skeleton: Skeleton, aliases: dict[str, str], first_video: int) -> list[LabeledFrame]:
+    """The labelled frames of a validation project, in the keypoints of the training projects, all of which it need not have."""
+    renamed, _ = unite([held], aliases)
+    if unknown := [name for name in renamed.skeleton.keypoints if name not in skeleton.keypoints]:
+        raise FormatError(
+            f"{held.path}: its keypoints {', '.join(unknown)} are not among those of the training project "
+            f"({', '.join(skeleton.keypoints)}); validate on a project with the same keypoints, or unite names with --aliases."
+        )
+    columns = [skeleton.keypoints.index(name) for name in renamed.skeleton.keypoints]
+    return [replace(moved(f, columns, len(skeleton)), video=f.video + first_video) for f in renamed.labelled_frames]
 
 
 def _split(frames: list[LabeledFrame], config: Config, reporter: Reporter) -> tuple[list[LabeledFrame], list[LabeledFrame]]:
@@ -175,19 +187,19 @@ def _choose_scale(config: Config, lengths: np.ndarray, reporter: Reporter) -> No
         )
 
 
-def _choose_labels(config: Config, frames: list[LabeledFrame], keypoints: int, reporter: Reporter) -> bool:
+def _is_partial(config: Config, frames: list[LabeledFrame], keypoints: int, project: Path | None, reporter: Reporter) -> bool:
     """Are unlabelled animals to be expected? People who label some animals only also leave most of their keypoints out."""
-    if config.data.labels == "auto":
-        animals = [i for f in frames for i in f.instances]
-        single = sum(i.labelled.sum() == 1 for i in animals) / len(animals)
-        counts = [len(f.instances) for f in frames if f.instances]
-        config.data.labels = "partial" if keypoints > 1 and single > 0.3 else "complete"
-        reporter.say(
-            f"labels: taken as {config.data.labels}, since {single:.0%} of animals have one labelled keypoint "
-            f"({min(counts)}-{max(counts)} animals a frame); --labels complete or partial overrules"
-        )
-    config.loss.keypoint_anchors |= config.data.labels == "partial"
-    return config.data.labels == "partial"
+    if config.data.labels != "auto":
+        return config.data.labels == "partial"
+    animals = [i for f in frames for i in f.instances]
+    single = sum(i.labelled.sum() == 1 for i in animals) / max(len(animals), 1)
+    counts = [len(f.instances) for f in frames if f.instances] or [0]
+    partial = keypoints > 1 and single > 0.3
+    reporter.say(
+        f"labels{f' of {project}' if project else ''}: taken as {'partial' if partial else 'complete'}, since {single:.0%} of animals "
+        f"have one labelled keypoint ({min(counts)}-{max(counts)} animals a frame); --labels complete or partial overrules"
+    )
+    return partial
 
 
 def _in_videos(numbers: set[tuple[int, int]], videos: list[VideoSource]) -> set[tuple[VideoSource, int]]:

@@ -308,7 +308,7 @@ def fit(
             default_root_dir=out,
         )
         steps = TrainingSteps(
-            material.frames, material.videos, material.skeleton, config, material.partial, material.unlabeled_videos, material.pool,
+            material.sources, material.videos, material.skeleton, config, material.unlabeled_videos, material.pool,
             trainer.global_rank, trainer.world_size,
         )  # fmt: skip
         if not budget.seconds and (config.loss.beta > 0 or config.loss.agreement > 0):

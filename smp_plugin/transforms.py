@@ -143,11 +143,15 @@ def to_bytes(image: Tensor) -> Tensor:
 def animal_mask(points: np.ndarray, edges: tuple[tuple[int, int], ...], radius: float, height: int, width: int) -> Tensor:
     """(height, width) float, 1 on an animal and 0 away from it with a soft edge: a band of ``radius`` pixels around its skeleton.
 
-    ``points``: (K, 2), all finite, in the pixels of the mask. Keypoints that no edge joins are joined to the middle of the animal.
+    ``points``: (K, 2) in the pixels of the mask, NaN for keypoints that the animal's project does not have. Keypoints that no edge joins
+    are joined to the middle of the animal.
     """
+    known = np.isfinite(points).all(axis=1)
+    edges = tuple(edge for edge in edges if known[list(edge)].all())
     joined = {i for edge in edges for i in edge}
-    middle = points.mean(axis=0)
-    segments = [(points[a], points[b]) for a, b in edges] + [(points[i], middle) for i in range(len(points)) if i not in joined]
+    middle = points[known].mean(axis=0)
+    segments = [(points[a], points[b]) for a, b in edges]
+    segments += [(points[i], middle) for i in np.flatnonzero(known) if i not in joined]
     xs, ys = torch.arange(width, dtype=torch.float32)[None, :], torch.arange(height, dtype=torch.float32)[:, None]
     nearest = torch.full((height, width), math.inf)
     for start, end in segments:

@@ -21,13 +21,14 @@ EPILOG = "Example:  smp-train --slp flies.slp -o runs/flies --minutes 30"
 
 
 @click.command("smp-train", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--slp", type=FILE, multiple=True, metavar="FILE", help="SLEAP project (.slp, .pkg.slp); repeatable, as the next two.")
+@click.option("--slp", type=FILE, multiple=True, metavar="FILE", help="SLEAP project (.slp, .pkg.slp); these three repeat.")
 @click.option("--dlc", type=FILE, multiple=True, metavar="FILE", help="DeepLabCut project (its config.yaml).")
 @click.option("--coco", type=FILE, multiple=True, metavar="FILE", help="COCO keypoints (.json).")
-@click.option("--images", type=FILE, metavar="DIR", help="COCO: folder of the images (default: that of the file).")
+@click.option("--images", type=FILE, metavar="DIR", help="COCO: folder of the images (default: the file's).")
 @click.option("--category", metavar="NAME", help="COCO: which of several categories to learn.")
+@click.option("--aliases", type=FILE, metavar="FILE", help="Table of names that mean the same keypoint.")
 @click.option("--val", metavar="FILE|SHARE", help="Project to validate on, or a share of the labelled frames (default 0.1).")
-@click.option("--video-root", type=FILE, metavar="DIR", help="Where the project's videos and images are looked for next.")
+@click.option("--video-root", type=FILE, metavar="DIR", help="Where videos and images are looked for next.")
 @click.option(
     "--unlabeled", type=FILE, multiple=True, metavar="VIDEO", help="To learn from without labels (default: the project's); repeatable."
 )
@@ -56,6 +57,7 @@ EPILOG = "Example:  smp-train --slp flies.slp -o runs/flies --minutes 30"
         "--coco",
         "--images",
         "--category",
+        "--aliases",
         "--val",
         "--video-root",
         "--unlabeled",
@@ -135,6 +137,7 @@ def _flags(options: dict[str, Any], share: float | None) -> dict[str, object]:
         "data.labels": options["labels"],
         "data.images": str(options["images"].absolute()) if options["images"] else None,
         "data.category": options["category"],
+        "data.aliases": str(_common.existing(options["aliases"]).absolute()) if options["aliases"] else None,
         "data.val_fraction": share,
         "data.unlabeled_frames": options["unlabeled_frames"],
         "model.weights": options["weights"],

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from converters.labels import Instance, LabeledFrame, PredictedInstance, Skeleton, VideoSource
 from smp_plugin.config import Config
-from smp_plugin.datasets import NEVER, Batch, FrameReader, StepRange, TrainingSteps, UnlabeledPool, clip_animals, uncorrected
+from smp_plugin.datasets import NEVER, Batch, FrameReader, LabelSource, StepRange, TrainingSteps, UnlabeledPool, clip_animals, uncorrected
 
 SKELETON = Skeleton(("nose", "left", "right", "tail"), ((0, 3),), ((1, 2),))
 ANIMAL = np.array([[0.0, -24.0], [-12.0, -4.0], [12.0, -4.0], [0.0, 24.0]])  # seen from above, nose up
@@ -78,9 +78,8 @@ def make_steps(video: tuple[VideoSource, list[LabeledFrame]]) -> Callable[..., T
         **changes: object,
     ) -> TrainingSteps:
         pool = UnlabeledPool([N_FRAMES], [set(range(N_LABELLED))], None)
-        steps = TrainingSteps(
-            labelled if frames is None else frames, [source], SKELETON, settings_for(**changes), partial, [source], pool, rank, world
-        )
+        labels = LabelSource(labelled if frames is None else frames, list(range(len(SKELETON))), partial)
+        steps = TrainingSteps([labels], [source], SKELETON, settings_for(**changes), [source], pool, rank, world)
         steps.first_unlabeled_step.fill_(unlabeled_from)
         return steps
 
@@ -259,6 +258,22 @@ def test_predictions_that_nobody_corrected_are_neither_animal_nor_background(
         assert with_it.weights.sum() == without.weights.sum()
     animals = sum(int(b.keypoints.isfinite().all(-1).any(-1).sum()) for b in ignoring)
     assert animals > sum(int(b.keypoints.isfinite().all(-1).any(-1).sum()) for b in unused)
+
+
+def test_every_project_gets_the_same_share_of_crops(video: tuple[VideoSource, list[LabeledFrame]]) -> None:
+    source, labelled = video
+    everything = LabelSource(labelled[:3], [0, 1, 2, 3], False)
+    nose = np.where(np.arange(4)[:, None] == 0, labelled[3].instances[0].points, np.nan)
+    lone = LabelSource([LabeledFrame(0, 3, [Instance(nose)])], [0], False)
+    settings = settings_for(train__batch=4, augment__paste=0.0)
+    steps = TrainingSteps([everything, lone], [source], SKELETON, settings, [source], UnlabeledPool([N_FRAMES], [set()], None))
+    assert len(steps.donors) == 7  # an animal with all keypoints that its project has is complete
+    counts = torch.stack([steps[i].keypoints.isfinite().all(-1).sum(-1).amax(-1) for i in range(6)])
+    assert set(counts[:, 1::2].unique().tolist()) <= {0, 1} and counts[:, ::2].max() == 4
+    pasting = TrainingSteps(
+        [lone], [source], SKELETON, settings_for(augment__paste=1.0), [source], UnlabeledPool([N_FRAMES], [set()], None)
+    )
+    assert max(int((pasting[i].keypoints[..., 0].isfinite()).sum(-1).max()) for i in range(4)) == 1
 
 
 # --- unlabelled crops ---------------------------------------------------------------------------------------------------------------------

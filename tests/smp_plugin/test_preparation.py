@@ -73,14 +73,33 @@ def _point_to(project: Path, video: Path) -> None:
     sio.save_slp(labels, str(project), embed=False, verbose=False)
 
 
-def test_another_skeleton_is_refused(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+def test_another_skeleton_is_refused_for_validation(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
     train, other = make_blobs("train"), make_blobs("other", keypoints=("head", "neck", "tail"))
-    with pytest.raises(FormatError, match=r"other\.slp: its keypoints are head, neck, tail.*head, middle, tail; validate on"):
+    with pytest.raises(FormatError, match=r"other\.slp: its keypoints neck are not among those.*head, middle, tail\); validate on"):
         material_of(train.project, config=make_config(), listener=listener, val=other.project)
-    with pytest.raises(
-        FormatError, match=r"other\.slp: its keypoints are head, neck, tail, but those of .*train\.slp are head, middle, tail"
-    ):
-        material_of(train.project, other.project, config=make_config(), listener=listener)
+
+
+def test_keypoints_of_several_projects_are_united_by_name(
+    make_blobs: Any, make_config: Callable[..., Config], listener: Any, tmp_path: Path
+):
+    train, other = make_blobs("train"), make_blobs("other", keypoints=("tail", "neck"), labelled=[3, 4], seed=2)
+    material = material_of(train.project, other.project, config=make_config(), listener=listener, val=other.project)
+    assert material.skeleton.keypoints == ("head", "middle", "tail", "neck")
+    assert [source.keypoints for source in material.sources] == [[0, 1, 2], [2, 3]]
+    labelled = material.frames[-1].instances[0].labelled
+    assert labelled.tolist() == [False, False, True, True]
+    assert material.val_frames[0].instances[0].labelled.tolist() == [False, False, True, True]
+    assert any("other.slp has no head, middle: learnt from the other projects" in text for text in listener.alarms)
+    table = tmp_path / "aliases.csv"
+    table.write_text("middle,neck,thorax\n")
+    united = material_of(train.project, other.project, config=make_config(data__aliases=str(table)), listener=listener)
+    assert united.skeleton.keypoints == ("head", "middle", "tail") and united.sources[1].keypoints == [2, 1]
+
+
+def test_each_project_says_for_itself_whether_its_labels_are_partial(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+    one, all_of_them = make_blobs("one", keypoints=("tail",)), make_blobs("all")
+    material = material_of(one.project, all_of_them.project, config=make_config(), listener=listener)
+    assert [source.partial for source in material.sources] == [False, False]  # a project of one keypoint has no more to label
 
 
 def test_several_projects_are_one(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
