@@ -166,7 +166,10 @@ def append_row(path: Path, row: dict[str, object]) -> None:
 
 
 def choose_min_score(truth: list[np.ndarray], found: list[FramePoses], partial: bool) -> float:
-    """The lowest score within .01 of the best F1; where labels are partial, the score that 9 of 10 found labelled animals have.
+    """The lowest score within .01 of the best F1; where labels are partial, of the best separation of labelled animals from the rest.
+
+    The rest are then animals without a label and inventions, in unknown shares. If animals were labelled whatever their score, the share
+    of labelled ones kept minus the share of the rest kept (Youden's index) is largest where it would be against inventions alone.
 
     ``truth``: (n, K, 2) per frame. An animal is found by a pose of OKS (s2 = .1) .3 or more.
     """
@@ -179,10 +182,12 @@ def choose_min_score(truth: list[np.ndarray], found: list[FramePoses], partial: 
     ranked, hits_so_far = np.array(scores)[order], np.cumsum(np.array(right)[order])
     if not len(ranked) or not hits_so_far[-1]:
         return 0.1
+    kept = np.arange(1, len(ranked) + 1)
     if partial:
-        return round(float(ranked[np.searchsorted(hits_so_far, 0.9 * hits_so_far[-1])]), 3)
-    f1 = 2 * hits_so_far / (np.arange(1, len(ranked) + 1) + sum(len(t) for t in truth))
-    return round(float(ranked[np.flatnonzero(f1 >= f1.max() - 0.01)[-1]]), 3)
+        merit = hits_so_far / hits_so_far[-1] - (kept - hits_so_far) / max(1, len(ranked) - hits_so_far[-1])
+    else:
+        merit = 2 * hits_so_far / (kept + sum(len(t) for t in truth))  # F1
+    return round(float(ranked[np.flatnonzero(merit >= merit.max() - 0.01)[-1]]), 3)
 
 
 def finish(out: Path, config: Config, material: Material, device: torch.device, reporter: Reporter) -> None:
@@ -200,7 +205,8 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
         # Training frames flatter: unseen animals score lower than those learnt by heart.
         kept.config.predict.min_score = round(choose_min_score(truth, found, material.partial) * (1.0 if material.val_frames else 0.5), 3)
         save_model(out / "model.pt", kept)
-        reporter.say(f"--min-score: {kept.config.predict.min_score:g} by default, where the fewest animals are missed or invented")
+        reason = "labelled animals stand out most from the rest" if material.partial else "the fewest animals are missed or invented"
+        reporter.say(f"--min-score: {kept.config.predict.min_score:g} by default, where {reason}")
     result = evaluate_poses(truth, [(f.poses, f.scores) for f in found], material.skeleton.keypoints)
     kept_only = [f.poses[f.scores >= kept.config.predict.min_score] for f in found]
     counted = evaluate_poses(truth, [(p, np.ones(len(p))) for p in kept_only], material.skeleton.keypoints)
