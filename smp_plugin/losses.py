@@ -77,7 +77,7 @@ def instance_losses(
     vectors = outputs.vectors[image, place]  # P, K, 2
     wanted = torch.where(known[..., None], (truth - centre[:, None]) / stride[:, None, None], vectors.detach())
     error = F.smooth_l1_loss(vectors, wanted, beta=config.vector_beta, reduction="none").sum(dim=-1)
-    vector = (error * known * weight[:, None]).sum() / (known * weight[:, None]).sum().clamp(min=1)
+    vector = (error * weight[:, None]).sum() / (known * weight[:, None]).sum().clamp(min=1)
 
     with torch.no_grad():
         boxes, _, area = extents(truth, typical)
