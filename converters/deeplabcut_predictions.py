@@ -5,7 +5,7 @@ Traps of the format:
 * DeepLabCut finds predictions by name, ``VIDEO SCORER [_el] .h5``, and what it reads beside them by ``VIDEO SCORER _meta.pickle``;
 * a row for every frame of the video, and the columns of all animals: a table is known only after the last frame, so animals are kept in a
   file until then, and the table is written in pieces;
-* DeepLabCut's own predictions may count from the corner of a crop, which only the pickled companion says: it is read without running it.
+* DeepLabCut's own predictions may count from the corner of a crop, which only the pickled companion says: it is read without unpickling it.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from converters.deeplabcut_tables import (
 from converters.deeplabcut_writing import video_names, write_images
 from converters.files import Finder, natural_order, written_whole
 from converters.labels import FormatError, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
+from converters.pickled import plain
 from converters.video import open_video
 
 SCORER = "DLC_SemiMultiPose_best"  # DeepLabCut's create_labeled_video(init_weights="SemiMultiPose_best.pt") asks for this one
@@ -313,43 +314,18 @@ def _predicted_video(path: Path, table: Table, scorer: str, notes: list[str]) ->
     return VideoSource((same[0] if same else path.parent / f"{stem}.mp4",)), numbers
 
 
-class _Inert:
-    """Stands for every object in a pickle, and does nothing."""
-
-    def __new__(cls, *_: object, **__: object) -> _Inert:
-        return object.__new__(cls)
-
-    def __call__(self, *_: object, **__: object) -> _Inert:
-        return self
-
-    def __setitem__(self, *_: object) -> None: ...
-
-    def __setstate__(self, _: object) -> None: ...
-
-    append = extend = add = __call__
-
-
-class _InertUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        return _Inert
-
-    def persistent_load(self, pid: object) -> Any:
-        return _Inert()
-
-
 def _corner(path: Path, scorer: str, notes: list[str]) -> tuple[float, float]:
     """Where the analysed part of the frames begins, by DeepLabCut's companion file; (0, 0) where that says nothing."""
     companion = path.with_name(path.stem.partition(scorer)[0] + scorer + "_meta.pickle")
     if scorer not in path.stem or not companion.is_file():
         return 0.0, 0.0
     try:
-        with companion.open("rb") as file:
-            data = _InertUnpickler(file).load()["data"]
+        data = plain(companion.read_bytes())["data"]
         if data["cropping"] is not True:
             return 0.0, 0.0
         x, _, y, _ = data["cropping_parameters"]
         corner = float(x), float(y)
-    except Exception as error:  # whatever a damaged pickle leads to
+    except (OSError, ValueError, TypeError, KeyError) as error:
         notes.append(f"{companion} cannot be read ({error}); if the video was cropped for the analysis, positions count from the crop.")
         return 0.0, 0.0
     notes.append(f"{path}: the video was cropped for the analysis; positions are moved by ({x}, {y}) to count from the whole frame.")

@@ -3,7 +3,7 @@
 Traps of the format:
 
 * pandas keeps what is not a number or a text as a pickle, which runs code when it is read: tables are read with h5py, object columns are
-  refused, and of the one pickled thing that is needed (the columns in pandas' "table" layout) only texts, numbers, lists and tuples;
+  refused, and the one pickled thing that is needed (the columns in pandas' "table" layout) is read without unpickling it;
 * what pandas 3 writes in its "table" layout, pandas 2 (and with it DeepLabCut) cannot read: the "fixed" layout is written, in pieces, so
   that memory does not grow with the length of the video;
 * DeepLabCut reads without a key, so a file holds one table; a second one may come from napari;
@@ -14,10 +14,8 @@ Traps of the format:
 from __future__ import annotations
 
 import csv
-import io
 import itertools
 import math
-import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from converters.labels import IMAGE_SUFFIXES, FormatError, Instance, PredictedInstance
+from converters.pickled import plain
 
 UNIQUE = "single"  # the individual of keypoints that exist once in a picture
 KEY = "df_with_missing"
@@ -75,7 +74,7 @@ def read_table(path: Path) -> Table:
         table = _read_csv(path) if path.suffix.lower() == ".csv" else _read_h5(path)
     except FormatError:
         raise
-    except Exception as error:  # h5py and csv raise what they meet: OSError, KeyError, ValueError, UnpicklingError, csv.Error, MemoryError
+    except Exception as error:  # h5py and csv raise what they meet: OSError, KeyError, ValueError, csv.Error, MemoryError
         cause = str(error).partition("\n")[0] or type(error).__name__
         raise FormatError(f"{path} is no table of DeepLabCut's, or is damaged ({cause}); save it again from DeepLabCut.") from error
     if not any(column.coord == "x" for column in table.columns):
@@ -126,7 +125,7 @@ def _read_appendable(group: Any) -> tuple[list[tuple], list[str], list[tuple], n
         if stored.dtype[name].base.kind not in "fiu":
             raise ValueError(f"{name} holds other things than numbers")
     content = _content(stored)
-    columns = [tuple(map(str, column)) for name in blocks for column in _unpickled_texts(stored.attrs[f"{name}_kind"])]
+    columns = [tuple(map(str, column)) for name in blocks for column in plain(bytes(stored.attrs[f"{name}_kind"]))]
     rows = [(value,) for value in _plain(content["index"])]
     values = [np.asarray(content[name], dtype=np.float64).reshape(len(rows), -1) for name in blocks]
     return columns, [], rows, np.concatenate(values, axis=1)
@@ -180,16 +179,6 @@ def _text(value: Any) -> str:
         except UnicodeDecodeError:
             return value.decode("latin-1")
     return value if isinstance(value, str) else ""
-
-
-class _Texts(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"{module}.{name} is asked for where the names of columns should be")
-
-
-def _unpickled_texts(attribute: bytes) -> Any:
-    """A pickle of lists, tuples, texts and numbers; whatever would call or import something is refused."""
-    return _Texts(io.BytesIO(bytes(attribute)), encoding="latin-1").load()
 
 
 # --- reading CSV ---
