@@ -17,7 +17,7 @@ import torch
 
 from converters import FormatError, Labels, read_project
 from converters.video import open_video, video_source
-from smp_plugin import predictor
+from smp_plugin import jobs, predictor
 from smp_plugin.checkpoint import load_model
 from smp_plugin.cli.predict import main
 from smp_plugin.inference import FramePoses
@@ -120,7 +120,8 @@ def test_headers_may_promise_anything(
         video.n_frames = promised
         return video
 
-    monkeypatch.setattr(predictor, "open_video", opened)
+    for module in (predictor, jobs):
+        monkeypatch.setattr(module, "open_video", opened)
     assert numbers(run(blobs.video)) == list(range(20))
     found = run(blobs.project, reporter=listener)
     if promised > 20:
