@@ -170,6 +170,8 @@ def predict(
         reporter.warn(note)
     for job_output in dict.fromkeys(written):
         reporter.say(f"written: {job_output}")
+    if jobs[0].kind == MACHINELABELS:
+        reporter.say("to correct them: open the images in DeepLabCut's GUI, load machinelabels-iterN.h5 of their folder, and save")
     if overlay:
         reporter.say(f"written: {overlay}")
     if stopped.is_set():
