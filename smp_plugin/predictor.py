@@ -171,7 +171,7 @@ def predict(
     for job_output in dict.fromkeys(written):
         reporter.say(f"written: {job_output}")
     if jobs[0].kind == MACHINELABELS:
-        reporter.say("to correct them: open the images in DeepLabCut's GUI, load machinelabels-iterN.h5 of their folder, and save")
+        reporter.say("to correct them: open each folder's machinelabels in deeplabcut.refine_labels, save, call deeplabcut.merge_datasets")
     if overlay:
         reporter.say(f"written: {overlay}")
     if stopped.is_set():

@@ -221,7 +221,7 @@ def test_predictions_for_a_person_to_correct(trained: Path, blobs: Any, stub: ty
     found = read_project(tmp_path / "dlc").frames
     assert [(f.index, len(f.instances) > 0, len(f.predicted)) for f in found] == [(0, True, 0), (1, True, 0), (2, False, 1)]
     assert {path: path.read_bytes() for path in folder.glob("CollectedData*")} == labels
-    assert any("machinelabels" in sentence and "DeepLabCut" in sentence for sentence in listener.sentences)
+    assert any("machinelabels" in sentence and "deeplabcut.refine_labels" in sentence for sentence in listener.sentences)
 
 
 def test_what_cannot_be_written_is_known_before(trained: Path, blobs: Any, make_blobs: Any, stub: type[Stub], tmp_path: Path):
