@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,10 @@ SKELETON = Skeleton(("nose", "ear", "tail"))
 POSE = np.array([[5.0, 6], [7, 8], [9, 10]])
 
 
-@pytest.fixture
-def place(tmp_path: Path, video_file: Path, make_images: Callable[..., list[Path]], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Projects of every format, called ``project``, with two labelled frames of a clip of 40, or of 12 photos; called from there."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def projects(tmp_path_factory: pytest.TempPathFactory, video_file: Path, make_images: Callable[..., list[Path]]) -> Path:
+    """Projects of every format, called ``project``, with two labelled frames of a clip of 40, or of 12 photos."""
+    tmp_path = tmp_path_factory.mktemp("projects")
     clip, photos = [VideoSource((video_file,))], [VideoSource(tuple(make_images(tmp_path / "photos")))]
     frames = [LabeledFrame(0, number, [Instance(POSE, "a"), Instance(POSE + 20, "b")]) for number in (3, 7)]
     for name in ("project.slp", "project.pkg.slp", "project.analysis.h5", "dlc"):
@@ -35,6 +36,13 @@ def place(tmp_path: Path, video_file: Path, make_images: Callable[..., list[Path
         folder = tmp_path / "dlc" / "labeled-data" / "clip"
         (folder / f"img{number:04d}.png").write_bytes((folder / "img0003.png").read_bytes())
     return tmp_path
+
+
+@pytest.fixture
+def place(projects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of them, from which things are called."""
+    monkeypatch.chdir(shutil.copytree(projects, tmp_path / "place"))
+    return tmp_path / "place"
 
 
 def planned(output: str, *inputs: str | Path, frames: str | None = None, suffix: str | None = None) -> list[Job]:
