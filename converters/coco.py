@@ -86,7 +86,7 @@ def image_paths(path: Path, names: Sequence[str], images: Path | None, video_roo
     missing = [name for name, file in zip(names, found, strict=True) if file is None]
     if missing and required:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise FormatError(f"{path} names the image {missing[0]}{more}, which is not found; give its folder with --images FOLDER.")
+        raise FormatError(f"{path} names the image {missing[0]}{more}, which is not found; give its folder with --video-root FOLDER.")
     paths = tuple(file or finders[0].expected(name) for name, file in zip(names, found, strict=True))
     twice = next((file for file, count in Counter(paths).items() if count > 1), None)
     if twice is not None:
@@ -215,7 +215,7 @@ def _read_categories(
     if len({tuple(entry["keypoints"]) for entry in chosen.values()}) != 1:
         known = ", ".join(repr(entry.get("name")) for entry in found.values())
         asked = "has several categories with different keypoints" if name is None else f"has no single category {name!r} with keypoints"
-        raise FormatError(f"{path} {asked}; choose one of {known} with --category NAME.")
+        raise FormatError(f"{path} {asked}; choose one of {known} (smp-convert: --category NAME).")
     first = next(iter(chosen.values()))
     edges = [edge for entry in chosen.values() for edge in _pairs(path, entry, "skeleton", notes)]
     symmetries = _pairs(path, first, "symmetries", notes)

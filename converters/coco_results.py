@@ -45,7 +45,21 @@ def read_coco_results(
             raise FormatError(f"{path}: result {number} has no 'score'; write the results again with one for each animal.")
     labels = read_labels(annotations, data, path, results, category, images=images, video_root=video_root, required=False)
     labels.path, labels.frames = path, [frame for frame in labels.frames if frame.predicted]
+    if results and not labels.frames:
+        raise FormatError(
+            f"{path}: none of its {len(results)} results has keypoints and belongs to an image and a category of {annotations}; give the "
+            "labels that the predictions were made for."
+        )
     return labels
+
+
+def is_coco_results(path: Path) -> bool:
+    """Whether a json file holds a list, as results are, and no labels."""
+    try:
+        with Path(path).open(encoding="utf-8-sig") as file:
+            return file.read(1000).lstrip().startswith("[")
+    except (OSError, ValueError):
+        return False
 
 
 def write_coco_results(
@@ -83,8 +97,9 @@ def write_coco_results(
         file.write("[")
         for frame in frames:
             count += 1
+            image = image_id(frame)
             for instance in frame.predicted:
-                result = {"image_id": image_id(frame), "category_id": category, **_result(instance)}
+                result = {"image_id": image, "category_id": category, **_result(instance)}
                 file.write(f"{comma}\n{json.dumps(result, ensure_ascii=False)}")
                 comma = ","
         file.write("\n]\n")

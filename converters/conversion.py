@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from converters.labels import FormatError, LabeledFrame, Labels
+from converters.labels import FormatError, LabeledFrame, Labels, Skeleton
 from converters.project import (
     ANALYSIS,
     COCO,
@@ -89,9 +90,9 @@ def convert(
     inputs = [source, *([annotations] if annotations is not None else [])]
     if kind in (DLC, PACKAGE) or (kind == COCO and part != PREDICTIONS):
         notes += write_project(target, labels, inputs)
-        return notes + (_lost(labels, kind, source, target) if kind == PACKAGE else [])
+        return notes + (lost(Contents.of(labels.frames), labels.skeleton, kind, source.name, target) if kind == PACKAGE else [])
     write_predictions(target, labels.skeleton, labels.videos, labels.frames, {"source": str(source.absolute())}, inputs)
-    return notes + _lost(labels, kind, source, target)
+    return notes + lost(Contents.of(labels.frames), labels.skeleton, kind, source.name, target)
 
 
 def _part(labels: Labels, kind: str, only: str | None, source: Path, target: Path) -> str | None:
@@ -147,23 +148,52 @@ def _one_video(labels: Labels, target: Path) -> Labels:
     return replace(labels, videos=labels.videos[number : number + 1], frames=frames)
 
 
-def _lost(labels: Labels, kind: str, source: Path, target: Path) -> list[str]:
-    """One sentence for each thing that ``labels`` has and this format cannot hold."""
-    everything = [animal for frame in labels.frames for animal in (*frame.instances, *frame.predicted)]
+@dataclass
+class Contents:
+    """What frames hold, counted as they pass, to say what a format cannot hold."""
+
+    negative: int = 0
+    empty: int = 0
+    only_predicted: int = 0
+    hidden: int = 0
+    untracked: int = 0
+    most: int = 0  # animals in a frame
+    tracks: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, frames: Iterable[LabeledFrame]) -> Contents:
+        """Those of all frames."""
+        contents = cls()
+        for frame in frames:
+            contents.add(frame)
+        return contents
+
+    def add(self, frame: LabeledFrame) -> None:
+        """Count one more frame."""
+        animals = [*frame.instances, *frame.predicted]
+        labelled = {animal.track for animal in frame.instances if animal.track is not None}
+        self.negative += frame.negative
+        self.empty += not (frame.negative or animals)
+        self.only_predicted += bool(frame.predicted) and not _labelled(frame)
+        self.hidden += sum(animal.track in labelled for animal in frame.predicted)
+        self.untracked += sum(animal.track is None for animal in animals)
+        self.most = max(self.most, len(animals))
+        self.tracks |= {animal.track for animal in animals if animal.track is not None}
+
+
+def lost(contents: Contents, skeleton: Skeleton, kind: str, source: str, target: Path) -> list[str]:
+    """One sentence for each thing that was there and that the format ``kind`` cannot hold; ``source`` and ``target`` are named in them."""
+    alone = contents.most < 2 and not contents.tracks  # then DeepLabCut needs no numbers
     counts = {
-        "negative": sum(frame.negative for frame in labels.frames),
-        "empty": sum(not (frame.negative or frame.instances or frame.predicted) for frame in labels.frames),
-        "only_predicted": sum(bool(frame.predicted) and not _labelled(frame) for frame in labels.frames),
-        "hidden": sum(animal.track in _tracks(frame) for frame in labels.frames for animal in frame.predicted),
-        "tracks": len({animal.track for animal in everything if animal.track is not None}),
-        "untracked": sum(animal.track is None for animal in everything),
-        "edges": len(labels.skeleton.edges),
-        "symmetries": len(labels.skeleton.symmetries),
+        "negative": contents.negative,
+        "empty": contents.empty,
+        "only_predicted": contents.only_predicted,
+        "hidden": contents.hidden,
+        "tracks": len(contents.tracks),
+        "untracked": 0 if alone else contents.untracked,
+        "edges": len(skeleton.edges),
+        "symmetries": len(skeleton.symmetries),
     }
     names = {COCO: "a list of COCO results", ANALYSIS: "a SLEAP analysis file", DLC_PREDICTIONS: "a file of DeepLabCut predictions"}
     told = [text for text in _LOSSES[kind] if all(number or f"{{{name}}}" not in text for name, number in counts.items())]
-    return [f"{target}: {text.format(**counts, format=names.get(kind, kind), source=source.name)}" for text in told]
-
-
-def _tracks(frame: LabeledFrame) -> set[str]:
-    return {animal.track for animal in frame.instances if animal.track is not None}
+    return [f"{target}: {text.format(**counts, format=names.get(kind, kind), source=source)}" for text in told]

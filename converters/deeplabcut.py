@@ -33,8 +33,8 @@ def read_dlc(config: Path, video_root: Path | None = None, predicted: bool = Tru
     """Read a DeepLabCut project of one or several animals (layout as DeepLabCut 2 and 3 write it).
 
     Each folder of ``labeled-data`` becomes a video of kind "images" that holds all of the folder's images, labelled or not, in natural
-    order; a frame's index is the image's place in it. Its ``original`` is the video of the same name, where that is found: there the same
-    image has the number that its file name ends in. Videos that are found but have no folder follow. Individuals become tracks. A
+    order; a frame's index is the image's place in it. Its ``original`` is the project's video of the same name, found or not: there the
+    same image has the number that its file name ends in. Videos that are found but have no folder follow. Individuals become tracks. A
     labelled row without a point is a frame without instances.
 
     Args:
@@ -66,7 +66,7 @@ def read_dlc(config: Path, video_root: Path | None = None, predicted: bool = Tru
             videos.append(VideoSource(paths, original=VideoSource((original,)) if original is not None else None))
             frames += _frames(len(videos) - 1, images, skeleton, table, guesses, folder, notes)
     done = {video.original for video in videos}
-    videos += [source for path in named.values() if path is not None and (source := VideoSource((path,))) not in done]
+    videos += [source for path in named.values() if path.exists() and (source := VideoSource((path,))) not in done]
     return Labels(skeleton, videos, frames, config, notes)
 
 
@@ -128,16 +128,20 @@ def _skeleton(config: Path, settings: dict[str, Any], notes: list[str]) -> Skele
         raise FormatError(f"{config}: {error}") from error
 
 
-def _find_videos(config: Path, settings: dict[str, Any], root: Path | None, notes: list[str]) -> dict[str, Path | None]:
-    """The project's videos by the name of their folder in ``labeled-data``; None for those that are not found."""
+def _find_videos(config: Path, settings: dict[str, Any], root: Path | None, notes: list[str]) -> dict[str, Path]:
+    """The project's videos by the name of their folder in ``labeled-data``; those that are not found, where they should be."""
     sets = settings.get("video_sets") or {}
     if not isinstance(sets, dict):
         raise FormatError(f"{config}: 'video_sets' is not a mapping from videos to their crop; correct it as DeepLabCut writes it.")
     finder, beside = Finder(config.parent, root), Finder(config.parent / "videos")
-    videos: dict[str, Path | None] = {}
+    videos: dict[str, Path] = {}
+    found: set[str] = set()
     for written, details in sets.items():
         file = PurePosixPath(str(written).replace("\\", "/"))
-        videos[file.stem] = videos.get(file.stem) or finder.find(str(written)) or beside.find(file.name)
+        if file.stem not in found:
+            path = finder.find(str(written)) or beside.find(file.name)
+            found |= {file.stem} if path is not None else set()
+            videos[file.stem] = path or beside.expected(file.name)
         crop = details.get("crop", "") if isinstance(details, dict) else ""
         corner = [part.strip() for part in str(crop).split(",")][::2]
         if len(corner) == 2 and any(part not in ("0", "0.0") for part in corner):
@@ -145,11 +149,11 @@ def _find_videos(config: Path, settings: dict[str, Any], root: Path | None, note
                 f"{config}: the images of {file.stem} are cut out of the video at ({corner[0]}, {corner[1]}) if 'crop' was used; positions "
                 "count from the images' corner."
             )
-    if missing := sorted(name for name, path in videos.items() if path is None):
+    if missing := sorted(set(videos) - found):
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         notes.append(f"{config}: {len(missing)} of the project's videos are not found ({some}); their images in labeled-data are used.")
     written = settings.get("project_path")
-    if isinstance(written, str) and written and any(videos.values()) and Path(written).absolute() != config.parent:
+    if isinstance(written, str) and written and found and Path(written).absolute() != config.parent:
         notes.append(f"{config}: 'project_path' says {written}; the folder that the file lies in is used instead.")
     return videos
 

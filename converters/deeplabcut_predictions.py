@@ -1,4 +1,4 @@
-"""DeepLabCut's predictions: tables of whole videos (``.h5``, ``.csv``), and ``machinelabels`` for a person to correct.
+"""DeepLabCut's predictions of whole videos: tables, ``.h5`` and ``.csv``. Those for a person to correct are in `deeplabcut_machinelabels`.
 
 Traps of the format:
 
@@ -22,7 +22,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from converters.deeplabcut import bodyparts, is_multi_animal, read_config
 from converters.deeplabcut_tables import (
     UNIQUE,
     Column,
@@ -35,8 +34,8 @@ from converters.deeplabcut_tables import (
     write_csv,
     write_h5,
 )
-from converters.deeplabcut_writing import video_names, write_images
-from converters.files import Finder, natural_order, written_whole
+from converters.deeplabcut_writing import video_names
+from converters.files import Finder, natural_order, refuse_overwriting, written_whole
 from converters.labels import FormatError, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
 from converters.pickled import plain
 from converters.video import open_video
@@ -89,6 +88,8 @@ def write_dlc_predictions(
         raise FormatError(f"{path} would hold {len(videos)} videos, but DeepLabCut keeps one in a file; name a folder to write.")
     names = video_names(videos)
     protected = [file for video in videos for source in (video, video.original) if source is not None for file in source.paths]
+    if not to_folder:
+        refuse_overwriting(path, [*protected, *inputs])
     with ExitStack() as stack:
         scratch = _scratch(path, to_folder, stack)
         found = [_Found(stack.enter_context((scratch / str(number)).open("w+b")), len(skeleton)) for number in range(len(videos))]
@@ -330,84 +331,3 @@ def _corner(path: Path, scorer: str, notes: list[str]) -> tuple[float, float]:
         return 0.0, 0.0
     notes.append(f"{path}: the video was cropped for the analysis; positions are moved by ({x}, {y}) to count from the whole frame.")
     return corner
-
-
-# --- predictions for a person to correct ---
-
-
-def write_machinelabels(config: Path, skeleton: Skeleton, videos: Sequence[VideoSource], frames: Iterable[LabeledFrame]) -> list[str]:
-    """Put predictions into a DeepLabCut project for a person to correct, as ``extract_outlier_frames`` does.
-
-    For each video, ``labeled-data/VIDEO/`` receives the images of its frames that are not there yet, ``machinelabels-iterN.h5`` (N is the
-    project's ``iteration``) and ``machinelabels.csv``; DeepLabCut's GUI shows them, and saves what was corrected as labels.
-
-    Args:
-        config: the project's ``config.yaml``; it is not changed.
-        skeleton: has the project's keypoints, in any order.
-        videos: what ``LabeledFrame.video`` counts.
-        frames: those with predictions are written. An animal whose track is one of the project's individuals becomes this individual; the
-            others take the free ones, best first.
-
-    Returns:
-        What was left out and what is left to do, a sentence each.
-
-    Raises:
-        FormatError: other keypoints than the project's, a frame that cannot be read, or predictions of this iteration are there already.
-    """
-    config = Path(config).absolute()
-    settings = read_config(config)
-    keypoints = bodyparts(config, settings)
-    if sorted(keypoints) != sorted(skeleton.keypoints):
-        raise FormatError(
-            f"{config}: its keypoints are {', '.join(keypoints)}, the predictions' {', '.join(skeleton.keypoints)}; use the project that "
-            "the model was trained on."
-        )
-    order = [skeleton.keypoints.index(name) for name in keypoints]
-    individuals = [str(name) for name in settings.get("individuals") or ["animal1"]] if is_multi_animal(settings) else None
-    iteration = str(settings.get("iteration") or "0")
-    chosen: dict[int, list[LabeledFrame]] = {}
-    for frame in frames:
-        if frame.predicted:
-            chosen.setdefault(frame.video, []).append(frame)
-    names = video_names(videos)
-    folders = {video: config.parent / "labeled-data" / names[video] for video in chosen}
-    tables = {video: folder / f"machinelabels-iter{iteration}.h5" for video, folder in folders.items()}
-    if there := [file for file in tables.values() if file.exists()]:
-        raise FormatError(f"{there[0]} exists already; have it corrected first, or move it away.")
-    columns = columns_of(SCORER, individuals, keypoints, _COORDS)
-    known = {re.split(r"[/\\]", str(written))[-1].rpartition(".")[0] for written in settings.get("video_sets") or ()}
-    notes, left = [], 0
-    for video, mine in sorted(chosen.items()):
-        mine.sort(key=lambda frame: frame.index)
-        images, _ = write_images(folders[video], videos[video], [frame.index for frame in mine])
-        values = np.full((len(mine), len(individuals or [0]), len(keypoints), 3), np.nan)
-        for row, frame in enumerate(mine):
-            for place, animal in _placed(frame.predicted, individuals or ["animal"]).items():
-                scores = np.where(animal.labelled, animal.point_scores, np.nan)
-                values[row, place] = np.column_stack([animal.points, scores])[order]
-            left += max(0, len(frame.predicted) - values.shape[1])
-        index, flat = [("labeled-data", names[video], image) for image in images], values.reshape(len(mine), -1)
-        with written_whole(folders[video] / "machinelabels.csv") as csv, written_whole(tables[video]) as h5:
-            write_csv(csv, columns, index, [flat])
-            write_h5(h5, columns, index, [flat], {})
-        if names[video] not in known:
-            notes.append(f"{config}: 'video_sets' does not name {names[video]}; add it with deeplabcut.add_new_videos.")
-    if left:
-        most = len(individuals or [0])
-        notes.append(f"{config}: the project is for {most} animal{'s' if most > 1 else ''}; {left} predicted ones are left out.")
-    return notes
-
-
-def _placed(animals: Sequence[PredictedInstance], individuals: list[str]) -> dict[int, PredictedInstance]:
-    """Which individual each animal becomes."""
-    placed: dict[int, PredictedInstance] = {}
-    rest: list[PredictedInstance] = []
-    for animal in sorted(animals, key=lambda animal: -animal.score):
-        place = individuals.index(animal.track) if animal.track in individuals else -1
-        if place >= 0 and place not in placed:
-            placed[place] = animal
-        else:
-            rest.append(animal)
-    free = (place for place in range(len(individuals)) if place not in placed)
-    placed.update(zip(free, rest, strict=False))
-    return placed

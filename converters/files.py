@@ -77,8 +77,7 @@ def written_whole(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
         FormatError: ``path`` is one of ``inputs``, is a folder, or its folder is missing or not writable.
     """
     path = path.absolute()
-    if any(_same_file(path, other) for other in inputs):
-        raise FormatError(f"{path} is one of the inputs and would be overwritten; give the output another name.")
+    refuse_overwriting(path, inputs)
     if path.is_dir():
         raise FormatError(f"{path} is a folder; name a file to write.")
     try:
@@ -95,6 +94,12 @@ def written_whole(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def refuse_overwriting(path: Path, inputs: Iterable[Path]) -> None:
+    """FormatError if ``path`` is one of ``inputs``, by whatever name."""
+    if any(_same_file(path, other) for other in inputs):
+        raise FormatError(f"{path} is one of the inputs and would be overwritten; give the output another name.")
 
 
 def natural_order(path: Path) -> list[tuple[int, int | str]]:

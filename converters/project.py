@@ -7,14 +7,15 @@
 | ``config.yaml``, or its folder | DeepLabCut project | a new project | |
 | ``.json`` | COCO keypoints; results, where ``annotations`` is given | labels | results |
 | ``.analysis.h5`` | SLEAP analysis file, also one called ``.h5`` | the same | the same |
-| ``.h5`` ``.csv`` | DeepLabCut predictions | | the same |
+| ``.h5`` ``.csv`` | DeepLabCut predictions | | the same; of each video, where ``path`` is a folder |
 
 Traps: names lie, so what a name promises is checked before a library sees the file, and what libraries raise is turned into one sentence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,16 @@ from converters.labels import FormatError, LabeledFrame, Labels, Skeleton, Video
 
 SLEAP, PACKAGE, DLC, COCO, ANALYSIS, DLC_PREDICTIONS = "SLEAP", "SLEAP package", "DeepLabCut", "COCO", "SLEAP analysis", "DLC predictions"
 
+_ENDINGS = {
+    ".pkg.slp": PACKAGE,
+    ".slp": SLEAP,
+    ".analysis.h5": ANALYSIS,
+    ".h5": DLC_PREDICTIONS,
+    ".csv": DLC_PREDICTIONS,
+    ".json": COCO,
+    ".yaml": DLC,
+    ".yml": DLC,
+}
 _KNOWN = (
     ".slp or .pkg.slp (SLEAP), config.yaml (DeepLabCut), .json (COCO), .analysis.h5 (SLEAP analysis), .h5 or .csv (DeepLabCut predictions)"
 )
@@ -34,15 +45,28 @@ def format_of(path: Path) -> str:
         FormatError: the ending is none of those known.
     """
     name = path.name.lower()
-    endings = {".pkg.slp": PACKAGE, ".slp": SLEAP, ".analysis.h5": ANALYSIS, ".h5": DLC_PREDICTIONS, ".csv": DLC_PREDICTIONS}
-    endings |= {".json": COCO, ".yaml": DLC, ".yml": DLC}
-    found = next((kind for ending, kind in endings.items() if name.endswith(ending)), None)
+    found = next((kind for ending, kind in _ENDINGS.items() if name.endswith(ending)), None)
     if path.is_dir() or (found is None and not path.suffix and not path.exists()):
         return DLC
     if found is None:
         ending = f"ends in {path.suffix}" if path.suffix else "has no ending"
         raise FormatError(f"{path} {ending}, which is no known format; known are {_KNOWN}.")
     return found
+
+
+def is_project(path: Path) -> bool:
+    """Whether this project reads labels or predictions from a path, by its name; of a folder, whether it is a DeepLabCut project."""
+    path = Path(path)
+    if path.is_dir():
+        return (path / "config.yaml").is_file()
+    return path.name.lower().endswith(tuple(_ENDINGS))
+
+
+def project_title(path: Path) -> str:
+    """A project's name: that of its file without the ending; of a DeepLabCut project, its folder's."""
+    if format_of(path) == DLC:
+        return (path if path.is_dir() else path.absolute().parent).resolve().name
+    return path.stem.removesuffix(".pkg").removesuffix(".analysis")
 
 
 def read_project(
@@ -165,7 +189,7 @@ def write_predictions(
 
     Args:
         path: a name that ends in ``.slp``, ``.json`` (COCO results), ``.analysis.h5``, or ``.h5`` or ``.csv`` (DeepLabCut). An existing
-            file is replaced.
+            file is replaced. A folder receives DeepLabCut's files for each video.
         skeleton: what the instances' points are.
         videos: what ``LabeledFrame.video`` counts.
         frames: read once, while writing.
@@ -180,7 +204,7 @@ def write_predictions(
     """
     path = Path(path)
     kind = format_of(path)
-    if kind == DLC:
+    if kind == DLC and path.suffix.lower() in (".yaml", ".yml"):
         raise FormatError(f"{path} would be a DeepLabCut project, which holds labels; name a .h5 or .csv file for DeepLabCut predictions.")
     arguments = path, skeleton, videos, frames, provenance, inputs
     if kind == COCO:
@@ -191,10 +215,30 @@ def write_predictions(
         from converters.sleap_analysis import write_analysis
 
         return write_analysis(*arguments)
-    if kind == DLC_PREDICTIONS:
+    if kind in (DLC, DLC_PREDICTIONS):
         from converters.deeplabcut_predictions import write_dlc_predictions
 
         return write_dlc_predictions(*arguments)
     from converters.sleap import write_slp
 
     return write_slp(*arguments)
+
+
+def check_predictions(
+    path: Path, skeleton: Skeleton, videos: Sequence[VideoSource], frames: Iterable[LabeledFrame], inputs: Iterable[Path] = ()
+) -> None:
+    """Raise what `write_predictions` would, before there are predictions: the same is done with empty frames, and given up before the end.
+
+    Arguments and errors are those of `write_predictions`; an existing file stays as it is.
+    """
+
+    def until_the_end() -> Iterator[LabeledFrame]:
+        yield from frames
+        raise _Enough
+
+    with suppress(_Enough):
+        write_predictions(path, skeleton, videos, until_the_end(), {}, inputs)
+
+
+class _Enough(Exception):
+    """Ends the writing of a file that is not wanted."""

@@ -290,25 +290,28 @@ def evaluate(
     """Compare a file of predictions with a file of labels.
 
     Every labelled frame counts, and one that the predictions lack is missed; predictions on other frames are not judged. Videos are paired
-    by path, else by name, else by being the only ones; images by file; keypoints by name.
+    by path, else by name, else by being the only ones; images by file, else by their numbers in the video that they were taken from;
+    keypoints by name. Neither videos nor images need to be there.
 
     Args:
-        labels: a labelled project, or its path.
-        predictions: predictions, or their path. People's labels in it are not judged.
+        labels: a labelled project, or its path, in any format.
+        predictions: predictions, or their path, in any format. People's labels in it are not judged. COCO results belong to the COCO labels
+            that ``labels`` names.
         video_root: where videos named in the files are looked for next.
         padding: see ``animal_areas``.
 
     Raises:
-        FormatError: a file cannot be read, holds no labels, or the two have no keypoint or no video in common.
+        FormatError: a file cannot be read, holds no labels, or the two have no keypoint or no video in common, or no image by its id.
     """
-    truth, guess = _read(labels, video_root), _read(predictions, video_root)
+    truth, guess = _read(labels, video_root), _read(predictions, video_root, labels)
     truth_name, guess_name = truth.path or "the labels", guess.path or "the predictions"
     if not any(frame.instances for frame in truth.labelled_frames):
         raise FormatError(
             f"{truth_name}: no animal is labelled in it. The labels come first, then the predictions: are the two in that order?"
         )
     pairs: list[tuple[list[LabeledFrame], list[LabeledFrame]]]
-    common, warnings = _common_keypoints(truth, guess, truth_name, guess_name)
+    common, left_out = _common_keypoints(truth, guess, truth_name, guess_name)
+    warnings = [*truth.notes, *guess.notes, *left_out]
     columns = [truth.skeleton.keypoints.index(name) for name in common]
     guess_columns = [guess.skeleton.keypoints.index(name) for name in common]
     if not any(frame.predicted for frame in guess.frames):
@@ -329,12 +332,22 @@ def evaluate(
     return dataclasses.replace(evaluate_poses(true_poses, predicted, common, padding=padding), warnings=warnings)
 
 
-def _read(source: Labels | Path | str, video_root: Path | None) -> Labels:
+def _read(source: Labels | Path | str, video_root: Path | None, labels: Labels | Path | str | None = None) -> Labels:
+    """``labels``: where ``source`` holds predictions, the labels that these are compared with."""
     if isinstance(source, Labels):
         return source
-    from converters import read_project
+    from converters.coco_results import is_coco_results
+    from converters.project import COCO, format_of, read_project
 
-    return read_project(Path(source), video_root)
+    path, annotations = Path(source), labels.path if isinstance(labels, Labels) else Path(labels) if labels is not None else None
+    if labels is None or not (path.is_file() and format_of(path) == COCO and is_coco_results(path)):
+        return read_project(path, video_root, require_videos=False)
+    if annotations is None or annotations.is_dir() or format_of(annotations) != COCO:
+        raise FormatError(
+            f"{path} holds COCO results, which call images by the ids of COCO labels, and {annotations or 'what is given first'} holds no "
+            "COCO labels; give those, or predict into a .slp file."
+        )
+    return read_project(path, video_root, annotations=annotations)
 
 
 def _common_keypoints(truth: Labels, guess: Labels, truth_name: object, guess_name: object) -> tuple[list[str], list[str]]:

@@ -3,13 +3,15 @@
 The two files rarely name a video the same way: predictions hold absolute paths, projects relative ones; a project moves to another machine;
 images are embedded. A *unit* is what carries one name: a whole video file, or one image of a sequence (a sequence may be a subset of the
 other's). Units are paired at the first of these names that is unambiguous in both files: full path, original path of embedded images,
-folder and file name, file name.
+folder and file name, file name, file name without its suffix. Images that were taken from a video are paired as images where both files
+have images, and else by their numbers in that video.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from pathlib import Path
 
 from converters.labels import FormatError, LabeledFrame, Labels, VideoSource
@@ -43,7 +45,11 @@ def _name(video: VideoSource, image: int) -> Hashable | None:
     return _file(_shown(video), image).name
 
 
-NAMES: tuple[Name, ...] = (_full, _original, _folder_and_name, _name)
+def _stem(video: VideoSource, image: int) -> Hashable | None:
+    return _file(_shown(video), image).stem, _is_sequence(video)
+
+
+NAMES: tuple[Name, ...] = (_full, _original, _folder_and_name, _name, _stem)
 
 
 def _is_sequence(video: VideoSource) -> bool:
@@ -92,23 +98,61 @@ def frame_pairs(truth: Labels, guess: Labels, strict: bool = True) -> list[tuple
 
     Raises FormatError when the files have no video in common and ``strict``.
     """
-    pairs = paired_units(truth, guess)
-    by_order = not pairs and len(truth.videos) == len(guess.videos) == 1
-    if strict and not pairs and not by_order:
-        raise FormatError(
-            f"{truth.path or 'The labels'} and {guess.path or 'the predictions'} have no video in common: "
-            f"{_some_names(truth)} against {_some_names(guess)}. Predict on the labelled videos, or rename one of them."
-        )
+    by_order = False
+    pairs, behind = paired_units(truth, guess), paired_units(_behind(truth), _behind(guess))
+    if not pairs and not behind:
+        by_order = _alike(truth.videos, guess.videos)
+        if strict and not by_order:
+            raise FormatError(
+                f"{truth.path or 'The labels'} and {guess.path or 'the predictions'} have no video in common: "
+                f"{_some_names(truth)} against {_some_names(guess)}. Predict on the labelled videos, or rename one of them."
+            )
+    direct = _found(truth, guess, pairs, by_order)
+    indirect = _found(_behind(truth), _behind(guess), behind)
+    frames: dict[tuple[int, int], tuple[list[LabeledFrame], list[LabeledFrame]]] = {}
+    for frame, here, there in zip(truth.labelled_frames, direct, indirect, strict=True):
+        guesses = here if here is not None else there if there is not None else []
+        frames.setdefault((frame.video, frame.index), ([], guesses))[0].append(frame)
+    return list(frames.values())
+
+
+def _behind(labels: Labels) -> Labels:
+    """The same frames, numbered in the videos that images were taken from, where these are known."""
+    places = {video: number for number, video in enumerate(labels.videos) if video.kind == "file"}
+    taken = {number: v.original for number, v in enumerate(labels.videos) if v.kind == "images" and v.original is not None}
+    videos = list(labels.videos)
+    for original in taken.values():
+        if places.setdefault(original, len(videos)) == len(videos):
+            videos.append(original)
+    frames = []
+    for frame in labels.frames:
+        source, index = labels.videos[frame.video].in_original(frame.index)
+        known = frame.video in taken and source is taken[frame.video]  # an image's name may hold no number
+        frames.append(replace(frame, video=places[source], index=index) if known else frame)
+    return replace(labels, videos=videos, frames=frames)
+
+
+def _alike(ours: list[VideoSource], theirs: list[VideoSource]) -> bool:
+    """Whether each has one video only and, by its kind and number of images, these may be the same under different names."""
+    if len(ours) != 1 or len(theirs) != 1:
+        return False
+    a, b = ours[0], theirs[0]
+    return _is_sequence(a) == _is_sequence(b) and len(_shown(a).paths) == len(_shown(b).paths)
+
+
+def _found(truth: Labels, guess: Labels, pairs: dict[Unit, Unit], by_order: bool = False) -> list[list[LabeledFrame] | None]:
+    """For each labelled frame the same frame in the predictions; None where its video or image has no partner."""
+
+    def place(labels: Labels, frame: LabeledFrame) -> tuple[Unit, int]:
+        unit = (0, -1) if by_order else _unit(labels, frame)
+        return unit, frame.index if unit[1] < 0 else 0
+
     guesses: dict[tuple[Unit, int], list[LabeledFrame]] = defaultdict(list)
     for frame in guess.frames:
-        unit = _unit(guess, frame) if not by_order else (0, -1)
-        guesses[unit, frame.index if unit[1] < 0 else 0].append(frame)
-    frames: dict[tuple[Unit, int], list[LabeledFrame]] = defaultdict(list)
-    for frame in truth.labelled_frames:
-        unit = _unit(truth, frame) if not by_order else (0, -1)
-        frames[unit, frame.index if unit[1] < 0 else 0].append(frame)
-    other = pairs if not by_order else {(0, -1): (0, -1)}
-    return [(held, guesses.get((other[unit], number), []) if unit in other else []) for (unit, number), held in frames.items()]
+        guesses[place(guess, frame)].append(frame)
+    partners = {(0, -1): (0, -1)} if by_order else pairs
+    places = [place(truth, frame) for frame in truth.labelled_frames]
+    return [guesses.get((partners[unit], number), []) if unit in partners else None for unit, number in places]
 
 
 def _some_names(labels: Labels) -> str:

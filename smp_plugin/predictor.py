@@ -9,23 +9,23 @@ import signal
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from converters import FormatError, LabeledFrame, PredictedInstance, VideoSource, read_project, write_predictions
-from converters.video import Video, open_video, video_source
+from converters import FormatError, LabeledFrame, PredictedInstance, Skeleton, write_predictions
+from converters.conversion import Contents, lost
+from converters.deeplabcut_machinelabels import write_machinelabels
+from converters.video import Video, open_video
 from smp_plugin import __version__
 from smp_plugin.checkpoint import Checkpoint, load_model
-from smp_plugin.config import parse_ranges, set_value, to_dict
+from smp_plugin.config import set_value, to_dict
 from smp_plugin.drawing import OverlayWriter
 from smp_plugin.inference import FramePoses, choose_device, infer
+from smp_plugin.jobs import MACHINELABELS, Job, check, is_folder, plan
 from smp_plugin.progress import Reporter, Task
-
-PROJECT_SUFFIXES = (".slp",)
 
 
 class Predictor:
@@ -101,24 +101,11 @@ def ahead(items: Iterable[Any], depth: int) -> Iterator[Any]:
         thread.join()
 
 
-@dataclass
-class _Job:
-    """What is predicted into one output: ``wanted`` holds per video the frame numbers, ascending."""
-
-    output: Path
-    videos: list[VideoSource]
-    wanted: list[list[int] | range]
-    inputs: list[Path] = field(default_factory=list)
-
-    @property
-    def total(self) -> int:
-        return sum(len(w) for w in self.wanted)
-
-
 def predict(
     inputs: list[Path],
     output: Path,
     *,
+    suffix: str | None = None,
     model: Path | None = None,
     config_overrides: dict[str, object] | None = None,
     frames: str | None = None,
@@ -127,18 +114,23 @@ def predict(
     overlay: Path | None = None,
     reporter: Reporter | None = None,
 ) -> list[Path]:
-    """Predict videos, image folders or projects.
+    """Predict videos, image folders or projects. What can be known to fail fails before anything is predicted.
 
     Args:
-        inputs: videos, image folders, images, or SLEAP projects.
-        output: a ``.slp`` file for all inputs together, or a folder, which may be new, for one file per input.
+        inputs: videos, image folders, images, or projects of any format.
+        output: a file for all inputs together, in the format that its name says: ``.slp``, ``.json`` (COCO results), ``.analysis.h5``
+            (SLEAP analysis), ``.h5`` or ``.csv`` (DeepLabCut); the last three hold one video. Or a folder, which may be new, for one file
+            per input or video. Or ``labeled-data`` of a DeepLabCut project, for a person to correct the predictions there
+            (``machinelabels``): they are made for images without labels, and for frames of videos that ``frames`` numbers.
+        suffix: the format in a folder, one of the endings above without the first dot; default "slp". With "h5" or "csv" files are called
+            as DeepLabCut calls them.
         model: a run folder or model file; default the newest finished run under ``runs/``.
         config_overrides: settings by key, such as ``{"predict.min_score": 0.3}``.
         frames: "all", "labeled", "unlabeled" or ranges like "0-999,1500"; default all of a video, the unlabelled ones of a project.
         overlay: an mp4 with the poses drawn on the frames.
 
     Returns:
-        The files written, each whole.
+        The outputs written, each file whole.
 
     Raises:
         FormatError: bad input.
@@ -152,12 +144,15 @@ def predict(
     where, why = choose_device(device)
     reporter.say(f"model: {path} ({', '.join(checkpoint.skeleton.keypoints)})" + ("" if model else ", the newest finished run"))
     reporter.say(why)
-    jobs = _jobs(inputs, output, frames, video_root, checkpoint, reporter)
+    skeleton = checkpoint.skeleton
+    jobs = plan(inputs, output, suffix, frames, video_root, skeleton, reporter)
     if overlay:
         _check_overlay(overlay, jobs)
-    predictor = Predictor(checkpoint, where)
+    with _folder_for(output):
+        check(jobs, skeleton)
+    predictor, contents, notes = Predictor(checkpoint, where), Contents(), []
     with _stoppable() as stopped, contextlib.ExitStack() as stack:
-        drawn = stack.enter_context(OverlayWriter(overlay, checkpoint.skeleton, _fps(jobs[0]))) if overlay else None
+        drawn = stack.enter_context(OverlayWriter(overlay, skeleton, _fps(jobs[0]))) if overlay else None
         task = stack.enter_context(reporter.task("predicting", sum(j.total for j in jobs), "frames"))
         written, done = [], 0
         for job in jobs:
@@ -166,11 +161,17 @@ def predict(
             started = time.time()
             provenance = _provenance(checkpoint, path, job, started)
             with contextlib.closing(_predicted(predictor, job, drawn, task, done, stopped, reporter)) as made:
-                write_predictions(job.output, checkpoint.skeleton, job.videos, made, provenance, job.inputs)
+                notes += _write(job, skeleton, _counted(made, contents), provenance)
             written.append(job.output)
             done += job.total
-    for job_output in written:
+    if jobs[0].kind != MACHINELABELS:
+        notes += lost(contents, skeleton, jobs[0].kind, inputs[0].name, jobs[0].output if len(jobs) == 1 else output)
+    for note in notes:
+        reporter.warn(note)
+    for job_output in dict.fromkeys(written):
         reporter.say(f"written: {job_output}")
+    if jobs[0].kind == MACHINELABELS:
+        reporter.say("to correct them: open each folder's machinelabels in deeplabcut.refine_labels, save, call deeplabcut.merge_datasets")
     if overlay:
         reporter.say(f"written: {overlay}")
     if stopped.is_set():
@@ -187,7 +188,7 @@ def newest_run(folder: Path = Path("runs")) -> Path:
 
 
 def _predicted(
-    predictor: Predictor, job: _Job, drawn: OverlayWriter | None, task: Task, done: int, stopped: threading.Event, reporter: Reporter
+    predictor: Predictor, job: Job, drawn: OverlayWriter | None, task: Task, done: int, stopped: threading.Event, reporter: Reporter
 ) -> Generator[LabeledFrame, None, None]:
     for number, (source, wanted) in enumerate(zip(job.videos, job.wanted, strict=True)):
         with open_video(source) as video:
@@ -243,33 +244,34 @@ def _stoppable() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def _jobs(
-    inputs: list[Path], output: Path, frames: str | None, video_root: Path | None, checkpoint: Checkpoint, reporter: Reporter
-) -> list[_Job]:
-    separate = output.is_dir() or output.suffix == ""
-    jobs: list[_Job] = []
-    names: set[str] = set()
-    for path in inputs:
-        videos, wanted = _frames_of(path, frames, video_root, checkpoint, reporter)
-        if separate:
-            name = path.name.removesuffix(path.suffix).removesuffix(".pkg") if path.is_file() else path.name
-            while name in names:
-                name += "_"
-            names.add(name)
-            jobs.append(_Job(output / f"{name}.predictions.slp", videos, wanted, [path]))
-        elif jobs:
-            jobs[0].videos += videos
-            jobs[0].wanted += wanted
-            jobs[0].inputs.append(path)
-        else:
-            jobs.append(_Job(output, videos, wanted, [path]))
-    if not sum(j.total for j in jobs):
-        raise FormatError(
-            f"{', '.join(map(str, inputs))}: no frames are asked for with --frames {frames or 'unlabeled'}; try --frames all."
-        )
-    if separate:
-        _make_folder(output, "-o")
-    return jobs
+def _write(job: Job, skeleton: Skeleton, frames: Iterable[LabeledFrame], provenance: dict[str, Any]) -> list[str]:
+    """What was left out, a sentence each."""
+    if job.kind == MACHINELABELS:
+        return write_machinelabels(job.config, skeleton, job.videos, frames)
+    write_predictions(job.output, skeleton, job.videos, frames, provenance, job.inputs)
+    return []
+
+
+def _counted(frames: Iterable[LabeledFrame], contents: Contents) -> Iterator[LabeledFrame]:
+    for frame in frames:
+        contents.add(frame)
+        yield frame
+
+
+@contextlib.contextmanager
+def _folder_for(output: Path) -> Iterator[None]:
+    """Make the folder that files are written to, and remove it again if anything is raised."""
+    if output.exists() or not is_folder(output):
+        yield
+        return
+    new = [folder for folder in (output, *output.parents) if not folder.exists()]
+    _make_folder(output, "-o")
+    try:
+        yield
+    except FormatError:
+        for folder in new:
+            folder.rmdir()
+        raise
 
 
 def _make_folder(folder: Path, flag: str) -> None:
@@ -279,7 +281,7 @@ def _make_folder(folder: Path, flag: str) -> None:
         raise FormatError(f"{flag} {folder}: the folder can't be made ({error.strerror}); choose one that you may write to.") from error
 
 
-def _check_overlay(overlay: Path, jobs: list[_Job]) -> None:
+def _check_overlay(overlay: Path, jobs: list[Job]) -> None:
     """Before anything is predicted: an overlay must not replace what is read, and its folder must exist."""
     read = [p for job in jobs for p in (*job.inputs, *(q for video in job.videos for q in video.paths))]
     if overlay.resolve() in {p.resolve() for p in read}:
@@ -289,58 +291,12 @@ def _check_overlay(overlay: Path, jobs: list[_Job]) -> None:
         raise FormatError(f"--overlay {overlay}: the folder can't be written to; choose one that you may write to.")
 
 
-def _frames_of(
-    path: Path, frames: str | None, video_root: Path | None, checkpoint: Checkpoint, reporter: Reporter
-) -> tuple[list[VideoSource], list[list[int] | range]]:
-    """Videos of one input and the frames wanted of each."""
-    if path.suffix.lower() not in PROJECT_SUFFIXES:
-        if frames in ("labeled", "unlabeled"):
-            raise FormatError(f"--frames {frames}: {path} is no project and has no labels; give a project, or --frames all or 0-999.")
-        source = video_source(path)
-        chosen = _numbers(source, frames or "all", set(), path)
-        reporter.say(f"{path}: {len(chosen):,} frames")
-        return [source], [chosen]
-    labels = read_project(path, video_root)
-    if labels.skeleton.keypoints != checkpoint.skeleton.keypoints:
-        raise FormatError(
-            f"{path}: its keypoints are {', '.join(labels.skeleton.keypoints)}, "
-            f"those of the model {', '.join(checkpoint.skeleton.keypoints)}; "
-            "choose a model that was trained on this skeleton with --model."
-        )
-    wanted: list[list[int] | range] = []
-    for number, source in enumerate(labels.videos):
-        labelled = {f.index for f in labels.labelled_frames if f.video == number}
-        wanted.append(_numbers(source, frames or "unlabeled", labelled, path))
-    reporter.say(
-        f"{path}: {sum(len(w) for w in wanted):,} frames ({frames or 'unlabeled, as for any project'}) of {len(labels.videos)} videos"
-    )
-    return labels.videos, wanted
-
-
-def _numbers(source: VideoSource, frames: str, labelled: set[int], path: Path) -> list[int] | range:
-    with open_video(source) as video:
-        existing = video.frame_numbers
-    if frames == "all":
-        return existing if isinstance(existing, range) else list(existing)
-    if frames == "labeled":
-        return sorted(labelled)
-    if frames == "unlabeled":
-        return [i for i in existing if i not in labelled]
-    wanted = parse_ranges(frames)
-    last = max(existing, default=-1)
-    for _, end in wanted:
-        if end > last:
-            raise FormatError(f"--frames {frames}: {path} has {len(existing):,} frames (0-{last}); frame {end} does not exist.")
-    chosen = {i for a, b in wanted for i in range(a, b + 1)}
-    return [i for i in existing if i in chosen]
-
-
-def _fps(job: _Job) -> float:
+def _fps(job: Job) -> float:
     with open_video(job.videos[0]) as video:
         return video.fps or 25.0
 
 
-def _provenance(checkpoint: Checkpoint, path: Path, job: _Job, started: float) -> dict[str, Any]:
+def _provenance(checkpoint: Checkpoint, path: Path, job: Job, started: float) -> dict[str, Any]:
     import sys
 
     return {

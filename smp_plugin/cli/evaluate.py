@@ -29,7 +29,8 @@ EPILOG = "Example:  smp-evaluate heldout.slp heldout.predictions.slp"
 def command(state: _common.State, labels: Path, predictions: Path, **options: Any) -> None:
     """Compare PREDICTIONS with LABELS: average precision, points found, pixel errors, animals missed and invented.
 
-    Every labelled frame counts; one that is not among the predictions is missed.
+    Both may be of any format: .slp, config.yaml (DeepLabCut), .json (COCO; results with their labels), .analysis.h5, .h5, .csv. Every
+    labelled frame counts; one that is not among the predictions is missed.
     """
     state.reporter = Reporter(json=options["as_json"])
     for path in (labels, predictions):

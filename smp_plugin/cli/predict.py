@@ -10,6 +10,7 @@ from typing import Any
 import rich_click as click
 
 from converters.labels import FormatError
+from converters.project import is_project, project_title
 from smp_plugin.cli import _common
 from smp_plugin.config import parse_ranges
 from smp_plugin.progress import Reporter
@@ -17,11 +18,13 @@ from smp_plugin.progress import Reporter
 FILE = click.Path(path_type=Path)
 
 EPILOG = "Example:  smp-predict video.mp4 -o video.predictions.slp --model runs/flies --overlay video.poses.mp4"
+FORMATS = ("slp", "h5", "csv", "json", "analysis.h5")
 
 
 @click.command("smp-predict", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.argument("inputs", type=FILE, nargs=-1, required=True)
-@click.option("-o", "--output", type=FILE, metavar="FILE", help="What to write (default: INPUT.predictions.slp beside the input).")
+@click.option("-o", "--output", type=FILE, metavar="FILE|DIR", help="What to write (default: INPUT.predictions.slp beside the input).")
+@click.option("--format", "suffix", type=click.Choice(FORMATS), help="Format in a folder (default: slp); a file's name says its own.")
 @click.option("--model", type=FILE, metavar="RUN|FILE", help="Run folder or model.pt (default: the newest finished run under runs/).")
 @click.option("--frames", metavar="WHICH", help="all | labeled | unlabeled | 0-999,1500 (default: all; of a project: unlabeled).")
 @click.option("--video-root", type=FILE, metavar="DIR", help="Where the project's videos and images are looked for next.")
@@ -32,12 +35,16 @@ EPILOG = "Example:  smp-predict video.mp4 -o video.predictions.slp --model runs/
 @_common.device_option
 @click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Frames a batch.")
 @_common.output_options
-@click.option_panel("Input and output", options=["--output", "--model", "--frames", "--video-root", "--overlay"])
+@click.option_panel("Input and output", options=["--output", "--format", "--model", "--frames", "--video-root", "--overlay"])
 @click.option_panel("Poses", options=["--max-animals", "--min-score", "--refine"])
 @click.option_panel("Machine and messages", options=["--device", "--batch", "--quiet", "--json", "--help"])
 @click.pass_obj
 def command(state: _common.State, **options: Any) -> None:
-    """Predict poses in videos, image folders, or the frames of a project."""
+    """Predict poses in videos, image folders, or the frames of a project (.slp, .pkg.slp, config.yaml, COCO .json).
+
+    The output's name says its format: .slp for all inputs together; .json (COCO results); .analysis.h5 (SLEAP) or .h5, .csv (DeepLabCut) of
+    one video; a folder: a file for each. PROJECT/labeled-data puts predictions into a DeepLabCut project for a person to correct.
+    """
     reporter = state.reporter = Reporter(quiet=options["quiet"], json=options["as_json"])
     inputs = [_common.existing(path) for path in options["inputs"]]
     if options["model"] is not None:
@@ -48,13 +55,14 @@ def command(state: _common.State, **options: Any) -> None:
             raise FormatError(f"--frames is {frames!r}; write all, labeled, unlabeled, or numbers like 0-999,1500.")
         parse_ranges(frames)
     overrides = {f"predict.{name}": options[name] for name in ("min_score", "max_animals", "batch", "refine") if options[name] is not None}
-    output = options["output"] or _default_output(inputs)
+    output = options["output"] or _default_output(inputs, options["suffix"])
 
     from smp_plugin import predictor
 
     predictor.predict(
         inputs,
         output,
+        suffix=options["suffix"],
         model=options["model"],
         config_overrides=overrides,
         frames=frames,
@@ -65,10 +73,14 @@ def command(state: _common.State, **options: Any) -> None:
     )
 
 
-def _default_output(inputs: list[Path]) -> Path:
+def _default_output(inputs: list[Path], suffix: str | None) -> Path:
     if len(inputs) > 1:
         raise click.UsageError("Several inputs need -o: where to write the predictions.")
-    return inputs[0].with_name(f"{inputs[0].name.removesuffix('.slp').removesuffix('.pkg')}.predictions.slp")
+    (path,) = inputs
+    if suffix in ("h5", "csv"):
+        return path.parent  # where DeepLabCut looks for them
+    name = project_title(path) if is_project(path) else path.absolute().name
+    return path.parent / f"{name}.predictions.{suffix or 'slp'}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

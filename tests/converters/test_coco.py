@@ -17,7 +17,7 @@ from PIL import Image
 
 from converters import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, read_project
 from converters.coco import read_coco, write_coco
-from converters.coco_results import read_coco_results, write_coco_results
+from converters.coco_results import is_coco_results, read_coco_results, write_coco_results
 from converters.sleap import read_slp
 from converters.video import open_video
 
@@ -158,7 +158,9 @@ def test_categories(make_coco: Callable[..., Path]) -> None:
     unused = read_coco(make_coco(more(["a", "b", "c", "d"], used=False)))
     assert unused.skeleton.keypoints == SKELETON.keypoints
     path = make_coco(more(["a", "b", "c", "d"], used=True))
-    with pytest.raises(FormatError, match="several categories with different keypoints; choose one of 'mouse', 'rat' with --category"):
+    with pytest.raises(
+        FormatError, match="several categories with different keypoints; choose one of 'mouse', 'rat' .smp-convert: --category"
+    ):
         read_coco(path)
     rat = read_coco(path, category="rat")
     assert rat.skeleton.keypoints == ("a", "b", "c", "d") and [frame.index for frame in rat.frames] == [1]
@@ -178,7 +180,7 @@ def test_images_are_found(make_coco: Callable[..., Path], tmp_path: Path, make_i
 
         path = make_coco(edit, name)
         with pytest.raises(
-            FormatError, match=r"names the image .*img0.png \(and 2 more\), which is not found; give its folder with --images"
+            FormatError, match=r"names the image .*img0.png \(and 2 more\), which is not found; give its folder with --video-root"
         ):
             read_coco(path)
         photos, root = tmp_path / "photos", tmp_path / "elsewhere"
@@ -445,6 +447,10 @@ def test_results_that_do_not_fit(make_coco: Callable[..., Path], tmp_path: Path,
     path.write_text(json.dumps([3]))
     with pytest.raises(FormatError, match="'results' must be a list of objects"):
         read_coco_results(path, annotations)
+    path.write_text(json.dumps([{"image_id": 99, "category_id": 4, "keypoints": [1, 2, 1] * 3, "score": 1}]))
+    with pytest.raises(FormatError, match="none of its 1 results has keypoints and belongs to an image and a category of .*labels.json"):
+        read_coco_results(path, annotations)
+    assert is_coco_results(path) and not is_coco_results(annotations) and not is_coco_results(video_file)
 
 
 def test_memory_does_not_grow_with_the_number_of_frames(tmp_path: Path, video_file: Path) -> None:

@@ -181,7 +181,8 @@ def test_several_folders_videos_and_the_plots_of_labels(
         shutil.copy(video_file, root / "videos" / name)
     labels = read_dlc(config)
     clip = VideoSource((root / "videos" / "clip.mp4",))
-    assert [(v.kind, len(v.paths), v.original) for v in labels.videos] == [("images", 12, clip), ("images", 4, None), ("file", 1, None)]
+    gone = VideoSource((root / "videos" / "other.mp4",))
+    assert [(v.kind, len(v.paths), v.original) for v in labels.videos] == [("images", 12, clip), ("images", 4, gone), ("file", 1, None)]
     assert labels.videos[2].paths == (root / "videos" / "third.mp4",)
     assert {f.video for f in labels.frames} == {0}
     assert any("1 of the project's videos are not found (other)" in note for note in labels.notes)
@@ -474,7 +475,8 @@ def test_write_videos_of_one_name_and_without_labels(tmp_path: Path, video_file:
     notes = write_dlc(tmp_path / "out", Labels(SKELETON, videos, frames))
     assert len(notes) == 1 and "gone.png has no labels" in notes[0]
     labels = read_dlc(tmp_path / "out" / "config.yaml")
-    assert [(v.kind, v.original) for v in labels.videos] == [("images", videos[0]), ("images", None), ("file", None)]
+    gone = VideoSource((tmp_path / "out" / "videos" / "clip_2.mp4",))
+    assert [(v.kind, v.original) for v in labels.videos] == [("images", videos[0]), ("images", gone), ("file", None)]
     assert [f.instances[0].points[0, 0] for f in labels.frames] == [1, 2]
     for source in videos[:3]:
         assert source.paths[0].read_bytes() == video_file.read_bytes()

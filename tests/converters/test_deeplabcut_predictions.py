@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from converters import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, deeplabcut_predictions
 from converters.deeplabcut import read_dlc, write_dlc
-from converters.deeplabcut_predictions import SCORER, read_dlc_predictions, write_dlc_predictions, write_machinelabels
+from converters.deeplabcut_machinelabels import check_machinelabels, write_machinelabels
+from converters.deeplabcut_predictions import SCORER, read_dlc_predictions, write_dlc_predictions
 from converters.deeplabcut_tables import columns_of, write_h5
 from converters.sleap import read_slp
 
@@ -306,6 +307,22 @@ def test_machinelabels(project: Path, video_file: Path) -> None:
     labels.frames[0].predicted.append(animal())
     assert write_machinelabels(project, SKELETON, labels.videos, labels.frames[:1]) == []
     assert len(list(folder.glob("*.png"))) == 3, "images of the project stay where they are"
+
+
+def test_machinelabels_that_cannot_be_written_are_known_before(project: Path, video_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    videos = [VideoSource((video_file,))]
+    before = sorted(project.parent.rglob("*"))
+    check_machinelabels(project, SKELETON, videos)
+    assert sorted(project.parent.rglob("*")) == before
+    with pytest.raises(FormatError, match="its keypoints are nose, ear, tail, the predictions' a, b"):
+        check_machinelabels(project, Skeleton(("a", "b")), videos)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda *_: False)
+        with pytest.raises(FormatError, match="clip cannot be written to; choose a project that you may write to"):
+            check_machinelabels(project, SKELETON, videos)
+    write_machinelabels(project, SKELETON, videos, [LabeledFrame(0, 8, predicted=[animal()])])
+    with pytest.raises(FormatError, match="machinelabels-iter0.h5 exists already; have it corrected first"):
+        check_machinelabels(project, SKELETON, videos)
 
 
 def test_machinelabels_of_other_keypoints_or_videos(project: Path, video_file: Path, tmp_path: Path) -> None:

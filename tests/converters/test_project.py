@@ -20,7 +20,7 @@ from converters import (
     write_predictions,
     write_project,
 )
-from converters.project import ANALYSIS, COCO, DLC, DLC_PREDICTIONS, PACKAGE, SLEAP, format_of
+from converters.project import ANALYSIS, COCO, DLC, DLC_PREDICTIONS, PACKAGE, SLEAP, check_predictions, format_of, is_project
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,49 @@ def test_write_and_read_back(tmp_path: Path, video_file: Path) -> None:
     with pytest.raises(FormatError, match=r"ends in \.txt"):
         write_predictions(tmp_path / "p.txt", skeleton, videos, frames, {})
     with pytest.raises(FormatError, match="would be a DeepLabCut project, which holds labels"):
-        write_predictions(tmp_path / "folder", skeleton, videos, frames, {})
+        write_predictions(tmp_path / "folder/config.yaml", skeleton, videos, frames, {})
+    assert write_predictions(tmp_path / "folder", skeleton, videos, frames, {}) == 3
+    assert read_project(tmp_path / "folder" / "clipDLC_SemiMultiPose_best.h5").frames[2].predicted[0].points[0, 0] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("p.txt", r"ends in \.txt"),
+        ("p.pkg.slp", "would be a package without images"),
+        ("config.yaml", "would be a DeepLabCut project"),
+        ("two.csv", "would hold 2 videos, but DeepLabCut keeps one in a file; name a folder"),
+        ("two.analysis.h5", "can hold one video, and there are 2"),
+        ("labels.json", "is one of the inputs and would be overwritten"),
+        ("clip.h5", "is one of the inputs and would be overwritten"),
+        ("nowhere/p.slp", "choose an existing folder that you may write to"),
+        ("nowhere/p.h5", "choose an existing folder that you may write to"),
+        ("ids.json", "Frame 3 of .*clip.mp4 is no image of .*labels.json"),
+    ],
+)
+def test_what_fails_is_known_before(tmp_path: Path, video_file: Path, name: str, message: str) -> None:
+    skeleton, videos = Skeleton(("a", "b")), [VideoSource((video_file,))] * (2 if "two" in name else 1)
+    labels = tmp_path / "labels.json"
+    labels.write_text('{"images": [], "annotations": [], "categories": []}')
+    inputs = [tmp_path / "clip.h5", *([labels] if name.endswith("json") else [])]
+    with pytest.raises(FormatError, match=message):
+        check_predictions(tmp_path / name, skeleton, videos, [LabeledFrame(0, 3)], inputs)
+    assert [file.name for file in tmp_path.iterdir()] == ["labels.json"]
+
+
+@pytest.mark.parametrize("name", ["p.slp", "p.json", "p.analysis.h5", "p.h5", "p.csv", "folder"])
+def test_the_check_writes_nothing(tmp_path: Path, video_file: Path, name: str) -> None:
+    if "." in name:
+        (tmp_path / name).write_text("of before")
+    check_predictions(tmp_path / name, Skeleton(("a", "b")), [VideoSource((video_file,))], [LabeledFrame(0, 3)])
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == ([(name, "of before")] if "." in name else [])
+
+
+def test_which_inputs_are_projects(tmp_path: Path) -> None:
+    (tmp_path / "dlc").mkdir()
+    (tmp_path / "dlc" / "config.yaml").touch()
+    names = ["a.slp", "a.pkg.slp", "a.json", "a.analysis.h5", "a.csv", "dlc", "dlc/config.yaml", ".", "a.mp4", "a.png", "a"]
+    assert [name for name in names if is_project(tmp_path / name)] == names[:7]
 
 
 @pytest.mark.parametrize(

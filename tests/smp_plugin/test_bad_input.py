@@ -38,6 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, write: Callable[..., Any], 
     (folder / "cut.pt").write_bytes((trained / "model.pt").read_bytes()[:100_000])
     (folder / "text.pt").write_text("no model")
     (folder / "images").mkdir()
+    (folder / "results.json").write_text("[]")
+    (folder / "other.json").write_text('{"images": [], "annotations": [], "categories": []}')
     (folder / "broken.yaml").write_text("train: [")
     (folder / "wrong.yaml").write_text("train: {steps: many}")
     return folder
@@ -121,9 +123,20 @@ PREDICT = "good.mp4 --model model.pt -o out.slp --device cpu"
         (predict, "good.mp4 --model model.pt -o out.txt", ["out.txt", ".slp"]),
         (predict, "good.slp --model model.pt -o good.slp", ["good.slp is one of the inputs", "another name"]),
         (predict, "good.mp4 other.mp4 --model model.pt", ["-o"]),
+        (predict, "good.mp4 other.mp4 --model model.pt -o out.h5", ["out.h5 would hold 2 videos", "name a folder"]),
+        (predict, "good.mp4 other.mp4 --model model.pt -o out.analysis.h5", ["out.analysis.h5", "one video"]),
+        (predict, "good.mp4 --model model.pt -o out.pkg.slp", ["out.pkg.slp", "ends in .slp alone"]),
+        (predict, "good.mp4 --model model.pt -o config.yaml", ["config.yaml", "holds labels", ".h5"]),
+        (predict, "good.mp4 --model model.pt -o labeled-data", ["labeled-data", "no DeepLabCut project"]),
+        (predict, "good.mp4 good.mp4 --model model.pt -o new --format csv", ["-o new", "called good", "two folders"]),
+        (predict, f"{PREDICT} --format json", ["--format json", "out.slp", "name a folder"]),
+        (predict, f"{PREDICT} --format mp4", ["--format", "analysis.h5"]),
+        (predict, "results.json --model model.pt", ["results.json is a list, as COCO results are", "labels file"]),
+        (predict, "other.json --model model.pt", ["other.json", "no category with keypoints"]),
         (evaluate, "good.slp nothing.slp", ["nothing.slp", "no such file"]),
         (evaluate, "text.slp good.slp", ["text.slp", "no SLEAP project"]),
         (evaluate, "unlabelled.slp good.slp", ["unlabelled.slp"]),
+        (evaluate, "good.slp results.json", ["results.json holds COCO results", "good.slp holds no COCO labels", ".slp file"]),
     ],
 )
 def test_one_sentence_and_2(command: Any, arguments: str, words: list[str], place: Path, capsys: pytest.CaptureFixture[str]):

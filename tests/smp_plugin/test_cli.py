@@ -156,7 +156,21 @@ def test_predict_defaults(calls: list[dict[str, Any]], in_folder: Path):
     assert predict.main(["project.slp", "--quiet"]) == 0
     assert calls[0]["output"] == Path("project.predictions.slp") and calls[0]["config_overrides"] == {} and calls[0]["device"] == "auto"
     assert predict.main(["video.mp4", "--quiet"]) == 0
-    assert calls[1]["output"] == Path("video.mp4.predictions.slp") and calls[1]["frames"] is None
+    assert calls[1]["output"] == Path("video.mp4.predictions.slp") and calls[1]["frames"] is None and calls[1]["suffix"] is None
+    (in_folder / "Mice-Ann").mkdir()
+    for name in ("Mice-Ann/config.yaml", "a.pkg.slp", "b.analysis.h5", "c.json"):
+        (in_folder / name).touch()
+    for arguments, output in [
+        ("Mice-Ann", "Mice-Ann.predictions.slp"),
+        ("Mice-Ann/config.yaml", "Mice-Ann/Mice-Ann.predictions.slp"),
+        ("a.pkg.slp", "a.predictions.slp"),
+        ("b.analysis.h5", "b.predictions.slp"),
+        ("c.json --format json", "c.predictions.json"),
+        ("video.mp4 --format h5", "."),  # called by the video, where DeepLabCut looks
+        (".", f"{in_folder.name}.predictions.slp"),
+    ]:
+        assert predict.main([*arguments.split(), "--quiet"]) == 0
+        assert calls[-1]["output"] == Path(output)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 import json
 import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from converters import write_predictions, write_project
 from converters.labels import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
 from smp_plugin.metrics import (
     COCO_THRESHOLDS,
@@ -245,6 +248,76 @@ def test_evaluate_pairs_images_by_file_also_where_their_video_is_known():
     truth = Labels(SKELETON, [images], [LabeledFrame(0, n, [Instance(ANIMAL + n)]) for n in (0, 1)])
     frames = [LabeledFrame(0, 1 - n, [], [PredictedInstance(ANIMAL + n)]) for n in (0, 1)]
     assert evaluate(truth, Labels(SKELETON, [VideoSource(paths[::-1])], frames)).ap[SLEAP_S2].ap == 1
+
+
+EXTRACTED = (Path("/a/labeled-data/clip/img0007.png"), Path("/a/labeled-data/clip/img0120.png"))
+
+
+@pytest.mark.parametrize("predicted_on", ["/z/clip.mp4", "/z/clip.avi"])
+@pytest.mark.parametrize("images_are_labelled", [True, False])
+def test_evaluate_pairs_images_with_the_frames_that_they_were_taken_from(predicted_on: str, images_are_labelled: bool):
+    images, video = VideoSource(EXTRACTED, original=_video("/a/videos/clip.mp4")), _video(predicted_on)
+    sources = [(images, [(0, 7), (1, 120)]), (video, [(120, 120), (7, 7), (0, 300)])]
+    (ours, some), (theirs, others) = sources if images_are_labelled else sources[::-1]
+    truth = Labels(SKELETON, [ours], [LabeledFrame(0, i, [Instance(ANIMAL + n)]) for i, n in some])
+    guess = Labels(SKELETON, [theirs], [LabeledFrame(0, i, [], [PredictedInstance(ANIMAL + n)]) for i, n in others])
+    found = evaluate(truth, guess)
+    assert found.animals - found.missed == 2 and found.pixel_error[99] == 0
+
+
+def test_evaluate_pairs_images_as_images_where_both_have_some():
+    images = VideoSource(EXTRACTED, original=_video("/a/clip.mp4"))
+    truth = Labels(SKELETON, [images], [LabeledFrame(0, 0, [Instance(ANIMAL + 7)]), LabeledFrame(0, 1, [Instance(ANIMAL + 120)])])
+    both = [VideoSource(EXTRACTED[:1]), _video("/a/clip.mp4")]
+    frames = [LabeledFrame(0, 0, [], [PredictedInstance(ANIMAL + 7)]), LabeledFrame(1, 120, [], [PredictedInstance(ANIMAL + 120)])]
+    assert evaluate(truth, Labels(SKELETON, both, [*frames, LabeledFrame(1, 7)])).pixel_error[99] == 0
+
+
+def test_images_of_an_unknown_video_are_not_its_first_frames():
+    truth = Labels(SKELETON, [VideoSource(EXTRACTED)], [LabeledFrame(0, i, [Instance(ANIMAL)]) for i in (0, 1)])
+    with pytest.raises(FormatError, match="have no video in common"):
+        evaluate(truth, _guess([_video("/a/clip.mp4")], [(0, 0), (0, 1)]))
+
+
+def _found_everything(labels: Path, predictions: Path) -> bool:
+    found = evaluate(labels, predictions)
+    return (found.frames, found.animals, found.missed, found.invented) == (2, 2, 0, 0) and found.pixel_error[99] < 1e-6
+
+
+@pytest.mark.parametrize("name", ["p.slp", "p.analysis.h5", "p.h5", "p.json"])
+@pytest.mark.parametrize("labels", ["labels.json", "labels.slp", "labels.analysis.h5"])
+def test_evaluate_images_in_every_format(tmp_path: Path, make_images: Callable[..., list[Path]], labels: str, name: str):
+    images = [VideoSource(tuple(make_images(tmp_path / "photos", 3)))]
+    write_project(tmp_path / labels, _labels(images, [(0, 0), (0, 2)]))
+    inputs = [tmp_path / labels] if labels.endswith("json") else []
+    write_predictions(tmp_path / name, SKELETON, images, _guess(images, [(0, 0), (0, 2)]).frames, {}, inputs)
+    shutil.rmtree(tmp_path / "photos")  # figures need positions only
+    if name == "p.json" and not inputs:
+        with pytest.raises(FormatError, match=f"p.json holds COCO results, .* and .*{labels} holds no COCO labels; give those"):
+            evaluate(tmp_path / labels, tmp_path / name)
+    else:
+        assert _found_everything(tmp_path / labels, tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["p.slp", "p.analysis.h5", "p.h5", "clipDLC_Net_el.csv"])
+def test_evaluate_predictions_of_a_video_with_images_extracted_from_it(tmp_path: Path, video_file: Path, name: str):
+    clip = tmp_path / "clip.mp4"
+    shutil.copy(video_file, clip)
+    write_project(tmp_path / "dlc", _labels([_video(str(clip))], [(0, 7), (0, 30)]))
+    guess = _guess([_video(str(clip))], [(0, 30), (0, 7)])
+    write_predictions(tmp_path / name, SKELETON, guess.videos, guess.frames, {})
+    assert _found_everything(tmp_path / "dlc", tmp_path / name)
+    clip.unlink()
+    assert _found_everything(tmp_path / "dlc", tmp_path / name)
+
+
+def test_results_of_other_images_are_noticed(tmp_path: Path, make_images: Callable[..., list[Path]]):
+    images = [VideoSource(tuple(make_images(tmp_path / "photos", 3)))]
+    write_project(tmp_path / "labels.json", _labels(images, [(0, 0)]))
+    result = {"image_id": 77, "category_id": 1, "keypoints": [1.0] * 9, "score": 1.0}
+    (tmp_path / "p.json").write_text(json.dumps([result]))
+    with pytest.raises(FormatError, match="p.json: none of its 1 results .* belongs to an image and a category of .*labels.json"):
+        evaluate(tmp_path / "labels.json", tmp_path / "p.json")
 
 
 def test_evaluate_pairs_embedded_images_with_their_original():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,12 +16,14 @@ import pytest
 import sleap_io as sio
 import torch
 
-from converters import FormatError, Labels, read_project
+from converters import FormatError, Labels, read_project, write_project
+from converters.deeplabcut_predictions import SCORER
 from converters.video import open_video, video_source
-from smp_plugin import predictor
+from smp_plugin import jobs, predictor
 from smp_plugin.checkpoint import load_model
 from smp_plugin.cli.predict import main
 from smp_plugin.inference import FramePoses
+from smp_plugin.metrics import evaluate
 from smp_plugin.predictor import Predictor, ahead, predict
 
 pytestmark = pytest.mark.usefixtures("thin_backbone")
@@ -120,7 +123,8 @@ def test_headers_may_promise_anything(
         video.n_frames = promised
         return video
 
-    monkeypatch.setattr(predictor, "open_video", opened)
+    for module in (predictor, jobs):
+        monkeypatch.setattr(module, "open_video", opened)
     assert numbers(run(blobs.video)) == list(range(20))
     found = run(blobs.project, reporter=listener)
     if promised > 20:
@@ -175,6 +179,66 @@ def test_inputs_are_not_written_over(trained: Path, blobs: Any, stub: type[Stub]
         predict([video], tmp_path / "out.txt", model=trained, device="cpu")
     assert (project.read_bytes(), video.read_bytes()) == before
     assert leftovers(tmp_path) == ["clip.mp4", "project.slp"]
+
+
+@pytest.mark.parametrize("name", ["out.json", "out.analysis.h5", "out.h5", "out.csv"])
+def test_the_name_says_the_format(name: str, trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path, listener: Any):
+    (path,) = predict([blobs.video], tmp_path / name, model=trained, device="cpu", frames="4-6,9", reporter=listener)
+    assert leftovers(tmp_path) == [name]
+    if name == "out.json":
+        assert [result["image_id"] for result in json.loads(path.read_text())] == [4, 5, 6, 9]
+    else:
+        assert [frame.index for frame in read_project(path).frames if frame.predicted] == [4, 5, 6, 9]
+    assert len(listener.alarms) <= 2 and all(alarm.startswith(f"{path}: ") for alarm in listener.alarms)
+
+
+def test_results_have_the_ids_of_the_labels(trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path):
+    project = read_project(blobs.project)
+    project.frames = project.frames[:2]
+    write_project(tmp_path / "labels.json", project)
+    predict([tmp_path / "labels.json"], tmp_path / "out.json", model=trained, device="cpu", frames="labeled")
+    assert [result["image_id"] for result in json.loads((tmp_path / "out.json").read_text())] == [0, 1]
+    assert evaluate(tmp_path / "labels.json", tmp_path / "out.json").predictions == 2
+
+
+def test_a_folder_of_deeplabcut_files(trained: Path, blobs: Any, make_blobs: Any, stub: type[Stub], tmp_path: Path):
+    other = make_blobs("other", counts=[1] * 3, labelled=[0])
+    predict([blobs.video, other.video], tmp_path / "out", suffix="h5", model=trained, device="cpu", frames="0-2")
+    names = ("{}.csv", "{}.h5", "{}_meta.pickle")
+    assert leftovers(tmp_path / "out") == sorted(n.format(f"{video}{SCORER}") for video in ("blobs", "other") for n in names)
+    assert len(read_project(tmp_path / "out" / f"blobs{SCORER}.h5").frames) == 20
+
+
+def test_predictions_for_a_person_to_correct(trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path, listener: Any):
+    project = read_project(blobs.project)
+    project.frames = project.frames[:2]
+    write_project(tmp_path / "dlc", project)
+    folder = tmp_path / "dlc" / "labeled-data" / "blobs"
+    shutil.copy(folder / "img0001.png", folder / "img0015.png")  # extracted, not labelled yet
+    labels = {path: path.read_bytes() for path in folder.glob("CollectedData*")}
+    predict([tmp_path / "dlc" / "config.yaml"], folder.parent, model=trained, device="cpu", reporter=listener)
+    assert {"machinelabels-iter0.h5", "machinelabels.csv"} <= set(leftovers(folder))
+    found = read_project(tmp_path / "dlc").frames
+    assert [(f.index, len(f.instances) > 0, len(f.predicted)) for f in found] == [(0, True, 0), (1, True, 0), (2, False, 1)]
+    assert {path: path.read_bytes() for path in folder.glob("CollectedData*")} == labels
+    assert any("machinelabels" in sentence and "deeplabcut.refine_labels" in sentence for sentence in listener.sentences)
+
+
+def test_what_cannot_be_written_is_known_before(trained: Path, blobs: Any, make_blobs: Any, stub: type[Stub], tmp_path: Path):
+    other = make_blobs("other", counts=[1] * 3, labelled=[0])
+    before = leftovers(tmp_path)
+    for output, suffix, words in [
+        ("out.h5", None, "out.h5 would hold 2 videos"),
+        ("out.analysis.h5", None, "can hold one video, and there are 2"),
+        ("other.slp/out", "json", "the folder can't be made"),
+    ]:
+        with pytest.raises(FormatError, match=words):
+            predict([blobs.video, other.video], tmp_path / output, suffix=suffix, model=trained, device="cpu")
+    (tmp_path / "two").mkdir()
+    twin = Path(shutil.copy(blobs.video, tmp_path / "two"))
+    with pytest.raises(FormatError, match="two videos are called blobs"):
+        predict([blobs.video, twin], tmp_path / "new", suffix="h5", model=trained, device="cpu")
+    assert stub.calls == 0 and leftovers(tmp_path) == sorted([*before, "two"])
 
 
 def test_other_keypoints_are_refused(run: Callable[..., Labels], make_blobs: Any):
