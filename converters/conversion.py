@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def _labelled(frame: LabeledFrame) -> bool:
 
 
 def _missing(labels: Labels) -> list[str]:
-    missing = [path for video in labels.videos for path in video.paths if not path.exists()]
+    missing = [path for video in labels.videos for path in video.paths if not os.path.exists(path)]
     if not missing:
         return []
     more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""

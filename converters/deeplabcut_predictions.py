@@ -10,6 +10,7 @@ Traps of the format:
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import re
@@ -38,7 +39,7 @@ from converters.deeplabcut_tables import (
 from converters.deeplabcut_writing import video_names, write_images
 from converters.files import Finder, natural_order, written_whole
 from converters.labels import FormatError, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
-from converters.video import open_video
+from converters.video import check_length, open_video
 
 SCORER = "DLC_SemiMultiPose_best"  # DeepLabCut's create_labeled_video(init_weights="SemiMultiPose_best.pt") asks for this one
 _COORDS = ("x", "y", "likelihood")
@@ -97,7 +98,7 @@ def write_dlc_predictions(
             stem, scorer = (f"{name}{SCORER}{'_el' if several else ''}", SCORER) if to_folder else _own_name(path, name)
             multi = several or bool(_TRACKER.search(stem))
             columns = columns_of(scorer, each.individuals() if multi else None, skeleton.keypoints, _COORDS)
-            size = each.measure(video)
+            size = each.measure(path, video)
             meta = _meta(scorer, size, each, skeleton, multi)
             companion = f"{name}{scorer}_meta.pickle" if to_folder or stem.startswith(f"{name}{scorer}") else None
             kept = {"provenance": json.dumps(provenance), "video": json.dumps(_described(video))}
@@ -127,6 +128,7 @@ class _Found:
     others: int = 0  # most animals without a track in a frame
     most: int = 0  # most animals in a frame
     n_frames: int = 0
+    seen: int = 0  # frames given
 
     @property
     def record(self) -> np.dtype:
@@ -141,21 +143,23 @@ class _Found:
             record["frame"], record["animal"], record["values"] = frame.index, number, np.column_stack([animal.points, scores])
         self.file.write(records.tobytes())
         self.others = max(self.others, -int(records["animal"].min(initial=0)))
+        self.seen += 1
         self.most, self.n_frames = max(self.most, len(animals)), max(self.n_frames, frame.index + 1)
 
-    def measure(self, source: VideoSource) -> tuple[int, int, float]:
-        """Width, height and frames per second. Makes the table as long as the video; one that is not there ends with the last animal."""
-        width, height, fps = 0, 0, None
+    def measure(self, path: Path, source: VideoSource) -> tuple[int, int, float]:
+        """Width, height and frames per second of the video for ``path``. Makes the table as long as the video; one that is not there ends with the last animal."""
+        width, height, fps, length = 0, 0, None, 0
         try:
             with open_video(source) as video:
                 width, height, fps = video.width, video.height, video.fps
-                self.n_frames = max([self.n_frames, *(number + 1 for number in video.frame_numbers[-1:])])
+                length = max((number + 1 for number in video.frame_numbers[-1:]), default=0)
             if source.kind == "embedded" and source.original is not None:
                 with open_video(source.original) as video:
-                    self.n_frames, fps = max(self.n_frames, video.n_frames), video.fps
+                    length, fps = max(length, video.n_frames), video.fps
         except FormatError:
             pass
-        self.n_frames = max(self.n_frames, 1)
+        check_length(path, source, self.n_frames - 1, self.seen, length)
+        self.n_frames = max(self.n_frames, length, 1)
         return width, height, fps or 30.0
 
     def individuals(self) -> list[str]:
@@ -329,7 +333,7 @@ class _Inert:
     append = extend = add = __call__
 
 
-class _InertUnpickler(pickle.Unpickler):
+class _InertUnpickler(pickle._Unpickler):  # in Python: see deeplabcut_tables._Texts
     def find_class(self, module: str, name: str) -> Any:
         return _Inert
 
@@ -343,12 +347,13 @@ def _corner(path: Path, scorer: str, notes: list[str]) -> tuple[float, float]:
     if scorer not in path.stem or not companion.is_file():
         return 0.0, 0.0
     try:
-        with companion.open("rb") as file:
-            data = _InertUnpickler(file).load()["data"]
+        data = _InertUnpickler(io.BytesIO(companion.read_bytes())).load()["data"]
         if data["cropping"] is not True:
             return 0.0, 0.0
         x, _, y, _ = data["cropping_parameters"]
         corner = float(x), float(y)
+        if not np.isfinite(corner).all():
+            raise ValueError(f"the crop begins at {corner}")
     except Exception as error:  # whatever a damaged pickle leads to
         notes.append(f"{companion} cannot be read ({error}); if the video was cropped for the analysis, positions count from the crop.")
         return 0.0, 0.0

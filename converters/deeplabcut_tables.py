@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from converters.files import check_hdf5, most_bytes
 from converters.labels import IMAGE_SUFFIXES, FormatError, Instance, PredictedInstance
 
 UNIQUE = "single"  # the individual of keypoints that exist once in a picture
@@ -71,6 +72,8 @@ class Table:
 
 def read_table(path: Path) -> Table:
     """Read a ``.h5`` or ``.csv`` table; nothing in it is executed. FormatError if it is damaged or none of DeepLabCut's."""
+    if not path.is_file():
+        raise FormatError(f"{path} is no file, or a link to nothing; copy it from where the project was made.")
     try:
         table = _read_csv(path) if path.suffix.lower() == ".csv" else _read_h5(path)
     except FormatError:
@@ -90,6 +93,7 @@ def _read_h5(path: Path) -> Table:
     import h5py
 
     with h5py.File(path, "r") as file:
+        check_hdf5(file)
         groups = {
             name: group for name, group in file.items() if isinstance(group, h5py.Group) and _text(group.attrs.get("pandas_type", "")) != ""
         }
@@ -108,6 +112,8 @@ def _read_fixed(group: Any) -> tuple[list[tuple], list[str], list[tuple], np.nda
     columns, names = _axis(group, "axis0")
     rows, _ = _axis(group, "axis1")
     places = {column: place for place, column in enumerate(columns)}
+    if 8 * len(rows) * len(columns) > most_bytes(group.file):
+        raise ValueError(f"{len(rows)} rows and {len(columns)} columns are more than the file can hold")
     values = np.full((len(rows), len(columns)), np.nan)
     for block in range(int(group.attrs["nblocks"])):
         items, _ = _axis(group, f"block{block}_items")
@@ -125,7 +131,7 @@ def _read_appendable(group: Any) -> tuple[list[tuple], list[str], list[tuple], n
     for name in blocks:
         if stored.dtype[name].base.kind not in "fiu":
             raise ValueError(f"{name} holds other things than numbers")
-    content = _content(stored)
+    content = stored[()]
     columns = [tuple(map(str, column)) for name in blocks for column in _unpickled_texts(stored.attrs[f"{name}_kind"])]
     rows = [(value,) for value in _plain(content["index"])]
     values = [np.asarray(content[name], dtype=np.float64).reshape(len(rows), -1) for name in blocks]
@@ -140,7 +146,7 @@ def _axis(group: Any, axis: str) -> tuple[list[tuple], list[str]]:
     for number in range(int(group.attrs[f"{axis}_nlevels"])):
         node = group[f"{axis}_level{number}"]
         levels.append(_level(node))
-        codes.append(np.asarray(_content(group[f"{axis}_label{number}"]), dtype=np.int64))
+        codes.append(np.asarray(group[f"{axis}_label{number}"][()], dtype=np.int64))
         names.append(_text(node.attrs.get("name", "")))
     return [
         tuple(level[code] if code >= 0 else "" for level, code in zip(levels, row, strict=True)) for row in zip(*codes, strict=True)
@@ -152,13 +158,7 @@ def _level(node: Any) -> list[str | int]:
         return []
     if node.dtype.kind not in "SUiu":
         raise ValueError(f"{node.name} holds other things than texts and numbers")
-    return _plain(_content(node))
-
-
-def _content(node: Any) -> np.ndarray:
-    if node.nbytes > max(1 << 28, 10_000 * Path(node.file.filename).stat().st_size):  # unwritten pieces cost a file nothing
-        raise ValueError(f"{node.name} claims to hold {node.nbytes} bytes, more than the file can")
-    return np.asarray(node[()])
+    return _plain(node[()])
 
 
 def _plain(values: np.ndarray) -> list[str | int]:
@@ -170,7 +170,7 @@ def _numbers(stored: Any, shape: tuple[int, int]) -> np.ndarray:
         raise ValueError(f"{stored.name} holds other things than numbers")
     if stored.shape != shape:
         raise ValueError(f"{stored.name} has shape {stored.shape}, its rows and columns {shape}")
-    return np.asarray(_content(stored), dtype=np.float64)
+    return np.asarray(stored[()], dtype=np.float64)
 
 
 def _text(value: Any) -> str:
@@ -182,7 +182,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-class _Texts(pickle.Unpickler):
+class _Texts(pickle._Unpickler):  # the one in C takes gigabytes where a pickle asks for a far place in its memo
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"{module}.{name} is asked for where the names of columns should be")
 

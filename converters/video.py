@@ -145,6 +145,23 @@ def video_source(path: Path) -> VideoSource:
     return VideoSource((path,))
 
 
+def check_length(path: Path, source: VideoSource, last: int, seen: int, length: int) -> None:
+    """FormatError where ``path``, which has a place for every frame, would be enormous because of one wrong frame number.
+
+    Args:
+        path: what is being written.
+        source: its video.
+        last: the last frame with an animal.
+        seen: number of frames that were given.
+        length: number of the video's frames, 0 where it cannot be opened.
+    """
+    if last >= max(1_000_000, 2 * length, 100 * seen):
+        raise FormatError(
+            f"{path} has a place for every frame, and an animal is in frame {last} of {source.name}, where no video is seen to reach; "
+            "correct its number, or write a .slp."
+        )
+
+
 class _FileVideo(Video):
     """A video file, decoded forward from where the last read ended."""
 
@@ -380,7 +397,7 @@ class _EmbeddedVideo(Video):
         self.name = f"{source.paths[0]} ({source.embedded})"
         try:
             self._read_header()
-        except (KeyError, ValueError, OSError) as error:
+        except Exception as error:  # h5py raises what it meets
             if isinstance(error, FormatError):
                 raise
             raise FormatError(f"{self.name} is damaged: its images cannot be listed ({error}); export the package again.") from error
