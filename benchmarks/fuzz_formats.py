@@ -173,7 +173,42 @@ def odd_text(rng: Rng) -> str:
     """A text that should not be there."""
     return pick(
         rng,
-        [ "", " ", "\0", "a\nb", "nose", "\ud800", "é\u202e𝔘", "x" * 300, "n" * 100_000, ".", "..", "/", "../../outside/secret.png", "/etc/passwd", "C:\\videos\\clip.mp4", "\\\\server\\share\\clip.mp4", "/dev/zero", "clip/img0001.png", "link.png", "pipe.png", "zero.png", "loop/loop/loop/x.png", "null", "nan", "1e999", "-1", "9" * 5000, "٣", "²", "video0/video", "video99999999999/video", "!!python/object/apply:os.mkdir [canary]", "%s%n{0}{x.__class__}", "$(mkdir canary)", "'; import os"
+        [
+            "",
+            " ",
+            "\0",
+            "a\nb",
+            "nose",
+            "\ud800",
+            "é\u202e𝔘",
+            "x" * 300,
+            "n" * 100_000,
+            ".",
+            "..",
+            "/",
+            "../../outside/secret.png",
+            "/etc/passwd",
+            "C:\\videos\\clip.mp4",
+            "\\\\server\\share\\clip.mp4",
+            "/dev/zero",
+            "clip/img0001.png",
+            "link.png",
+            "pipe.png",
+            "zero.png",
+            "loop/loop/loop/x.png",
+            "null",
+            "nan",
+            "1e999",
+            "-1",
+            "9" * 5000,
+            "٣",
+            "²",
+            "video0/video",
+            "video99999999999/video",
+            "!!python/object/apply:os.mkdir [canary]",
+            "%s%n{0}{x.__class__}",
+            "$(mkdir canary)",
+            "'; import os",
         ],
     )
 
@@ -183,7 +218,26 @@ def odd_value(rng: Rng) -> Any:
     deep: Any = 1
     for _ in range(50):
         deep = [deep]
-    values = [None, True, False, 0, -1, 1, 1e308, -1e308, 2**31, 2**63, -(2**70), 10**400, float("nan"), float("inf"), 0.5, [], {}, [[]]]
+    values: list[Any] = [
+        None,
+        True,
+        False,
+        0,
+        -1,
+        1,
+        1e308,
+        -1e308,
+        2**31,
+        2**63,
+        -(2**70),
+        10**400,
+        float("nan"),
+        float("inf"),
+        0.5,
+        [],
+        {},
+        [[]],
+    ]
     values += [[1, 2], [0, 0], [None], {"a": 1}, {"py/object": "os.mkdir", "py/id": 99}, deep, [[1, 1], [1, 2]], "text", 10**7, 10**9 + 1]
     return pick(rng, values) if rng.random() < 0.7 else odd_text(rng)
 
@@ -280,7 +334,7 @@ _YAML_TRAPS = (
     "bodyparts: !!python/name:os.system\nskeleton: []\n",
     "bodyparts: !!python/object/new:os.mkdir {args: [canary]}\n",
     "a: &a [x, x]\n"
-    + "".join(f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi"))
+    + "".join(f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
     + "bodyparts: *i\n",
     "bodyparts: &a [*a]\n",
     "bodyparts: &a {<<: *a}\n",
@@ -449,6 +503,8 @@ def _harm_node(rng: Rng, file: Any, name: str) -> str:
             "references",
         ]
     kind = pick(rng, kinds)
+    if isinstance(node, h5py.Dataset) and node.nbytes > 1 << 27:
+        return "nothing"  # it is a claim already
     if kind == "value":
         return _harm_values(rng, file, name)
     data = node[()] if isinstance(node, h5py.Dataset) else None
@@ -508,8 +564,10 @@ def _harm_node(rng: Rng, file: Any, name: str) -> str:
         ]
         shapes += [tuple(max(0, n - 1) for n in shape)]
         chosen = pick(rng, shapes)
-        plain = not dtype.hasobject and data is not None
-        file.create_dataset(name, data=np.resize(data, chosen)) if plain else file.create_dataset(name, shape=chosen, dtype=dtype)
+        plain = not dtype.hasobject
+        file.create_dataset(name, data=np.resize(np.asarray(data), chosen)) if plain else file.create_dataset(
+            name, shape=chosen, dtype=dtype
+        )
     elif kind == "odd":
         _store(lambda odd: file.create_dataset(name, data=odd), odd_value(rng))
     elif kind == "huge":  # claims that cost the file nothing
@@ -709,7 +767,11 @@ def watch(folder: Path, seen: list[str]) -> None:
 def _place(arguments: tuple[Any, ...], place: int) -> Any:
     """A path that an audited call was given; those that removing a whole folder uses are relative to an open one."""
     path, last = arguments[place], arguments[-1]
-    return os.path.join(os.readlink(f"/proc/self/fd/{last}"), os.fsdecode(path)) if isinstance(last, int) and 0 < last < 1000 and len(arguments) == 2 else path
+    return (
+        os.path.join(os.readlink(f"/proc/self/fd/{last}"), os.fsdecode(path))
+        if isinstance(last, int) and 0 < last < 1000 and len(arguments) == 2
+        else path
+    )
 
 
 def listed(folder: Path) -> dict[str, tuple[int, int]]:

@@ -147,7 +147,7 @@ class _Found:
         self.most, self.n_frames = max(self.most, len(animals)), max(self.n_frames, frame.index + 1)
 
     def measure(self, path: Path, source: VideoSource) -> tuple[int, int, float]:
-        """Width, height and frames per second of the video for ``path``. Makes the table as long as the video; one that is not there ends with the last animal."""
+        """Width, height and frames per second. Makes the table, which ``path`` gets, as long as the video, or to the last animal."""
         width, height, fps, length = 0, 0, None, 0
         try:
             with open_video(source) as video:

@@ -17,10 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-
 MOST_FRAMES = 10**9  # a year of video; larger numbers are damage, and make tables without end
 _MOST_PIXELS = 1e9  # so far from the corner no picture reaches
-_UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\ud800-\udfff]")
+_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and halves of characters
 
 
 class FormatError(ValueError):
@@ -30,14 +29,13 @@ class FormatError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        line = re.sub(r" *[\r\n]+ *", " ", message)
-        line = _UNSHOWN.sub("?", line)
+        line = _UNWRITABLE.sub("?", " ".join(message.splitlines()))
         super().__init__(line if len(line) <= 1500 else f"{line[:1000]} ... {line[-495:]}")
 
 
 def _is_text(name: object) -> bool:
-    """Whether every format can hold it: a text without control characters and halves of characters."""
-    return isinstance(name, str) and not _UNSHOWN.search(name)
+    """Whether every format can hold it."""
+    return isinstance(name, str) and not _UNWRITABLE.search(name)
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Skeleton:
     def __post_init__(self) -> None:
         if not self.keypoints:
             raise FormatError("The skeleton has no keypoints; add at least one.")
-        if bad := [name for name in self.keypoints if not _is_text(name) or not name.strip()]:
+        if bad := [name for name in self.keypoints if not name or not _is_text(name)]:
             raise FormatError(f"The skeleton has a keypoint called {bad[0]!r}; give it a name of letters.")
         if len(set(self.keypoints)) != len(self.keypoints):
             raise FormatError(f"The skeleton names a keypoint twice: {', '.join(self.keypoints)}. Rename one of them.")

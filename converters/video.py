@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.files import natural_order
+from converters.files import check_hdf5, natural_order
 from converters.labels import IMAGE_SUFFIXES, FormatError, VideoSource
 
 # A gap of this many frames is decoded through before the packets of the file are looked through for a nearer key frame.
@@ -430,8 +430,10 @@ class _EmbeddedVideo(Video):
         if not path.is_file():
             raise FormatError(f"The package {path} does not exist; check the path, or name the folder it lies in with --video-root.")
         try:
-            return h5py.File(path, "r")
-        except OSError as error:
+            file = h5py.File(path, "r")
+            check_hdf5(file)
+            return file
+        except (OSError, ValueError, RuntimeError) as error:
             raise FormatError(f"{path} is not a SLEAP package, or is damaged; export it again.") from error
 
     def _images(self) -> Any:
