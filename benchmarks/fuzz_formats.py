@@ -592,7 +592,7 @@ def _harm_node(rng: Rng, file: Any, name: str) -> str:
         file.create_dataset(name, data=h5py.Empty(pick(rng, ["f8", "S5"])))
     elif kind == "references":
         file.create_dataset(name, data=np.array([file.ref] * 3, dtype=h5py.ref_dtype))
-    if kind in ("type", "shape", "odd", "huge", "bomb", "empty"):
+    if kind in ("type", "shape", "odd", "huge", "bomb", "empty") and name in file:
         file[name].attrs.update(attributes)
     return kind
 
@@ -795,7 +795,11 @@ def child(seeds: list[Seed], rng: Rng, folder: Path, pipe: int, timeout: float) 
     for stream in (0, 1, 2):
         os.dup2(null, stream)
     seen: list[str] = []
-    seed, done = prepare(seeds, rng, folder)
+    try:
+        seed, done = prepare(seeds, rng, folder)
+    except Exception:
+        os.write(pipe, json.dumps([traceback.format_exc()[-1500:]]).encode() + b"\n")
+        raise
     target = pick(rng, TARGETS)
     os.write(pipe, json.dumps([done, target]).encode() + b"\n")
     os.chdir(folder)
@@ -857,7 +861,7 @@ def run_case(seeds: list[Seed], name: str, number: int, folder: Path, arguments:
         ended = signal.Signals(os.WTERMSIG(status)).name
         outcome = f"took more than {arguments.timeout} s" if ended == "SIGPROF" else f"ended by {ended}"
     elif not first or status:
-        outcome = f"the fuzzer itself failed while it did its damage, in case {number}"
+        outcome = "the fuzzer itself failed while it did its damage"
     return done, outcome, most
 
 

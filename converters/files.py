@@ -6,6 +6,7 @@ project's folder; an image sequence may name ten thousand files, so folders are 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
@@ -132,8 +133,9 @@ def check_hdf5(file: Any) -> None:
             elif isinstance(node, h5py.Dataset):
                 if node.external or node.is_virtual:
                     raise ValueError(f"{name} is kept in another file")
-                if node.nbytes > most:
-                    raise ValueError(f"{name} claims to hold {node.nbytes} bytes, more than the file can")
+                size = max(node.nbytes, math.prod(node.chunks or (0,)) * node.dtype.itemsize)  # a piece is read as a whole
+                if size > most:
+                    raise ValueError(f"{name} claims to hold {size} bytes, more than the file can")
 
 
 def most_bytes(file: Any) -> int:

@@ -183,7 +183,7 @@ def hdf5_project(request: pytest.FixtureRequest, tmp_path: Path, make_images: Ca
     return path, {"p.slp": "points", "p.pkg.slp": "video0/video", "p.analysis.h5": "tracks"}.get(path.name, "df_with_missing/block0_values")
 
 
-@pytest.mark.parametrize("trap", ["a claim", "a link", "outside data", "a virtual table"])
+@pytest.mark.parametrize("trap", ["a claim", "a large piece", "a link", "outside data", "a virtual table"])
 def test_tables_larger_than_their_file_or_outside_of_it(hdf5_project: tuple[Path, str], trap: str) -> None:
     path, name = hdf5_project
     with h5py.File(path, "r+") as file:
@@ -192,6 +192,8 @@ def test_tables_larger_than_their_file_or_outside_of_it(hdf5_project: tuple[Path
         del file[name]
         if trap == "a claim":
             file.create_dataset(name, shape=(1 << 40,), dtype=dtype, chunks=(1 << 10,)).attrs.update(attributes)
+        elif trap == "a large piece":
+            file.create_dataset(name, shape=(1,), maxshape=(None,), dtype="u1", chunks=(1 << 31,))
         elif trap == "a link":
             file[name] = h5py.ExternalLink("other.h5", "x")
         elif trap == "outside data":
