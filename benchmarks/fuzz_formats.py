@@ -922,6 +922,11 @@ def line(name: str, row: dict[str, Any]) -> str:
     return f"{name:20}" + "".join(f"{row[key]:>{width}}" for key, width in COLUMNS.items())
 
 
+def joined(before: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """A format's earlier cases and these."""
+    return {key: max(value, before[key]) if key == "largest_mb" else before[key] + value for key, value in row.items()}
+
+
 COLUMNS = {"cases": 7, "converted": 11, "read, not converted": 21, "refused": 9, "failed": 8, "largest_mb": 12, "seconds": 9}
 
 
@@ -936,7 +941,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--formats", nargs="*", metavar="NAME", help="only these, such as: slp coco 'dlc h5'")
     parser.add_argument("--cases", type=int, default=2000, help="for each format (2000)")
-    parser.add_argument("--start", type=int, default=0, help="number of the first case (0)")
+    parser.add_argument("--start", type=int, default=0, help="number of the first case (0); later ones are added to the output")
     parser.add_argument("--case", type=int, help="only the case of this number")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds of work for a case (10); of waiting, twelve times as long")
@@ -950,13 +955,12 @@ def main() -> int:
         arguments.keep.mkdir(parents=True, exist_ok=True)
     rows = fuzz(arguments)
     if arguments.case is None:
-        kept = json.loads(arguments.output.read_text()) if arguments.output.exists() and arguments.formats else {"formats": {}}
-        kept = {
-            "command": "python benchmarks/fuzz_formats.py",
-            "seed": arguments.seed,
-            "machine": machine(),
-            "formats": {**kept["formats"], **rows},
-        }
+        kept = {"command": "python benchmarks/fuzz_formats.py", "seed": arguments.seed, "machine": machine(), "formats": {}}
+        if arguments.output.exists() and (arguments.formats or arguments.start):
+            kept["formats"] = json.loads(arguments.output.read_text())["formats"]
+        for name, row in rows.items():
+            before = kept["formats"].get(name) if arguments.start else None
+            kept["formats"][name] = joined(before, row) if before else row
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(kept, indent=1) + "\n")
     print("\n" + " " * 20 + "".join(f"{key.replace('_', ' '):>{width}}" for key, width in COLUMNS.items()))
