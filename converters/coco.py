@@ -30,12 +30,12 @@ from typing import Any
 import numpy as np
 
 from converters.files import Finder, written_whole
-from converters.labels import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
+from converters.labels import MOST_FRAMES, FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
 from converters.video import open_video
 
 Id = int | str
 
-VIDEO_STEP = 10**9  # between the image ids of two videos; larger than any frame's number
+VIDEO_STEP = MOST_FRAMES  # between the image ids of two videos
 
 
 def read_coco(
@@ -369,6 +369,8 @@ def _listed(video: VideoSource, folder: Path) -> Iterator[tuple[int, dict[str, A
     for index, file in enumerate(video.paths):
         name = file.relative_to(folder).as_posix() if file.is_relative_to(folder) else file.as_posix()
         try:
+            if not file.is_file():  # a pipe would be waited for
+                raise FileNotFoundError
             with Image.open(file) as image:  # reads the header alone
                 yield index, {"file_name": name, "width": image.width, "height": image.height}
         except (OSError, ValueError, Image.DecompressionBombError):

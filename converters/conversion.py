@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -128,7 +129,7 @@ def _labelled(frame: LabeledFrame) -> bool:
 
 
 def _missing(labels: Labels) -> list[str]:
-    missing = [path for video in labels.videos for path in video.paths if not path.exists()]
+    missing = [path for video in labels.videos for path in video.paths if not os.path.exists(path)]
     if not missing:
         return []
     more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""

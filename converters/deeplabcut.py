@@ -247,7 +247,7 @@ def _without_text_links(folder: Path, images: Sequence[Path], notes: list[str]) 
 
 def _target(image: Path) -> Path:
     try:
-        if image.stat().st_size > 1000:  # no path is so long, and hardly an image so small
+        if not image.is_file() or image.stat().st_size > 1000:  # no path is so long, and hardly an image so small
             return image
         target = image.parent / image.read_text(encoding="utf-8").strip()
         return target.resolve() if target.suffix.lower() in IMAGE_SUFFIXES and target.is_file() else image

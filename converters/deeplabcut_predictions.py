@@ -38,7 +38,7 @@ from converters.deeplabcut_writing import video_names
 from converters.files import Finder, natural_order, refuse_overwriting, written_whole
 from converters.labels import FormatError, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
 from converters.pickled import plain
-from converters.video import open_video
+from converters.video import check_length, open_video
 
 SCORER = "DLC_SemiMultiPose_best"  # DeepLabCut's create_labeled_video(init_weights="SemiMultiPose_best.pt") asks for this one
 _COORDS = ("x", "y", "likelihood")
@@ -99,7 +99,7 @@ def write_dlc_predictions(
             stem, scorer = (f"{name}{SCORER}{'_el' if several else ''}", SCORER) if to_folder else _own_name(path, name)
             multi = several or bool(_TRACKER.search(stem))
             columns = columns_of(scorer, each.individuals() if multi else None, skeleton.keypoints, _COORDS)
-            size = each.measure(video)
+            size = each.measure(path, video)
             meta = _meta(scorer, size, each, skeleton, multi)
             companion = f"{name}{scorer}_meta.pickle" if to_folder or stem.startswith(f"{name}{scorer}") else None
             kept = {"provenance": json.dumps(provenance), "video": json.dumps(_described(video))}
@@ -129,6 +129,7 @@ class _Found:
     others: int = 0  # most animals without a track in a frame
     most: int = 0  # most animals in a frame
     n_frames: int = 0
+    seen: int = 0  # frames given
 
     @property
     def record(self) -> np.dtype:
@@ -143,21 +144,23 @@ class _Found:
             record["frame"], record["animal"], record["values"] = frame.index, number, np.column_stack([animal.points, scores])
         self.file.write(records.tobytes())
         self.others = max(self.others, -int(records["animal"].min(initial=0)))
+        self.seen += 1
         self.most, self.n_frames = max(self.most, len(animals)), max(self.n_frames, frame.index + 1)
 
-    def measure(self, source: VideoSource) -> tuple[int, int, float]:
-        """Width, height and frames per second. Makes the table as long as the video; one that is not there ends with the last animal."""
-        width, height, fps = 0, 0, None
+    def measure(self, path: Path, source: VideoSource) -> tuple[int, int, float]:
+        """Width, height and frames per second. Makes the table, which ``path`` gets, as long as the video, or to the last animal."""
+        width, height, fps, length = 0, 0, None, 0
         try:
             with open_video(source) as video:
                 width, height, fps = video.width, video.height, video.fps
-                self.n_frames = max([self.n_frames, *(number + 1 for number in video.frame_numbers[-1:])])
+                length = max((number + 1 for number in video.frame_numbers[-1:]), default=0)
             if source.kind == "embedded" and source.original is not None:
                 with open_video(source.original) as video:
-                    self.n_frames, fps = max(self.n_frames, video.n_frames), video.fps
+                    length, fps = max(length, video.n_frames), video.fps
         except FormatError:
             pass
-        self.n_frames = max(self.n_frames, 1)
+        check_length(path, source, self.n_frames - 1, self.seen, length)
+        self.n_frames = max(self.n_frames, length, 1)
         return width, height, fps or 30.0
 
     def individuals(self) -> list[str]:
@@ -326,6 +329,8 @@ def _corner(path: Path, scorer: str, notes: list[str]) -> tuple[float, float]:
             return 0.0, 0.0
         x, _, y, _ = data["cropping_parameters"]
         corner = float(x), float(y)
+        if not np.isfinite(corner).all():
+            raise ValueError(f"the crop begins at {corner}")
     except (OSError, ValueError, TypeError, KeyError) as error:
         notes.append(f"{companion} cannot be read ({error}); if the video was cropped for the analysis, positions count from the crop.")
         return 0.0, 0.0

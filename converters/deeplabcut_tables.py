@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from converters.files import check_hdf5, most_bytes
 from converters.labels import IMAGE_SUFFIXES, FormatError, Instance, PredictedInstance
 from converters.pickled import plain
 
@@ -70,6 +71,8 @@ class Table:
 
 def read_table(path: Path) -> Table:
     """Read a ``.h5`` or ``.csv`` table; nothing in it is executed. FormatError if it is damaged or none of DeepLabCut's."""
+    if not path.is_file():
+        raise FormatError(f"{path} is no file, or a link to nothing; copy it from where the project was made.")
     try:
         table = _read_csv(path) if path.suffix.lower() == ".csv" else _read_h5(path)
     except FormatError:
@@ -89,6 +92,7 @@ def _read_h5(path: Path) -> Table:
     import h5py
 
     with h5py.File(path, "r") as file:
+        check_hdf5(file)
         groups = {
             name: group for name, group in file.items() if isinstance(group, h5py.Group) and _text(group.attrs.get("pandas_type", "")) != ""
         }
@@ -107,6 +111,8 @@ def _read_fixed(group: Any) -> tuple[list[tuple], list[str], list[tuple], np.nda
     columns, names = _axis(group, "axis0")
     rows, _ = _axis(group, "axis1")
     places = {column: place for place, column in enumerate(columns)}
+    if 8 * len(rows) * len(columns) > most_bytes(group.file):
+        raise ValueError(f"{len(rows)} rows and {len(columns)} columns are more than the file can hold")
     values = np.full((len(rows), len(columns)), np.nan)
     for block in range(int(group.attrs["nblocks"])):
         items, _ = _axis(group, f"block{block}_items")
@@ -124,7 +130,7 @@ def _read_appendable(group: Any) -> tuple[list[tuple], list[str], list[tuple], n
     for name in blocks:
         if stored.dtype[name].base.kind not in "fiu":
             raise ValueError(f"{name} holds other things than numbers")
-    content = _content(stored)
+    content = stored[()]
     columns = [tuple(map(str, column)) for name in blocks for column in plain(bytes(stored.attrs[f"{name}_kind"]))]
     rows = [(value,) for value in _plain(content["index"])]
     values = [np.asarray(content[name], dtype=np.float64).reshape(len(rows), -1) for name in blocks]
@@ -139,7 +145,7 @@ def _axis(group: Any, axis: str) -> tuple[list[tuple], list[str]]:
     for number in range(int(group.attrs[f"{axis}_nlevels"])):
         node = group[f"{axis}_level{number}"]
         levels.append(_level(node))
-        codes.append(np.asarray(_content(group[f"{axis}_label{number}"]), dtype=np.int64))
+        codes.append(np.asarray(group[f"{axis}_label{number}"][()], dtype=np.int64))
         names.append(_text(node.attrs.get("name", "")))
     return [
         tuple(level[code] if code >= 0 else "" for level, code in zip(levels, row, strict=True)) for row in zip(*codes, strict=True)
@@ -151,13 +157,7 @@ def _level(node: Any) -> list[str | int]:
         return []
     if node.dtype.kind not in "SUiu":
         raise ValueError(f"{node.name} holds other things than texts and numbers")
-    return _plain(_content(node))
-
-
-def _content(node: Any) -> np.ndarray:
-    if node.nbytes > max(1 << 28, 10_000 * Path(node.file.filename).stat().st_size):  # unwritten pieces cost a file nothing
-        raise ValueError(f"{node.name} claims to hold {node.nbytes} bytes, more than the file can")
-    return np.asarray(node[()])
+    return _plain(node[()])
 
 
 def _plain(values: np.ndarray) -> list[str | int]:
@@ -169,7 +169,7 @@ def _numbers(stored: Any, shape: tuple[int, int]) -> np.ndarray:
         raise ValueError(f"{stored.name} holds other things than numbers")
     if stored.shape != shape:
         raise ValueError(f"{stored.name} has shape {stored.shape}, its rows and columns {shape}")
-    return np.asarray(_content(stored), dtype=np.float64)
+    return np.asarray(stored[()], dtype=np.float64)
 
 
 def _text(value: Any) -> str:

@@ -83,8 +83,8 @@ def write_dlc(folder: Path, labels: Labels, inputs: Sequence[Path] = ()) -> list
                     write_csv(stem.with_name(f"{stem.name}.csv"), columns, index, [flat])
             _write_config(project / "config.yaml", folder, labels.skeleton, individuals, sets)
             project.rename(folder)
-    except OSError as error:
-        raise FormatError(f"{folder} cannot be written ({error.strerror or error}); choose a folder that you may write to.") from error
+    except (OSError, UnicodeError) as error:
+        raise FormatError(f"{folder} cannot be written ({error}); choose a folder that you may write to.") from error
     return notes
 
 

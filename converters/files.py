@@ -6,12 +6,14 @@ project's folder; an image sequence may name ten thousand files, so folders are 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 from converters.labels import FormatError
 
@@ -32,7 +34,12 @@ class Finder:
         self._listed: dict[Path, tuple[Path, frozenset[str]]] = {}
 
     def find(self, written: str) -> Path | None:
-        """The absolute path of the file that the project calls ``written``, or None where it is not found."""
+        """The absolute path of the file that the project calls ``written``, or None where it is not found.
+
+        FormatError for a name that no file can have.
+        """
+        if not _possible(written):
+            raise FormatError(f"A project in {self._folder} names a file {written!r:.60}, which no file can be called; correct the name.")
         return next((found for candidate in self._candidates(written) if (found := self._existing(candidate))), None)
 
     def expected(self, written: str) -> Path:
@@ -56,11 +63,11 @@ class Finder:
             try:
                 # Only the folder is resolved: a video that is itself a link (git-annex, DVC) keeps the name people know it by.
                 self._listed[path.parent] = path.parent.resolve(), frozenset(os.listdir(path.parent))
-            except OSError:
+            except (OSError, RuntimeError):  # not there, not to be read, too long, or a link to itself
                 self._listed[path.parent] = path.parent, frozenset()
         folder, names = self._listed[path.parent]
         # A file system may ignore case, so a name that is not listed is asked for once more where the folder exists.
-        if path.name in names or (names and path.is_file()):
+        if path.name in names or (names and os.path.isfile(path)):
             return folder / path.name
         return None
 
@@ -74,7 +81,7 @@ def written_whole(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
         inputs: files that must not be overwritten.
 
     Raises:
-        FormatError: ``path`` is one of ``inputs``, is a folder, or its folder is missing or not writable.
+        FormatError: ``path`` is one of ``inputs``, is a folder, its folder is missing or not writable, or the disk is full.
     """
     path = path.absolute()
     refuse_overwriting(path, inputs)
@@ -92,6 +99,8 @@ def written_whole(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except (OSError, UnicodeError) as error:
+        raise FormatError(f"{path} cannot be written ({error}); see whether the disk is full, or choose another folder.") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -102,10 +111,55 @@ def refuse_overwriting(path: Path, inputs: Iterable[Path]) -> None:
         raise FormatError(f"{path} is one of the inputs and would be overwritten; give the output another name.")
 
 
+def check_hdf5(file: Any) -> None:
+    """ValueError if reading an open HDF5 file could take far more memory than its size, or would read other files.
+
+    Pieces that were never written cost a file nothing, and gzip makes a gigabyte of zeros a megabyte; a library that reads such a dataset
+    takes the computer's memory before it can complain.
+    """
+    import h5py
+
+    most, seen, waiting = most_bytes(file), set(), [file]
+    while waiting:  # by hand: an exception within h5py's visit() leaves its lock taken
+        group = waiting.pop()
+        for key in group:
+            link, name = group.get(key, getlink=True), f"{group.name.rstrip('/')}/{key}"
+            if isinstance(link, h5py.ExternalLink):
+                raise ValueError(f"{name} is a link to another file, {link.filename}")
+            if not isinstance(link, h5py.HardLink):
+                continue  # what it names is in this file, and reached by its own way
+            node = group[key]
+            place = h5py.h5o.get_info(node.id).addr
+            if place in seen:
+                continue
+            seen.add(place)
+            if isinstance(node, h5py.Group):
+                waiting.append(node)
+            elif isinstance(node, h5py.Dataset):
+                if node.external or node.is_virtual:
+                    raise ValueError(f"{name} is kept in another file")
+                size = max(node.nbytes, math.prod(node.chunks or (0,)) * node.dtype.itemsize)  # a piece is read as a whole
+                if size > most:
+                    raise ValueError(f"{name} claims to hold {size} bytes, more than the file can")
+
+
+def most_bytes(file: Any) -> int:
+    """How much the content of an open HDF5 file may take in memory: nobody's real file is compressed to less than a 200th."""
+    return max(1 << 28, 200 * os.stat(file.filename).st_size)
+
+
 def natural_order(path: Path) -> list[tuple[int, int | str]]:
     """What to sort files by: by name, numbers in it as numbers (frame2 before frame10)."""
     pieces = re.split(r"(\d+)", path.name)
     return [(0, int(piece)) if piece.isdecimal() else (1, piece.lower()) for piece in pieces] + [(1, path.name)]
+
+
+def _possible(written: object) -> bool:
+    try:
+        name = os.fsencode(written) if isinstance(written, str) else b"\0"
+    except UnicodeEncodeError:
+        return False
+    return b"\0" not in name and len(name) < 4000 and all(len(part) < 256 for part in re.split(rb"[/\\]", name))
 
 
 def _same_file(a: Path, b: Path) -> bool:

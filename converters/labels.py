@@ -17,9 +17,25 @@ from pathlib import Path
 
 import numpy as np
 
+MOST_FRAMES = 10**9  # a year of video; larger numbers are damage, and make tables without end
+_MOST_PIXELS = 1e9  # so far from the corner no picture reaches
+_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and halves of characters
+
 
 class FormatError(ValueError):
-    """Bad input. The message names the file, the field and what to do about it, for a person to read."""
+    """Bad input. The message names the file, the field and what to do about it, for a person to read.
+
+    It is one line of 1,500 characters at most, whatever texts of a damaged file are in it.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = _UNWRITABLE.sub("?", " ".join(message.splitlines()))
+        super().__init__(line if len(line) <= 1500 else f"{line[:1000]} ... {line[-495:]}")
+
+
+def _is_text(name: object) -> bool:
+    """Whether every format can hold it."""
+    return isinstance(name, str) and not _UNWRITABLE.search(name)
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,8 @@ class Skeleton:
     def __post_init__(self) -> None:
         if not self.keypoints:
             raise FormatError("The skeleton has no keypoints; add at least one.")
+        if bad := [name for name in self.keypoints if not name or not _is_text(name)]:
+            raise FormatError(f"The skeleton has a keypoint called {bad[0]!r}; give it a name of letters.")
         if len(set(self.keypoints)) != len(self.keypoints):
             raise FormatError(f"The skeleton names a keypoint twice: {', '.join(self.keypoints)}. Rename one of them.")
         for kind, pairs in (("edge", self.edges), ("symmetry", self.symmetries)):
@@ -64,7 +82,7 @@ class Instance:
         points = np.array(self.points, dtype=np.float64)
         if points.ndim != 2 or points.shape[1] != 2:
             raise FormatError(f"An instance's points have shape {points.shape}; (keypoints, 2) is needed.")
-        points[~np.isfinite(points).all(axis=1)] = np.nan
+        points[~(np.abs(points) < _MOST_PIXELS).all(axis=1)] = np.nan
         self.points = points
 
     @property
@@ -75,7 +93,10 @@ class Instance:
 
 @dataclass(eq=False)
 class PredictedInstance(Instance):
-    """One predicted animal. ``score`` and ``point_scores`` (K,) are in [0, 1] when this project's models made them."""
+    """One predicted animal. ``score`` and ``point_scores`` (K,) are in [0, 1] when this project's models made them.
+
+    A score that is no finite number becomes 0.
+    """
 
     score: float = 1.0
     point_scores: np.ndarray = field(default_factory=lambda: np.empty(0))
@@ -86,6 +107,8 @@ class PredictedInstance(Instance):
         self.point_scores = scores if scores.size else np.where(self.labelled, 1.0, 0.0)
         if self.point_scores.shape != (len(self.points),):
             raise FormatError(f"An instance of {len(self.points)} keypoints has point scores of shape {self.point_scores.shape}.")
+        self.point_scores = np.where(np.isfinite(self.point_scores), self.point_scores, 0.0)
+        self.score = float(self.score) if np.isfinite(self.score) else 0.0
 
 
 @dataclass(frozen=True)
@@ -168,12 +191,19 @@ class Labels:
 
     def __post_init__(self) -> None:
         where = f"{self.path}: " if self.path else ""
+        tracks: set[str] = set()
         for frame in self.frames:
             if not 0 <= frame.video < len(self.videos):
                 raise FormatError(f"{where}a frame names video {frame.video}, but there are {len(self.videos)} videos.")
             if frame.index < 0:
                 raise FormatError(f"{where}a frame of {self.videos[frame.video].name} has the number {frame.index}; numbers start at 0.")
+            if frame.index >= MOST_FRAMES:
+                raise FormatError(f"{where}a frame has the number {frame.index}, and no video is so long; correct it, or save it again.")
             for instance in (*frame.instances, *frame.predicted):
+                if instance.track is not None and instance.track not in tracks:
+                    if not _is_text(instance.track):
+                        raise FormatError(f"{where}frame {frame.index} has a track called {instance.track!r}; give it a name of letters.")
+                    tracks.add(instance.track)
                 if len(instance.points) != len(self.skeleton):
                     raise FormatError(
                         f"{where}frame {frame.index} of {self.videos[frame.video].name} holds an instance of {len(instance.points)} "

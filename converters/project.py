@@ -94,6 +94,24 @@ def read_project(
         FormatError: no such file, an unknown format, a damaged file, or a video that is not found. A project without labels is no error.
     """
     path = _existing(Path(path))
+    try:
+        return _read(path, video_root, predicted, require_videos, images, category, annotations)
+    except FormatError:
+        raise
+    except Exception as error:  # the readers' libraries raise what they meet
+        what = f"{format_of(path)} file and may be damaged ({type(error).__name__}: {error})"
+        raise FormatError(f"{path} cannot be read as a {what}; save or export it again.") from error
+
+
+def _read(
+    path: Path,
+    video_root: Path | None,
+    predicted: bool,
+    require_videos: bool,
+    images: Path | None,
+    category: str | None,
+    annotations: Path | None,
+) -> Labels:
     kind = format_of(path)
     if kind in (SLEAP, PACKAGE):
         from converters.sleap import read_slp
@@ -130,6 +148,8 @@ def _existing(path: Path) -> Path:
         path = path / "config.yaml"
     if not path.exists():
         raise FormatError(f"{path} does not exist; check the path of the project.")
+    if not path.is_file():
+        raise FormatError(f"{path} is neither a file nor a folder; name a project file.")
     format_of(path)
     try:
         with path.open("rb") as file:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.files import Finder, written_whole
+from converters.files import Finder, check_hdf5, written_whole
 from converters.labels import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
 from converters.video import open_video
 
@@ -70,6 +70,7 @@ def _load(path: Path) -> Any:
             absent = [name for name in ("metadata", "videos_json", "tracks_json", "frames", "instances", "points") if name not in file]
             if absent:
                 raise FormatError(f"{path} is an HDF5 file, but no SLEAP project: it has no '{absent[0]}'. Name a .slp or .pkg.slp file.")
+            check_hdf5(file)
             opened = _renumbered(file)
         return sio.load_slp(str(path), open_videos=opened)
     except FormatError:
@@ -174,7 +175,7 @@ def _read_frames(project: Any, orders: dict[int, list[int]], predicted: bool) ->
 
 
 def _read_instance(native: Any, order: list[int]) -> Instance:
-    points, track = native.numpy()[order], native.track.name if native.track is not None else None
+    points, track = native.numpy()[order], str(native.track.name) if native.track is not None else None
     if "score" not in native.points.dtype.names:
         return Instance(points, track)
     scores = np.nan_to_num(np.asarray(native.points["score"], dtype=np.float64)[order])
@@ -248,6 +249,10 @@ def write_slp_package(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -
             count = write_slp(linked, labels.skeleton, labels.videos, labels.frames, {})
             project = sio.load_slp(str(linked), open_videos=True)
             sio.save_slp(project, str(temporary), embed="user", verbose=False)
+        except FormatError:
+            raise
+        except Exception as error:  # sleap-io reads the images in its own way, and raises what it meets
+            raise FormatError(f"{path} cannot be written ({error}); see whether every labelled image can be read.") from error
         finally:
             linked.unlink(missing_ok=True)
     return count

@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from converters.files import Finder, written_whole
+from converters.files import Finder, check_hdf5, written_whole
 from converters.labels import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
-from converters.video import open_video
+from converters.video import check_length, open_video
 
 _BLOCK = 1024  # frames in memory at once, and in one piece of a dataset
 # Axes of each dataset, in SLEAP's order
@@ -74,12 +74,14 @@ def write_analysis(
     protected = [file for source in (video, video.original) if source is not None for file in source.paths]
     with written_whole(path, [*protected, *inputs]) as temporary, h5py.File(temporary, "w") as file:
         arrays = _Arrays(file, len(skeleton))
-        count = 0
+        count, last = 0, -1
         for frame in frames:
             _check(path, frame, skeleton)
             arrays.add(frame)
-            count += 1
-        arrays.finish(_length(video))
+            count, last = count + 1, max(last, frame.index)
+        length = _length(video)
+        check_length(path, video, last, count, length)
+        arrays.finish(length)
         _write_names(file, skeleton, arrays)
         _write_origin(file, video, provenance)
         file.attrs["skeleton_name"] = skeleton.name or ""
@@ -263,6 +265,7 @@ def read_analysis(path: Path, video_root: Path | None = None, predicted: bool = 
             absent = [name for name in ("tracks", "track_occupancy", "track_names", "node_names") if name not in file]
             if absent:
                 raise FormatError(f"{path} is an HDF5 file, but no SLEAP analysis file: it has no '{absent[0]}'; export it again.")
+            check_hdf5(file)
             skeleton = _read_skeleton(path, file)
             video = _read_video(path, file, Finder(path.parent, video_root), require_videos)
             frames = _read_frames(path, file, len(skeleton), predicted)

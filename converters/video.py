@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.files import natural_order
+from converters.files import check_hdf5, natural_order
 from converters.labels import IMAGE_SUFFIXES, FormatError, VideoSource
 
 # A gap of this many frames is decoded through before the packets of the file are looked through for a nearer key frame.
@@ -143,6 +143,23 @@ def video_source(path: Path) -> VideoSource:
     if path.suffix.lower() in (".slp", ".json", ".yaml", ".csv"):
         raise FormatError(f"{path} is not a video (a project?); name a video file, an image or a folder of images.")
     return VideoSource((path,))
+
+
+def check_length(path: Path, source: VideoSource, last: int, seen: int, length: int) -> None:
+    """FormatError where ``path``, which has a place for every frame, would be enormous because of one wrong frame number.
+
+    Args:
+        path: what is being written.
+        source: its video.
+        last: the last frame with an animal.
+        seen: number of frames that were given.
+        length: number of the video's frames, 0 where it cannot be opened.
+    """
+    if last >= max(1_000_000, 2 * length, 100 * seen):
+        raise FormatError(
+            f"{path} has a place for every frame, and an animal is in frame {last} of {source.name}, where no video is seen to reach; "
+            "correct its number, or write a .slp."
+        )
 
 
 class _FileVideo(Video):
@@ -380,7 +397,7 @@ class _EmbeddedVideo(Video):
         self.name = f"{source.paths[0]} ({source.embedded})"
         try:
             self._read_header()
-        except (KeyError, ValueError, OSError) as error:
+        except Exception as error:  # h5py raises what it meets
             if isinstance(error, FormatError):
                 raise
             raise FormatError(f"{self.name} is damaged: its images cannot be listed ({error}); export the package again.") from error
@@ -413,8 +430,10 @@ class _EmbeddedVideo(Video):
         if not path.is_file():
             raise FormatError(f"The package {path} does not exist; check the path, or name the folder it lies in with --video-root.")
         try:
-            return h5py.File(path, "r")
-        except OSError as error:
+            file = h5py.File(path, "r")
+            check_hdf5(file)
+            return file
+        except (OSError, ValueError, RuntimeError) as error:
             raise FormatError(f"{path} is not a SLEAP package, or is damaged; export it again.") from error
 
     def _images(self) -> Any:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import tempfile
@@ -269,6 +270,20 @@ def test_links_saved_as_text(make_dlc: Callable[..., Path], tmp_path: Path) -> N
 
 
 # --- bad input ---
+
+
+@pytest.mark.parametrize("name", ["img2.png", "CollectedData_Ada.csv"])
+def test_devices_and_pipes_in_a_project(make_dlc: Callable[..., Path], name: str) -> None:
+    config = make_dlc(kinds="csv")
+    (file,) = (config.parent / "labeled-data").rglob(name)
+    file.unlink()
+    if name.endswith("png"):
+        file.symlink_to("/dev/zero")
+        assert read_dlc(config).frames
+        return
+    os.mkfifo(file)
+    with pytest.raises(FormatError, match="CollectedData_Ada.csv is no file"):
+        read_dlc(config)
 
 
 def test_a_pickle_in_h5_is_not_run(make_dlc: Callable[..., Path], tmp_path: Path) -> None:

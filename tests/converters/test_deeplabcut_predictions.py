@@ -224,6 +224,23 @@ def test_a_cropped_analysis_counts_from_the_whole_frame(tmp_path: Path) -> None:
     assert labels.frames[0].predicted[0].points[0].tolist() == [0, 1] and any("meta.pickle cannot be read" in note for note in labels.notes)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x04]r" + (400_000_000).to_bytes(4, "little") + b".",  # a place in the memo that would take gigabytes
+        pickle.dumps({"data": {"cropping": True, "cropping_parameters": [float("inf"), 0, 0, 0]}}),
+        b"(" * 100_000 + b"t" * 100_000 + b".",
+    ],
+)
+def test_a_hostile_companion_is_left_aside(tmp_path: Path, content: bytes) -> None:
+    path = native(tmp_path / "clipDLC_Net_el.h5")
+    expected = [frame.predicted[0].points.tolist() for frame in read_dlc_predictions(path).frames if frame.predicted]
+    (tmp_path / "clipDLC_Net_meta.pickle").write_bytes(content)
+    labels = read_dlc_predictions(path)
+    assert [frame.predicted[0].points.tolist() for frame in labels.frames if frame.predicted] == expected
+    assert any("cannot be read" in note for note in labels.notes)
+
+
 def test_bad_predictions(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="nothing.h5 does not exist; name an .h5 or .csv"):
         read_dlc_predictions(tmp_path / "nothing.h5")

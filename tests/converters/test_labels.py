@@ -21,6 +21,10 @@ def test_skeleton_flip_order() -> None:
     [
         ({"keypoints": ()}, "no keypoints"),
         ({"keypoints": ("a", "a")}, "twice"),
+        ({"keypoints": ("a", "b\n")}, r"called 'b\\n'"),
+        ({"keypoints": ("a", "\ud800")}, r"called '\\ud800'"),
+        ({"keypoints": ("a", "")}, "called ''"),
+        ({"keypoints": ("a", 1)}, "called 1"),
         ({"keypoints": ("a", "b"), "edges": ((0, 2),)}, "edge between keypoints 0 and 2"),
         ({"keypoints": ("a", "b"), "edges": ((1, 1),)}, "edge between keypoints 1 and 1"),
         ({"keypoints": ("a", "b"), "symmetries": ((0, -1),)}, "symmetry between keypoints 0 and -1"),
@@ -37,6 +41,21 @@ def test_half_a_position_is_not_a_label() -> None:
     assert instance.labelled.tolist() == [False, False, True]
     assert np.isnan(instance.points[:2]).all()
     assert given[0, 0] == 1.0, "the caller's array was changed"
+
+
+def test_what_no_picture_or_video_can_have() -> None:
+    assert Instance(np.array([[1e308, 0], [0, -2e9], [1, 2]])).labelled.tolist() == [False, False, True]
+    predicted = PredictedInstance(np.zeros((2, 2)), None, np.inf, np.array([np.nan, 0.5]))
+    assert (predicted.score, predicted.point_scores.tolist()) == (0.0, [0.0, 0.5])
+    with pytest.raises(FormatError, match="has the number 1000000000, and no video is so long"):
+        Labels(Skeleton(("nose",)), [VIDEO], [LabeledFrame(0, 10**9)])
+    with pytest.raises(FormatError, match=r"a track called 'a\\x00'"):
+        Labels(Skeleton(("nose",)), [VIDEO], [LabeledFrame(0, 3, [Instance(np.zeros((1, 2)), "a\0")])])
+
+
+def test_messages_are_one_line_whatever_is_in_a_file() -> None:
+    message = str(FormatError("/a/b.slp: a\nb\u2028c\0 " + "x" * 10_000 + " do this."))
+    assert message.startswith("/a/b.slp: a b c? xxx") and message.endswith("xx do this.") and len(message) == 1500
 
 
 def test_points_need_two_columns() -> None:

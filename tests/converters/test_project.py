@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from converters import (
     write_predictions,
     write_project,
 )
+from converters.files import Finder, written_whole
 from converters.project import ANALYSIS, COCO, DLC, DLC_PREDICTIONS, PACKAGE, SLEAP, check_predictions, format_of, is_project
 
 
@@ -203,3 +205,86 @@ def test_every_written_project_reads(tmp_path: Path, make_images: Callable[..., 
         assert [(f.index, f.instances[0].points.tolist()) for f in back.labelled_frames] == [(1, [[1, 1], [1, 1]])], name
     with pytest.raises(FormatError, match="would hold DeepLabCut predictions, not labels; to write labels, name a folder"):
         write_project(tmp_path / "a.csv", labels)
+
+
+# --- hostile files: benchmarks/fuzz_formats.py found these ---
+
+
+@pytest.fixture(params=["p.slp", "p.analysis.h5", "pDLC_net.h5", "p.pkg.slp"])
+def hdf5_project(request: pytest.FixtureRequest, tmp_path: Path, make_images: Callable[..., list[Path]]) -> tuple[Path, str]:
+    """A project, and a table in it."""
+    path, video = tmp_path / request.param, VideoSource(tuple(make_images(tmp_path / "clip", 3)))
+    points = np.ones((1, 2))
+    frames = [LabeledFrame(0, 1, [] if path.name.endswith("net.h5") else [Instance(points)], [PredictedInstance(points)])]
+    write = (
+        write_project
+        if path.name.endswith(".pkg.slp")
+        else lambda p, each: write_predictions(p, each.skeleton, each.videos, each.frames, {})
+    )
+    write(path, Labels(Skeleton(("nose",)), [video], frames))
+    return path, {"p.slp": "points", "p.pkg.slp": "video0/video", "p.analysis.h5": "tracks"}.get(path.name, "df_with_missing/block0_values")
+
+
+@pytest.mark.parametrize("trap", ["a claim", "a large piece", "a link", "outside data", "a virtual table"])
+def test_tables_larger_than_their_file_or_outside_of_it(hdf5_project: tuple[Path, str], trap: str) -> None:
+    path, name = hdf5_project
+    with h5py.File(path, "r+") as file:
+        attributes = dict(file[name].attrs)
+        dtype = file[name].dtype
+        del file[name]
+        if trap == "a claim":
+            file.create_dataset(name, shape=(1 << 40,), dtype=dtype, chunks=(1 << 10,)).attrs.update(attributes)
+        elif trap == "a large piece":
+            file.create_dataset(name, shape=(1,), maxshape=(None,), dtype="u1", chunks=(1 << 31,))
+        elif trap == "a link":
+            file[name] = h5py.ExternalLink("other.h5", "x")
+        elif trap == "outside data":
+            file.create_dataset(name, shape=(64,), dtype="u1", external=[("/etc/passwd", 0, 64)])
+        else:
+            layout = h5py.VirtualLayout(shape=(1 << 20,), dtype="f8")
+            layout[:16] = h5py.VirtualSource("other.h5", "x", shape=(16,))
+            file.create_virtual_dataset(name, layout)
+    with pytest.raises(FormatError, match="more than the file can|is kept in another file|is a link to another file") as caught:
+        read_project(path)
+    assert str(path) in str(caught.value)
+
+
+def test_what_a_library_raises_is_one_sentence(make_project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise IndexError("out of\nbounds")
+
+    monkeypatch.setattr("converters.sleap._read_frames", broken)
+    path = make_project()
+    with pytest.raises(FormatError) as caught:
+        read_project(path)
+    assert str(caught.value) == (
+        f"{path} cannot be read as a SLEAP file and may be damaged (IndexError: out of bounds); save or export it again."
+    )
+
+
+def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "zeros.csv").symlink_to("/dev/zero")
+    for name in ("pipe.json", "zeros.csv"):
+        with pytest.raises(FormatError, match="is neither a file nor a folder"):
+            read_project(tmp_path / name)
+
+
+def test_one_wrong_frame_number_makes_no_endless_table(tmp_path: Path) -> None:
+    video, frames = VideoSource((tmp_path / "gone.mp4",)), [LabeledFrame(0, 10**8, [], [PredictedInstance(np.ones((1, 2)))])]
+    for name in ("p.analysis.h5", "p.h5", "p.csv"):
+        with pytest.raises(FormatError, match="an animal is in frame 100000000 of .*gone.mp4, where no video is seen to reach"):
+            write_predictions(tmp_path / name, Skeleton(("nose",)), [video], frames, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a\0.png", "\ud800.png", "x" * 300 + ".png", "a/" * 3000 + "b.png"])
+def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(FormatError, match="which no file can be called"):
+        Finder(tmp_path).find(name)
+
+
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"out\.json cannot be written \(.*No space"), written_whole(tmp_path / "out.json"):
+        raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
