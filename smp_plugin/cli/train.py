@@ -102,7 +102,8 @@ def command(state: _common.State, **options: Any) -> None:
         resume=options["resume"],
         reporter=reporter,
     )
-    reporter.say(f"predict with: smp-predict VIDEO -o OUT.slp --model {run}")
+    suffix = {DLC: ".h5", COCO: ".json"}.get(format_of(projects[0]) if projects else SLEAP, ".slp")
+    reporter.say(f"predict with: smp-predict VIDEO -o OUT{suffix} --model {run}")
 
 
 def _projects(options: dict[str, Any]) -> list[Path]:
@@ -111,7 +112,9 @@ def _projects(options: dict[str, Any]) -> list[Path]:
     flags = {kind: flag for flag, kinds in known.items() for kind in kinds}
     for flag, kinds in known.items():
         for path in options[flag]:
-            kind = format_of(_common.existing(path))
+            if _common.existing(path).is_dir() and flag != "dlc":
+                raise FormatError(f"--{flag} {path} is a folder; name the project file in it.")
+            kind = format_of(path)
             if kind not in kinds:
                 remedy = f"name it with --{flags[kind]}" if kind in flags else "a labelled project is needed"
                 raise FormatError(f"--{flag} {path} is a {kind} file; {remedy}.")
