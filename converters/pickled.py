@@ -11,7 +11,6 @@ from typing import Any, Final
 
 OPAQUE: Final = object()
 
-_MARK: Final = object()
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING",
@@ -34,19 +33,18 @@ def plain(data: bytes) -> Any:
         ValueError: damaged, or no pickle.
     """
     stack: list[Any] = []
+    marks: list[int] = []  # where on the stack they lie
     memo: dict[Any, Any] = {}
 
     def since_mark() -> list[Any]:
-        place = len(stack) - 1 - stack[::-1].index(_MARK)
-        values = stack[place + 1 :]
-        del stack[place:]
-        return values
+        return take(len(stack) - marks.pop())
 
     def take(count: int) -> list[Any]:
-        values = stack[len(stack) - count :]
-        if len(values) < count or any(value is _MARK for value in values):
+        place = len(stack) - count
+        if place < (marks[-1] if marks else 0):
             raise ValueError("an instruction of the pickle lacks what it works on")
-        del stack[len(stack) - count :]
+        values = stack[place:]
+        del stack[place:]
         return values
 
     try:
@@ -67,7 +65,7 @@ def plain(data: bytes) -> Any:
                 since_mark()
                 stack.append(OPAQUE)
             elif name == "MARK":
-                stack.append(_MARK)
+                marks.append(len(stack))
             elif name in ("TUPLE", "LIST"):
                 stack.append(tuple(since_mark()) if name == "TUPLE" else since_mark())
             elif name in ("APPEND", "APPENDS", "ADDITEMS"):
