@@ -1,0 +1,122 @@
+"""Methods that ``smp-compare`` sets side by side: ours and its ablations, SLEAP's, DeepLabCut's, each through its own API.
+
+One module per camp has ``run(job) -> Outcome``: train on ``job.train`` for the budget, predict the labelled frames of ``job.val`` into
+``job.folder / "predictions.slp"``. Each runs in a process of its own (``python -m smp_plugin.baselines FOLDER``), so that peak memory,
+threads and crashes are one method's alone and no peer is imported into ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+OWN = ("directpose", "smp-labeled", "smp")
+SLEAP = ("sleap-bottomup", "sleap-topdown")
+DLC = ("dlc-dekr_w18", "dlc-top_down_resnet_50", "dlc-rtmpose_s")
+METHODS = (*OWN, *SLEAP, *DLC)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell of a comparison.
+
+    Attributes:
+        method: one of ``METHODS``.
+        train: SLEAP project with the labelled frames to learn from; frames without a label may be used as such.
+        val: SLEAP project with the frames to predict. Its labels choose nothing: no early stopping, no best checkpoint.
+        folder: for everything the method writes; ``predictions.slp`` above all.
+        seed: of everything random.
+        minutes: wall-clock budget of training, start-up not counted; 0 where ``steps`` count.
+        steps: optimiser steps (of a top-down method: of each of its networks).
+        device: auto, cpu, cuda[:i], mps.
+        preset: of ours.
+        settings: further settings of ours, ``section.name`` -> value.
+        curve: how many points of AP over training time are wanted; 0 is none. Their cost is outside of the budget.
+    """
+
+    method: str
+    train: Path
+    val: Path
+    folder: Path
+    seed: int = 0
+    minutes: float = 0.0
+    steps: int = 0
+    device: str = "auto"
+    preset: str = "auto"
+    settings: dict[str, str] = field(default_factory=dict)
+    curve: int = 6
+
+    @property
+    def predictions(self) -> Path:
+        """Where the poses on the frames of ``val`` go."""
+        return self.folder / "predictions.slp"
+
+    def write(self) -> None:
+        """As ``job.json`` in the job's folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "job.json").write_text(json.dumps(dataclasses.asdict(self), default=str, indent=1), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Job:
+        """What ``write`` wrote."""
+        values = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+        return cls(**values | {key: Path(values[key]) for key in ("train", "val", "folder")})
+
+
+@dataclass
+class CurvePoint:
+    """Accuracy of an unfinished model on the frames of ``val``, for people only: it chooses nothing."""
+
+    seconds: float  # of training so far
+    step: int
+    phase: str
+    ap: dict[str, float]  # s2 as text ("1", "0.1", "0.0025") -> AP
+
+
+@dataclass
+class Outcome:
+    """How a method did its job; the poses themselves are in ``predictions.slp``.
+
+    Attributes:
+        version: name and version of the package, e.g. ``sleap-nn 0.3.5``.
+        steps: optimiser steps taken (of a top-down method: of both networks together).
+        train_seconds: spent in training.
+        predict_seconds: for the frames of ``val``, model loaded and warm, writing included.
+        frames: predicted.
+        notes: sentences on settings that were chosen, for the report.
+        curve: AP over training time.
+        peak_memory: bytes, of the process; filled in by whoever runs it.
+    """
+
+    version: str
+    steps: int
+    train_seconds: float
+    predict_seconds: float
+    frames: int
+    notes: list[str] = field(default_factory=list)
+    curve: list[CurvePoint] = field(default_factory=list)
+    peak_memory: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Outcome:
+        """What ``to_dict`` gave."""
+        return cls(**values | {"curve": [CurvePoint(**point) for point in values["curve"]]})
+
+
+class Unavailable(Exception):
+    """The method can't run here; the message says what is missing and how to get it."""
+
+
+def curve_point(job: Job, predictions: Path, seconds: float, step: int, phase: str = "") -> CurvePoint:
+    """Measure unfinished predictions the way the finished ones are measured."""
+    from smp_plugin.metrics import evaluate
+
+    found = evaluate(job.val, predictions)
+    return CurvePoint(seconds, step, phase, {f"{s2:g}": figures.ap for s2, figures in found.ap.items()})
