@@ -7,11 +7,7 @@ DATA is the folder with ``train*.slp`` and ``val30.slp``.
 
 from accuracy import grid, parser
 
-METHODS: dict[str, dict[str, object]] = {
-    "directpose": {"loss.alpha": 0.0, "loss.beta": 0.0, "loss.agreement": 0.0},  # L_a + L_b + L_d
-    "smp-labeled": {"loss.beta": 0.0, "loss.agreement": 0.0},  # + L_fl
-    "smp": {},  # + L_fu and agreement with the teacher
-}
+from smp_plugin.baselines.own import SETTINGS
 
 if __name__ == "__main__":
-    grid(parser(__doc__ or "", "train25_0", METHODS).parse_args(), METHODS, "val30.slp")
+    grid(parser(__doc__ or "", "train25_0", SETTINGS).parse_args(), SETTINGS, "val30.slp")

@@ -1,6 +1,7 @@
 """Semi-supervised one-stage multi-animal pose estimation for SLEAP and DeepLabCut projects.
 
-``train``, ``predict`` and ``evaluate`` are loaded when first used: importing this package imports neither torch nor a format library.
+``train``, ``predict``, ``evaluate`` and ``compare`` are loaded when first used: importing this package imports neither torch nor a format
+library.
 """
 
 from __future__ import annotations
@@ -8,14 +9,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from smp_plugin.comparison import compare
     from smp_plugin.metrics import evaluate
     from smp_plugin.predictor import predict
     from smp_plugin.training import train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "predict", "train"]
+__all__ = ["__version__", "compare", "evaluate", "predict", "train"]
 
-_HOMES = {"train": "smp_plugin.training", "predict": "smp_plugin.predictor", "evaluate": "smp_plugin.metrics"}
+_HOMES = {
+    "train": "smp_plugin.training",
+    "predict": "smp_plugin.predictor",
+    "evaluate": "smp_plugin.metrics",
+    "compare": "smp_plugin.comparison",
+}
 
 
 def __getattr__(name: str) -> Any:

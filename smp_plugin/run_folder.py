@@ -6,6 +6,7 @@ import csv
 import math
 import os
 import pickle
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,8 +97,13 @@ class RunFolder(L.Callback):
         if trainer.is_global_zero:
             score = float(module.step)  # without validation frames the latest model is the one to keep
             if self.val_frames:
-                score, figures = self.validate(module)
+                started = time.monotonic()
+                chosen_by, figures = self.validate(module)
                 row |= figures
+                if self.config.train.keep == "best":
+                    score = chosen_by
+                else:
+                    module.budget.started += time.monotonic() - started
             if score >= self.best:
                 self.best, self.best_step = score, module.step
                 self.save(module)
@@ -190,6 +196,12 @@ def choose_min_score(truth: list[np.ndarray], found: list[FramePoses], partial: 
     return round(float(ranked[np.flatnonzero(merit >= merit.max() - 0.01)[-1]]), 3)
 
 
+def watched(kept: Checkpoint, material: Material, reader: FrameReader) -> tuple[list[np.ndarray], list[FramePoses]]:
+    """Training frames, labels and predictions: what may choose where validation frames may not."""
+    frames = spread(material.frames, kept.config.train.val_frames)
+    return truth_of(frames), predict_frames(kept.model, frames, reader, kept.config, kept.typical_length)
+
+
 def finish(out: Path, config: Config, material: Material, device: torch.device, reporter: Reporter) -> None:
     """The score from which the best model's animals are kept, pictures, and the report."""
     choices, warnings = reporter.take()
@@ -197,13 +209,15 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
         return
     kept = load_model(out / "model.pt")
     kept.model.to(device)
+    may_choose = material.val_frames and config.train.keep == "best"
     frames = spread(material.val_frames or material.frames, config.train.val_frames)
     reader = FrameReader(material.videos, 1.0)
     found = predict_frames(kept.model, frames, reader, kept.config, kept.typical_length)
     truth = truth_of(frames)
     if kept.config.predict.min_score == 0:
+        on = (truth, found) if may_choose or not material.val_frames else watched(kept, material, reader)
         # Training frames flatter: unseen animals score lower than those learnt by heart.
-        kept.config.predict.min_score = round(choose_min_score(truth, found, material.partial) * (1.0 if material.val_frames else 0.5), 3)
+        kept.config.predict.min_score = round(choose_min_score(*on, material.partial) * (1.0 if may_choose else 0.5), 3)
         save_model(out / "model.pt", kept)
         reason = "labelled animals stand out most from the rest" if material.partial else "the fewest animals are missed or invented"
         reporter.say(f"--min-score: {kept.config.predict.min_score:g} by default, where {reason}")

@@ -88,7 +88,8 @@ class Outcome:
         frames: predicted.
         notes: sentences on settings that were chosen, for the report.
         curve: AP over training time.
-        peak_memory: bytes, of the process; filled in by whoever runs it.
+        peak_memory: bytes, of the process, or of the GPU where one was used; filled in by ``__main__``.
+        min_score: animals below it are left out where people look at the poses; AP weighs scores by itself and takes all.
     """
 
     version: str
@@ -99,6 +100,7 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     curve: list[CurvePoint] = field(default_factory=list)
     peak_memory: int = 0
+    min_score: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

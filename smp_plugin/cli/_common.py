@@ -130,6 +130,30 @@ def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--quiet", is_flag=True, help="Nothing but warnings.")(function)
 
 
+def validation(text: str | None) -> tuple[Path | None, float | None]:
+    """``--val``: a file, or a share of the labelled frames."""
+    if text is None:
+        return None, None
+    try:
+        share = float(text)
+    except ValueError:
+        return existing(Path(text)), None
+    if not 0 <= share < 1:
+        raise FormatError(f"--val {text}: a share of the labelled frames is at least 0 and below 1.")
+    return None, share
+
+
+def key_values(sets: Sequence[str]) -> dict[str, str]:
+    """``--set section.name=value`` texts as a table."""
+    table = {}
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise FormatError(f"--set {text}: write it as section.name=value, for example --set train.lr=0.0005.")
+        table[key.strip()] = value.strip()
+    return table
+
+
 def build_config(
     preset_name: str, config_file: Path | None, sets: Sequence[str], flags: dict[str, object], device: str
 ) -> tuple[Config, list[str]]:
@@ -152,11 +176,8 @@ def build_config(
     if config_file is not None:
         read_config(config_file, config)
         reasons.append(f"settings of {config_file}")
-    for text in sets:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise FormatError(f"--set {text}: write it as section.name=value, for example --set train.lr=0.0005.")
-        set_value(config, key.strip(), value.strip())
+    for key, value in key_values(sets).items():
+        set_value(config, key, value)
     for key, flag in flags.items():
         if flag is not None:
             set_value(config, key, flag, "the flag for")

@@ -73,7 +73,7 @@ def command(state: _common.State, **options: Any) -> None:
     reporter = state.reporter = Reporter(quiet=options["quiet"], json=options["as_json"])
     projects = _projects(options)
     unlabeled = [_common.existing(path) for path in options["unlabeled"]]
-    val, share = _validation(options["val"])
+    val, share = _common.validation(options["val"])
     if options["unlabeled_frames"]:
         parse_ranges(options["unlabeled_frames"], "--unlabeled-frames")
     config_file = options["config_file"]
@@ -119,19 +119,6 @@ def _projects(options: dict[str, Any]) -> list[Path]:
                 remedy = f"name it with --{flags[kind]}" if kind in flags else "a labelled project is needed"
                 raise FormatError(f"--{flag} {path} is a {kind} file; {remedy}.")
     return [path for flag in known for path in options[flag]]
-
-
-def _validation(text: str | None) -> tuple[Path | None, float | None]:
-    """``--val``: a file, or a share of the labelled frames."""
-    if text is None:
-        return None, None
-    try:
-        share = float(text)
-    except ValueError:
-        return _common.existing(Path(text)), None
-    if not 0 <= share < 1:
-        raise FormatError(f"--val {text}: a share of the labelled frames is at least 0 and below 1.")
-    return None, share
 
 
 def _flags(options: dict[str, Any], share: float | None) -> dict[str, object]:

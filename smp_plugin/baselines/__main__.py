@@ -1,0 +1,49 @@
+"""``python -m smp_plugin.baselines FOLDER``: do the job that FOLDER's ``job.json`` describes, and write ``outcome.json`` beside it.
+
+Exit code 3: the method is not available here, and ``unavailable.txt`` says why.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+from smp_plugin.baselines import DLC, SLEAP, Job, Outcome, Unavailable
+
+UNAVAILABLE = 3
+
+
+def main(folder: Path) -> int:
+    """Returns the exit code."""
+    job = Job.read(folder)
+    camp = "sleap" if job.method in SLEAP else "deeplabcut" if job.method in DLC else "own"
+    try:
+        outcome: Outcome = importlib.import_module(f"smp_plugin.baselines.{camp}").run(job)
+    except Unavailable as error:
+        (folder / "unavailable.txt").write_text(str(error), encoding="utf-8")
+        return UNAVAILABLE
+    outcome.peak_memory = peak_memory()
+    partial = folder / ".outcome.json.partial"
+    partial.write_text(json.dumps(outcome.to_dict(), indent=1), encoding="utf-8")
+    os.replace(partial, folder / "outcome.json")
+    return 0
+
+
+def peak_memory() -> int:
+    """Bytes: of the GPU where this process used one, else of the process; 0 where the system does not say."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_reserved():
+        return int(torch.cuda.max_memory_reserved())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

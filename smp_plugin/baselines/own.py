@@ -1,0 +1,84 @@
+"""SemiMultiPose and its ablations, with the settings of a preset."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from pathlib import Path
+
+import torch
+
+from converters import LabeledFrame, PredictedInstance, read_project, write_predictions
+from converters.video import open_video
+from smp_plugin import __version__
+from smp_plugin.baselines import CurvePoint, Job, Outcome
+from smp_plugin.checkpoint import load_model
+from smp_plugin.config import preset, set_value
+from smp_plugin.inference import choose_device
+from smp_plugin.predictor import Predictor
+from smp_plugin.progress import Reporter
+from smp_plugin.training import train
+
+SETTINGS: dict[str, dict[str, object]] = {
+    "directpose": {"loss.alpha": 0.0, "loss.beta": 0.0, "loss.agreement": 0.0},  # L_a + L_b + L_d
+    "smp-labeled": {"loss.beta": 0.0, "loss.agreement": 0.0},  # + L_fl
+    "smp": {},  # + L_fu and agreement with the teacher
+}
+
+
+def run(job: Job) -> Outcome:
+    """Train and predict; a run that was interrupted goes on from its last checkpoint."""
+    device, _ = choose_device(job.device)
+    config, chosen = preset(job.preset, cuda=device.type == "cuda")
+    between = math.ceil(job.steps / max(job.curve, 1)) if not job.minutes else 500 if device.type == "cuda" else 100
+    settings: dict[str, object] = {
+        "data.val_fraction": 0.0, "train.seed": job.seed, "train.device": job.device, "train.keep": "last", "train.val_every": between,
+        **SETTINGS[job.method], **job.settings,
+    }  # fmt: skip
+    settings |= {"train.minutes": job.minutes} if job.minutes else {"train.steps": job.steps}
+    for key, value in settings.items():
+        set_value(config, key, value)
+    out = job.folder / "run"
+    train([job.train], config=config, out=out, val=job.val, resume=(out / "last.ckpt").exists(), reporter=Reporter())
+    seconds, frames, cut = _predict(job, out)
+    curve = _curve(out / "metrics.csv")
+    steps, trained = curve[-1].step, curve[-1].seconds
+    return Outcome(f"smp-plugin {__version__}", steps, trained, seconds, frames, [chosen], curve, min_score=cut)
+
+
+def _predict(job: Job, run_folder: Path) -> tuple[float, int, float]:
+    """Seconds, frames, and the score from which animals would be kept. The first batch, which warms up, is not timed."""
+    checkpoint = load_model(run_folder)
+    cut, checkpoint.config.predict.min_score = checkpoint.config.predict.min_score, 0.0
+    predictor, labels = Predictor(checkpoint, choose_device(job.device)[0]), read_project(job.val)
+    frames = labels.labelled_frames
+    with open_video(labels.videos[frames[0].video]) as video:
+        predictor([video.read(frames[0].index)])
+    started = time.monotonic()
+    predicted = []
+    for number, source in enumerate(labels.videos):
+        wanted = sorted(f.index for f in frames if f.video == number)
+        if not wanted:
+            continue
+        with open_video(source) as video:
+            for index, _, found in predictor.stream(video.read_many(wanted)):
+                animals = [
+                    PredictedInstance(p, score=s, point_scores=q)
+                    for p, s, q in zip(found.poses, found.scores, found.point_scores, strict=True)
+                ]
+                predicted.append(LabeledFrame(number, index, predicted=animals))
+    write_predictions(job.predictions, checkpoint.skeleton, labels.videos, predicted, {"model": str(run_folder)})
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.monotonic() - started, len(frames), cut
+
+
+def _curve(metrics: Path) -> list[CurvePoint]:
+    """From the run's own record of its validation frames."""
+    columns = {"1": "val_ap", "0.1": "val_ap_s2_0.1", "0.0025": "val_ap_s2_0.0025"}
+    with metrics.open(newline="", encoding="utf-8") as file:
+        return [
+            CurvePoint(float(row["seconds"]), int(row["step"]), row["phase"], {s2: float(row[name]) for s2, name in columns.items()})
+            for row in csv.DictReader(file)
+        ]
