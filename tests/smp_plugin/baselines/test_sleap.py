@@ -1,0 +1,68 @@
+"""SLEAP's models through sleap-nn: settings and budget here, real runs where sleap-nn is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from converters import read_project
+from smp_plugin.baselines import Job, Unavailable
+from smp_plugin.baselines.sleap import CENTROID_SHARE, _Clock, _networks, _settings, run
+from smp_plugin.metrics import evaluate
+
+HERE = importlib.util.find_spec("sleap_nn") is not None
+needs_sleap = pytest.mark.skipif(not HERE, reason="sleap-nn is not installed (pip install smp-plugin[sleap])")
+
+
+def job_of(folder: Path, project: Path, method: str, **values: Any) -> Job:
+    job = Job(method, project, project, folder / method, device="cpu", **values)
+    job.folder.mkdir()
+    return job
+
+
+def test_a_budget_of_minutes_is_shared_by_the_two_networks(tmp_path: Path) -> None:
+    job = job_of(tmp_path, tmp_path / "p.slp", "sleap-topdown", minutes=6.0)
+    shares = [share for *_, share in _networks(job, 1.0)]
+    assert [_Clock(job, "n", share).seconds for share in shares] == pytest.approx([360 * CENTROID_SHARE, 360 * (1 - CENTROID_SHARE)])
+
+
+def test_settings_are_those_of_the_profiles_and_open_no_port(tmp_path: Path) -> None:
+    job = job_of(tmp_path, tmp_path / "p.slp", "sleap-bottomup", steps=450)
+    ((name, backbone, head, scale, _),) = _networks(job, 0.5)
+    made = _settings(job, name, backbone, head, scale)
+    trainer = made["trainer_config"]
+    assert trainer["optimizer"]["lr"] == 1e-4 and trainer["train_data_loader"]["batch_size"] == 4 and trainer["max_epochs"] == 3
+    assert trainer["zmq"] == {"controller_port": None, "publish_port": None}
+    assert made["data_config"]["preprocessing"]["scale"] == 0.5 and made["data_config"]["augmentation_config"]["geometric"]["rotation_max"] == 180
+
+
+def test_the_clock_ends_a_run_and_keeps_weights_on_the_way(tmp_path: Path) -> None:
+    clock = _Clock(job_of(tmp_path, tmp_path / "p.slp", "sleap-bottomup", steps=10, curve=5), "bottomup", 1.0)
+    clock.begin()
+    saved: list[Path] = []
+    ended = [clock.tick(step, saved.append) for step in range(1, 11)]
+    assert ended == [False] * 9 + [True]
+    assert [s.step for s in clock.snapshots] == [2, 4, 6, 8] and len(saved) == 4
+
+
+@pytest.mark.skipif(HERE, reason="sleap-nn is installed")
+def test_without_sleap_nn_the_remedy_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match=r"sleap-topdown needs sleap-nn.*pip install 'smp-plugin\[sleap\]'"):
+        run(job_of(tmp_path, tmp_path / "p.slp", "sleap-topdown", steps=1))
+
+
+@needs_sleap
+@pytest.mark.parametrize("method", ["sleap-bottomup", "sleap-topdown"])
+def test_a_real_run(method: str, tmp_path: Path, make_blobs: Callable[..., Any]) -> None:
+    project = make_blobs().project
+    job = job_of(tmp_path, project, method, steps=3, curve=2)
+    outcome = run(job)
+    assert outcome.version.startswith("sleap-nn") and outcome.frames == 12
+    assert outcome.steps == (3 if method == "sleap-bottomup" else 6) and len(outcome.curve) == 1
+    found = read_project(job.predictions, require_videos=False)
+    assert sorted(f.index for f in found.frames) == sorted(f.index for f in read_project(project).labelled_frames)
+    assert evaluate(project, job.predictions).frames == 12
