@@ -11,10 +11,11 @@ from pathlib import Path
 
 CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #26262c; background: #fafaf8; max-width: 1280px;
-  margin: 2.5rem auto; padding: 0 1.5rem; box-sizing: border-box; overflow-wrap: anywhere }
+  margin: 2.5rem auto; padding: 0 1.5rem; box-sizing: border-box; overflow-wrap: break-word }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .2rem } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem }
 h3 { font-size: 1rem; margin: 1.4rem 0 .3rem } .faint { color: #6e6e76 } .lead { font-size: 1.08rem; max-width: 60rem }
-table { border-collapse: collapse } th { font-weight: 600 } td.number { font-variant-numeric: tabular-nums }
+table { border-collapse: collapse } td { overflow-wrap: anywhere }
+.wide td { overflow-wrap: break-word } th { font-weight: 600 } td.number { font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: .25rem 1.4rem .25rem 0; border-bottom: 1px solid #e4e4de; vertical-align: top }
 img { max-width: 100%; border-radius: 4px; display: block } ul { padding-left: 1.2rem } summary { cursor: pointer }
 pre { overflow-x: auto; background: #f0f0ea; padding: 1rem; border-radius: 4px; overflow-wrap: normal }
@@ -36,12 +37,12 @@ def escape(text: object) -> Html:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
-    """A table; every cell after the first of a row has numbers of equal width."""
+    """A table; every cell after the first of a row has numbers of equal width. One with a head scrolls by itself where it is too wide."""
     top = "<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>" if head else ""
     body = "".join(
         "<tr>" + "".join(f"<td{' class=number' if n else ''}>{escape(cell)}</td>" for n, cell in enumerate(row)) + "</tr>" for row in rows
     )
-    return Html(f"<table>{top}{body}</table>")
+    return Html(f"<div class=wide><table>{top}{body}</table></div>" if head else f"<table>{body}</table>")
 
 
 def bullets(texts: Sequence[object]) -> Html:

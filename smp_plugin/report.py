@@ -63,6 +63,7 @@ def write_curves(metrics_csv: Path, png: Path) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     with metrics_csv.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -87,6 +88,10 @@ def write_curves(metrics_csv: Path, png: Path) -> None:
                 f"{values[-1]:.2f}", (steps[-1], values[-1]), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8
             )
     losses.set(title="Losses", xlabel="step", yscale="log" if losses.lines else "linear")
+    if losses.lines:
+        losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        losses.yaxis.set_major_formatter("{x:g}")
+        losses.yaxis.set_minor_locator(NullLocator())
     quality.set(title="Average precision on validation frames", xlabel="step", ylim=(0, 1.02))
     for axes in (losses, quality):
         _finish(axes, _phases(rows))
@@ -350,12 +355,12 @@ def _in_words(found: Evaluation) -> str:
     """What a person wants to know first."""
     if not found.animals:
         return "No labelled animals to compare the predictions with."
-    wrong = ", ".join(
-        f"{count} {what}"
-        for count, what in ((found.invented, "animals where none is labelled"), (found.doubled, "animals predicted twice"))
-        if count
-    )
-    length = f"an animal is {found.animal_length:.0f} pixels long"
-    error = f" Half of their points lie within {found.pixel_error[50]:.1f} pixels of the label; {length}."
-    error = "" if math.isnan(found.pixel_error[50]) else error
-    return f"{found.animals - found.missed} of {found.animals} labelled animals were found{f', besides {wrong}' if wrong else ''}.{error}"
+    spare = [(found.invented, "where no animal is labelled"), (found.doubled, "of an animal that has one already")]
+    wrong = ", ".join(f"{count} {what}" for count, what in spare if count)
+    text = f"{found.animals - found.missed} of {found.animals} labelled animals were found."
+    if wrong:
+        text += f" Predictions too many: {wrong}."
+    if not math.isnan(found.pixel_error[50]):
+        length = f"an animal is {found.animal_length:.0f} pixels long"
+        text += f" Half of the points found lie within {found.pixel_error[50]:.1f} pixels of the label; {length}."
+    return text
