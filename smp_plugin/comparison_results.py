@@ -1,5 +1,5 @@
 """What a comparison leaves on the disk, ``results.csv`` and a folder per cell, and what its figures say together: means, standard errors,
-paired differences.
+paired differences, and these in words.
 
 A *cell* is one training: one method, one share of the labels, one seed.
 """
@@ -25,6 +25,7 @@ COLUMNS = (
     "pixel_error_median", "missed", "invented", "doubled", "frames_per_second", "peak_memory_gb", "version",
 )  # fmt: skip
 FIGURES = COLUMNS[4:-1]  # the numbers of which means are taken
+HEADLINE = "ap_s2_0.1"  # by which methods are ranked: animals found and positions both count in it
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,73 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
         return math.nan, math.nan
     error = float(np.std(known, ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else math.nan
     return float(np.mean(known)), error
+
+
+def in_words(cells: Sequence[Cell]) -> list[str]:
+    """For a person, by number of labels: which method is best and by how much, or that none is."""
+    if not cells:
+        return ["No training is finished yet."]
+    groups: dict[str, list[Cell]] = {}
+    for cell in sorted(cells, key=lambda cell: cell.labels):
+        groups.setdefault(cell.fraction, []).append(cell)
+    return [_verdict(group) for group in groups.values()]
+
+
+def _verdict(group: Sequence[Cell]) -> str:
+    """Of cells with the same number of labels."""
+    ranked = _ranked(group, HEADLINE)
+    labels = round(sum(cell.labels for cell in group) / len(group))
+    with_labels = f"With {labels} labelled {'frame' if labels == 1 else 'frames'}"
+    if not ranked:
+        return f"{with_labels}, accuracy could not be measured."
+    best = ranked[0]
+    level = f"AP {_with_error(best, HEADLINE)} at s2 = 0.1"
+    if len(ranked) == 1:
+        return f"{with_labels}, {best.method} reaches {level} ({_runs(best.runs)}); there is no other method to compare it with."
+    behind = {d.method: d for d in paired_differences(group, best.method) if d.fraction is None}
+    second = ranked[1]
+    if second.method not in behind:
+        text = f"{with_labels}, {best.method} has the highest mean, {level}, but shares no labels and seed with {second.method}."
+    elif math.isnan(behind[second.method].lead(HEADLINE)):
+        ahead = -behind[second.method].mean[HEADLINE]
+        text = (
+            f"{with_labels}, {best.method} has the highest accuracy, {level}, {ahead:.3f} more than {second.method}; they share one run "
+            "only, so that this may be chance."
+        )
+    else:
+        text = f"{with_labels}, {_compared(best, second, level, behind)}"
+    loose = _ranked(group, "ap_s2_1")
+    if loose and loose[0].method != best.method:
+        text += f" If only finding the animals matters (s2 = 1), {loose[0].method} has the highest AP, {_with_error(loose[0], 'ap_s2_1')}."
+    return text
+
+
+def _compared(best: Summary, second: Summary, level: str, behind: Mapping[str, Difference]) -> str:
+    """The rest of the sentence, where there are several runs."""
+    equal = [method for method, d in behind.items() if d.lead(HEADLINE) >= 0]  # 0: within the error; above 0: better where both have runs
+    difference = behind[second.method]
+    by = f"{-difference.mean[HEADLINE]:.3f} ± {difference.error[HEADLINE]:.3f}"
+    if equal:
+        names = " and ".join([", ".join(equal[:-1]), equal[-1]] if len(equal) > 1 else equal)
+        lead = f"its lead over {names} is within its standard error"
+        return f"no method is clearly best: {best.method} has the highest mean, {level}, but {lead}."
+    text = f"{best.method} is best: {level}, {by} ahead of {second.method} ({_runs(difference.pairs)} paired)."
+    if -difference.mean[HEADLINE] < 2 * difference.error[HEADLINE]:
+        text += " This lead is less than two standard errors and may still be chance."
+    return text
+
+
+def _ranked(group: Sequence[Cell], figure: str) -> list[Summary]:
+    return sorted((s for s in summarise(group) if not math.isnan(s.mean[figure])), key=lambda s: -s.mean[figure])
+
+
+def _runs(count: int) -> str:
+    return f"{count} {'run' if count == 1 else 'runs'}"
+
+
+def _with_error(summary: Summary, figure: str) -> str:
+    error = summary.error[figure]
+    return f"{summary.mean[figure]:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
 
 
 def _split(pairs: Mapping[str, tuple[float, float]]) -> tuple[dict[str, float], dict[str, float]]:

@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from converters.labels import FormatError, Skeleton
+from smp_plugin.metrics import MATCH_OKS, MEDIUM_S2, animal_areas, match, oks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,6 +43,10 @@ PALETTE: tuple[Colour, ...] = (
     (250, 150, 150),
 )
 OUTLINE: Colour = (18, 18, 24)
+FOUND: Colour = (240, 240, 236)  # poses among marks of errors: what is coloured is wrong
+MISSED: Colour = (255, 64, 56)
+INVENTED: Colour = (255, 222, 0)
+DOUBLED: Colour = (236, 120, 255)
 OVERSAMPLING = 3
 
 
@@ -143,6 +149,112 @@ def _draw_animal(
             pen.ellipse([x - r, y - r, x + r, y + r], fill=((255, 255, 255) if sides[k] == "left" else OUTLINE) + (int(alpha[k]),))
     small = patch.reduce(s)
     canvas.paste(small, (int(low[0]), int(low[1])), small)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is right and wrong with the m predictions of a frame with n labelled animals, by the rule of ``metrics``."""
+
+    pairs: list[tuple[int, int]]  # labelled animal, its prediction
+    missed: list[int]  # labelled animals
+    invented: list[int]  # predictions where no animal is labelled
+    doubled: list[int]  # predictions beyond the first of an animal
+
+    def __str__(self) -> str:
+        counts = [(len(self.missed), "missed"), (len(self.invented), "invented"), (len(self.doubled), "doubled")]
+        return ", ".join(f"{count} {name}" for count, name in counts if count) or "all animals found"
+
+
+def judge(truth: Array, poses: Array, areas: Array | None = None) -> Verdict:
+    """Compare the predictions (m, K, 2) of a frame with its labels (n, K, 2), frame pixels, NaN where there is no point.
+
+    ``areas``: (n,) px^2; default: as this frame alone suggests.
+    """
+    similarity = oks(truth, poses, animal_areas([truth])[0] if areas is None else areas, MEDIUM_S2)
+    pairs = match(similarity, MATCH_OKS)
+    found, used = {row for row, _ in pairs}, {column for _, column in pairs}
+    spare = [column for column in range(len(poses)) if column not in used]
+    doubled = [column for column in spare if (similarity[:, column] >= MATCH_OKS).any()]
+    missed = [row for row in range(len(truth)) if row not in found]
+    return Verdict(pairs, missed, [column for column in spare if column not in doubled], doubled)
+
+
+def draw_errors(
+    image: Frame, skeleton: Skeleton, truth: Array, poses: Array, verdict: Verdict, colours: Sequence[Colour] | None = None
+) -> Frame:
+    """A copy of the frame with predictions and what is wrong with them.
+
+    A red line leads from a labelled point to the predicted one, a red ring stands where a point was not predicted; a missed animal has a
+    dashed red box, an invented one a yellow box, a doubled one a double violet box.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        skeleton: whose edges are drawn.
+        truth: (n, K, 2) labelled animals, frame pixels.
+        poses: (m, K, 2) predicted ones.
+        verdict: of ``judge`` on these two.
+        colours: of the predictions; default: all light grey.
+    """
+    width = line_width(np.concatenate([truth, poses]), image.shape[:2])
+    drawn = Image.fromarray(draw_poses(image, skeleton, poses, colours or [FOUND] * len(poses), width=width))
+    marks = _Marks(drawn.size, width)
+    for row, column in verdict.pairs:
+        for labelled, predicted in zip(truth[row], poses[column], strict=True):
+            if np.isfinite(labelled).all():
+                marks.error(labelled, predicted)
+    for row in verdict.missed:
+        for a, b in skeleton.edges:
+            if np.isfinite(truth[row][[a, b]]).all():
+                marks.line(truth[row][a], truth[row][b], MISSED, 0.6)
+        marks.box(truth[row], MISSED, dashed=True)
+    for columns, colour in ((verdict.invented, INVENTED), (verdict.doubled, DOUBLED)):
+        for column in columns:
+            marks.box(poses[column], colour)
+            if colour == DOUBLED:
+                marks.box(poses[column], colour, inset=2.6)
+    small = marks.canvas.reduce(OVERSAMPLING)
+    drawn.paste(small, (0, 0), small)
+    return np.array(drawn)
+
+
+class _Marks:
+    """A transparent sheet, three times too large, on which errors are marked; positions and lengths are those of the frame, pixels."""
+
+    def __init__(self, size: tuple[int, int], width: float) -> None:
+        self.size, self.width = size, max(1.0, width)
+        self.canvas = Image.new("RGBA", (size[0] * OVERSAMPLING, size[1] * OVERSAMPLING), (*OUTLINE, 0))
+        self.pen = ImageDraw.Draw(self.canvas)
+
+    def line(self, start: Array, end: Array, colour: Colour, thickness: float) -> None:
+        """``thickness``: in widths of a line."""
+        ends = [tuple(np.clip((np.asarray(p) + 0.5) * OVERSAMPLING, -1e5, 1e5)) for p in (start, end)]
+        for fill, extra in ((OUTLINE, 1.4), (colour, 0.0)):
+            self.pen.line(ends, fill=(*fill, 150 if extra else 255), width=max(1, round((self.width * thickness + extra) * OVERSAMPLING)))
+
+    def error(self, labelled: Array, predicted: Array) -> None:
+        """From where a point is to where it was predicted; nothing where the drawn points overlap."""
+        if np.isnan(predicted).any():
+            self._ring(labelled, 1.9 * self.width)
+        elif np.linalg.norm(predicted - labelled) > 1.2 * self.width:
+            self.line(labelled, predicted, MISSED, 0.8)
+
+    def _ring(self, centre: Array, radius: float) -> None:
+        low, high = ((centre + 0.5 + side * radius) * OVERSAMPLING for side in (-1, 1))
+        self.pen.ellipse([*low, *high], outline=(*MISSED, 255), width=max(1, round(0.8 * self.width * OVERSAMPLING)))
+
+    def box(self, pose: Array, colour: Colour, dashed: bool = False, inset: float = 0.0) -> None:
+        """Around an animal, inside of the frame. ``inset``: how much smaller, in widths of a line."""
+        seen = pose[np.isfinite(pose).all(axis=1)]
+        if not len(seen):
+            return
+        margin, edge = (4 - inset) * self.width + 3, np.array(self.size) - 1 - self.width
+        x0, y0 = np.clip(seen.min(axis=0) - margin, self.width, edge)
+        x1, y1 = np.clip(seen.max(axis=0) + margin, self.width, edge)
+        corners = [np.array(corner) for corner in ((x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0))]
+        for start, end in zip(corners, corners[1:], strict=False):
+            pieces = max(1, round(float(np.linalg.norm(end - start)) / (5 * self.width))) if dashed else 1
+            for n in range(pieces):
+                self.line(start + (end - start) * n / pieces, start + (end - start) * (n + (0.55 if dashed else 1)) / pieces, colour, 0.8)
 
 
 class OverlayWriter:

@@ -1,14 +1,11 @@
 """Pictures and one page that say how a run went: curves, a gallery of validation frames, ``report.html``.
 
-The page holds everything it shows (pictures as base64), so it can be mailed; every name in it is escaped. Drawing poses and videos is
-``drawing``'s.
+Drawing poses and videos is ``drawing``'s.
 """
 
 from __future__ import annotations
 
-import base64
 import csv
-import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from converters.labels import Skeleton
-from smp_plugin.drawing import PALETTE, OverlayWriter, animal_colours, draw_poses
+from converters.labels import Skeleton, VideoSource
+from smp_plugin.drawing import PALETTE, OverlayWriter, Verdict, draw_errors, draw_poses, judge
 from smp_plugin.metrics import MEDIUM_S2, PAPER_S2, SLEAP_S2, Evaluation, KeypointAP
+from smp_plugin.page import bullets, escape, picture, table, write_page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,6 +50,7 @@ LOSS_NAMES = {
 }
 AP_NAMES = {"val_ap": "s2 = 1 (paper)", "val_ap_s2_0.1": "s2 = 0.1", "val_ap_s2_0.0025": "s2 = 0.0025 (SLEAP)"}
 PANEL = 620  # width of one picture of the gallery, pixels
+MARKS = "red: off its label, or missed (dashed); yellow: invented; violet: twice"
 PAPER, INK, FAINT = (250, 250, 248), (38, 38, 44), (120, 120, 128)
 
 
@@ -64,6 +63,7 @@ def write_curves(metrics_csv: Path, png: Path) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     with metrics_csv.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -78,7 +78,8 @@ def write_curves(metrics_csv: Path, png: Path) -> None:
             continue
         colour, width = ("#26262c", 2.0) if column == "loss" else (colours[(n - 1) % len(colours)], 1.3)
         losses.plot(steps[keep], values[keep], color=colour, alpha=0.18, linewidth=0.8)
-        losses.plot(steps[keep], _smooth(values[keep]), color=colour, linewidth=width, label=label)
+        dots: dict[str, Any] = {"marker": "o", "markersize": 4} if keep.sum() < 4 else {}  # a line needs two points to be seen
+        losses.plot(steps[keep], _smooth(values[keep]), color=colour, linewidth=width, label=label, **dots)
     for n, (column, label) in enumerate(AP_NAMES.items()):
         steps, values = _series(rows, column)
         if len(steps):
@@ -87,9 +88,14 @@ def write_curves(metrics_csv: Path, png: Path) -> None:
                 f"{values[-1]:.2f}", (steps[-1], values[-1]), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8
             )
     losses.set(title="Losses", xlabel="step", yscale="log" if losses.lines else "linear")
+    if losses.lines:
+        losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        losses.yaxis.set_major_formatter("{x:g}")
+        losses.yaxis.set_minor_locator(NullLocator())
     quality.set(title="Average precision on validation frames", xlabel="step", ylim=(0, 1.02))
     for axes in (losses, quality):
         _finish(axes, _phases(rows))
+        _minutes(axes, *_series(rows, "seconds"))
     figure.savefig(png, dpi=130)
 
 
@@ -127,6 +133,23 @@ def _phases(rows: Sequence[Mapping[str, str]]) -> list[tuple[float, str]]:
     return found
 
 
+def _minutes(axes: Axes, steps: Array, seconds: Array) -> None:
+    """A second scale above: how long the training took to get to a step."""
+    from matplotlib.ticker import MaxNLocator
+
+    if not len(steps) or seconds.max() <= 0:
+        return
+    axes.set_xlim(0, 1.06 * steps.max())  # room for the numbers at the ends of the curves
+    order = np.argsort(seconds, kind="stable")
+    minutes, places = np.r_[0, seconds[order] / 60], np.r_[0, steps[order]]
+    ticks = [tick for tick in MaxNLocator(6).tick_values(0, minutes[-1]) if tick <= minutes[-1]]
+    above = axes.secondary_xaxis("top")
+    above.set_xticks(np.interp(ticks, minutes, places), [f"{tick:g}" for tick in ticks])
+    above.tick_params(labelsize=8, colors="#6a6a72", length=2)
+    above.spines["top"].set_visible(False)
+    above.set_xlabel("minutes of training", fontsize=8, color="#6a6a72")
+
+
 def _finish(axes: Axes, phases: list[tuple[float, str]]) -> None:
     for step, name in phases:
         axes.axvline(step, color="#8a8a92", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
@@ -153,7 +176,6 @@ class GalleryItem:
         predicted: (m, K, 2) frame pixels, NaN where missing.
         score: the greater the better: decides the order.
         title: what is written above it.
-        point_scores: (m, K) in [0, 1], of the predictions.
     """
 
     image: Frame
@@ -161,27 +183,36 @@ class GalleryItem:
     predicted: Array
     score: float
     title: str = ""
-    point_scores: Array | None = None
+
+
+def frame_title(video: VideoSource, index: int) -> str:
+    """What a person calls a frame: the image's name, or the video's with the number."""
+    if video.kind == "images" and index < len(video.paths):
+        return video.paths[index].name
+    source, number = video.in_original(index)
+    return f"{source.paths[0].name if source.paths else source.name}, frame {number}"
 
 
 def write_gallery(png: Path, items: Sequence[GalleryItem], skeleton: Skeleton, rows: int = 8) -> None:
     """The worst validation frames first: labels to the left, predictions to the right, cut to where the animals are.
 
-    A prediction has the colour of the labelled animal it belongs to.
+    Errors are marked as ``draw_errors`` says.
     """
     worst = sorted(items, key=lambda item: (not math.isnan(item.score), item.score))[:rows]
     pairs = [_gallery_pair(item, skeleton) for item in worst]
     gap, line = 14, 26
-    height = line + gap + sum(left.height + line + gap for left, _ in pairs)
+    height = line + gap + sum(left.height + line + gap for left, _, _ in pairs)
     page = Image.new("RGB", (2 * PANEL + 3 * gap, height), PAPER)
     pen = ImageDraw.Draw(page)
     bold, plain = ImageFont.load_default(17), ImageFont.load_default(14)
     pen.text((gap, 10), "Labels" if pairs else "No validation frames", INK, bold)
-    pen.text((PANEL + 2 * gap, 10), "Predictions" if pairs else "", INK, bold)
+    if pairs:
+        pen.text((PANEL + 2 * gap, 10), "Predictions", INK, bold)
+        pen.text((PANEL + 2 * gap + bold.getlength("Predictions") + 12, 13), _shortened(MARKS, plain, PANEL - 120), FAINT, plain)
     top = line + gap
-    for item, (left, right) in zip(worst, pairs, strict=True):
+    for item, (left, right, verdict) in zip(worst, pairs, strict=True):
         pen.text((gap, top), _shortened(item.title, plain, PANEL), FAINT, plain)
-        pen.text((PANEL + 2 * gap, top), f"{len(item.truth)} labelled, {len(item.predicted)} predicted", FAINT, plain)
+        pen.text((PANEL + 2 * gap, top), f"{len(item.truth)} labelled, {len(item.predicted)} predicted: {verdict}", FAINT, plain)
         page.paste(left, (gap, top + line - 4))
         page.paste(right, (PANEL + 2 * gap, top + line - 4))
         top += left.height + line + gap
@@ -197,38 +228,44 @@ def _shortened(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, wi
     return "..." + text
 
 
-def _gallery_pair(item: GalleryItem, skeleton: Skeleton) -> tuple[Image.Image, Image.Image]:
-    from smp_plugin.metrics import animal_areas, match, oks
+class Crop:
+    """The part of a frame that holds animals, at the size of a panel of the gallery.
 
-    colours = animal_colours(len(item.truth))
-    predicted_colours = animal_colours(len(item.predicted), start=len(item.truth))
-    if len(item.truth) and len(item.predicted):
-        similarity = oks(item.truth, item.predicted, animal_areas([item.truth])[0], MEDIUM_S2)
-        for row, column in match(similarity, 0.05):
-            predicted_colours[column] = colours[row]
-    x0, y0, x1, y1 = _window(item)
-    factor = PANEL / (x1 - x0)
-    size = (PANEL, max(1, round((y1 - y0) * factor)))
-    small = np.array(
-        Image.fromarray(item.image[y0:y1, x0:x1]).resize(size, Image.Resampling.BICUBIC if factor > 1 else Image.Resampling.BOX)
-    )
-    panels = [
-        draw_poses(small, skeleton, (np.asarray(poses).reshape(-1, len(skeleton), 2) - (x0, y0) + 0.5) * factor - 0.5, chosen, scores)
-        for poses, chosen, scores in ((item.truth, colours, None), (item.predicted, predicted_colours, item.point_scores))
-    ]
-    return Image.fromarray(panels[0]), Image.fromarray(panels[1])
+    Args:
+        image: (H, W, 3) uint8, the whole frame.
+        points: (n, 2) frame pixels, which have to be inside.
+        width: of the panel, pixels.
+    """
+
+    def __init__(self, image: Frame, points: Array, width: int = PANEL) -> None:
+        x0, y0, x1, y1 = _window(image.shape[1], image.shape[0], points)
+        self.corner, self.factor = np.array([x0, y0]), width / (x1 - x0)
+        size = (width, max(1, round((y1 - y0) * self.factor)))
+        way = Image.Resampling.BICUBIC if self.factor > 1 else Image.Resampling.BOX
+        self.image = np.array(Image.fromarray(np.ascontiguousarray(image[y0:y1, x0:x1])).resize(size, way))
+
+    def placed(self, poses: Array, keypoints: int) -> Array:
+        """Poses in frame pixels -> (n, K, 2) in pixels of the panel."""
+        found: Array = (np.asarray(poses, dtype=np.float64).reshape(-1, keypoints, 2) - self.corner + 0.5) * self.factor - 0.5
+        return found
 
 
-def _window(item: GalleryItem) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of the part that holds all animals with a margin; at least a third of the frame wide, not taller than 1.2
+def _gallery_pair(item: GalleryItem, skeleton: Skeleton) -> tuple[Image.Image, Image.Image, Verdict]:
+    crop = Crop(item.image, np.concatenate([np.asarray(item.truth).reshape(-1, 2), np.asarray(item.predicted).reshape(-1, 2)]))
+    truth, poses = crop.placed(item.truth, len(skeleton)), crop.placed(item.predicted, len(skeleton))
+    verdict = judge(truth, poses)
+    left, right = draw_poses(crop.image, skeleton, truth), draw_errors(crop.image, skeleton, truth, poses, verdict)
+    return Image.fromarray(left), Image.fromarray(right), verdict
+
+
+def _window(width: int, height: int, points: Array) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the part that holds all points with a margin; at least a third of the frame wide, not taller than 1.2
     widths.
     """
-    height, width = item.image.shape[:2]
-    points = np.concatenate([np.asarray(item.truth).reshape(-1, 2), np.asarray(item.predicted).reshape(-1, 2)])
     points = points[np.isfinite(points).all(axis=1)]
     if not len(points):
         return 0, 0, width, height
-    low, high = points.min(axis=0), points.max(axis=0)
+    low, high = np.clip(points.min(axis=0), 0, (width, height)), np.clip(points.max(axis=0), 0, (width, height))
     margin = 0.12 * float(max(high - low)) + 10
     wanted = np.maximum(high - low + 2 * margin, width / 3)
     wanted = np.minimum([max(wanted[0], wanted[1] / 1.2), max(wanted[1], wanted[0] * 0.45)], [width, height])
@@ -269,18 +306,6 @@ def keypoint_rows(evaluation: Evaluation) -> list[tuple[str, str, str, str]]:
     return [(name, n, error.replace("nan", "-"), share.replace("nan", "-")) for name, n, error, share in rows]
 
 
-CSS = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #26262c; background: #fafaf8; max-width: 1280px;
-  margin: 2.5rem auto; padding: 0 1.5rem }
-h1 { font-size: 1.6rem; margin: 0 0 .2rem } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem } .faint { color: #78787f }
-table { border-collapse: collapse } th { font-weight: 600 } td { overflow-wrap: anywhere } td.number { font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: .25rem 1.4rem .25rem 0; border-bottom: 1px solid #e4e4de; vertical-align: top }
-img { max-width: 100%; border-radius: 4px } ul { padding-left: 1.2rem }
-pre { overflow-x: auto; background: #f0f0ea; padding: 1rem; border-radius: 4px }
-.warning { background: #fff3cf; padding: .5rem .8rem; border-radius: 4px }
-"""
-
-
 def write_report(
     run_folder: Path,
     *,
@@ -300,43 +325,42 @@ def write_report(
         evaluation: on the validation frames, of the model that was kept.
         warnings: what the person should look at; the evaluation's own are added.
     """
-    parts = [f"<h1>{html.escape(title or run_folder.name)}</h1>", '<p class="faint">Multi-animal pose estimation: training report</p>']
-    for warning in [*warnings, *(evaluation.warnings if evaluation else [])]:
-        parts.append(f'<p class="warning">{html.escape(warning)}</p>')
+    title = title or run_folder.name
+    parts = [f"<h1>{escape(title)}</h1>", '<p class="faint">Multi-animal pose estimation: training report</p>']
     if evaluation is not None:
-        parts.append("<h2>On validation frames</h2>" + _table([], evaluation_rows(evaluation)))
+        parts.append(f'<p class="lead">{escape(_in_words(evaluation))}</p>')
+    for warning in [*warnings, *(evaluation.warnings if evaluation else [])]:
+        parts.append(f'<p class="warning">{escape(warning)}</p>')
+    if evaluation is not None:
+        parts.append("<h2>On validation frames</h2>" + table([], evaluation_rows(evaluation)))
         parts.append("<h2>By keypoint</h2>")
-        parts.append(_table(["keypoint", "points", "pixel error, median (90 %)", "within 10 % of length"], keypoint_rows(evaluation)))
-    parts.append(_picture(run_folder / "curves.png", "Training"))
-    parts.append(_picture(run_folder / "val_predictions.png", "Validation frames, worst first"))
+        parts.append(table(["keypoint", "points", "pixel error, median (90 %)", "within 10 % of length"], keypoint_rows(evaluation)))
+    for name, heading in (("curves.png", "Training"), ("val_predictions.png", "Validation frames, worst first")):
+        if (run_folder / name).is_file():
+            parts.append(f"<h2>{heading}</h2><div class=wide>{picture((run_folder / name).read_bytes(), heading)}</div>")
     if data:
-        parts.append("<h2>Data</h2>" + _table([], [(name, str(value)) for name, value in data.items()]))
+        parts.append("<h2>Data</h2>" + table([], [(name, str(value)) for name, value in data.items()]))
     if choices:
-        parts.append("<h2>Chosen automatically</h2><ul>" + "".join(f"<li>{html.escape(choice)}</li>" for choice in choices) + "</ul>")
+        parts.append("<h2>Chosen automatically</h2>" + bullets(choices))
     settings = run_folder / "config.yaml"
     if settings.is_file():
-        text = html.escape(settings.read_text(encoding="utf-8"))
+        text = escape(settings.read_text(encoding="utf-8"))
         parts.append(f"<h2>Settings</h2><details><summary>config.yaml</summary><pre>{text}</pre></details>")
     page = run_folder / "report.html"
-    page.write_text(
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title or run_folder.name)}</title>'
-        f"<style>{CSS}</style></head><body>\n" + "\n".join(part for part in parts if part) + "\n</body></html>\n",
-        encoding="utf-8",
-    )
+    write_page(page, title, parts)
     return page
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>" if head else ""
-    body = "".join(
-        "<tr>" + "".join(f"<td{' class=number' if n else ''}>{html.escape(cell)}</td>" for n, cell in enumerate(row)) + "</tr>"
-        for row in rows
-    )
-    return f"<table>{top}{body}</table>"
-
-
-def _picture(path: Path, heading: str) -> str:
-    if not path.is_file():
-        return ""
-    content = base64.b64encode(path.read_bytes()).decode()
-    return f'<h2>{html.escape(heading)}</h2><img alt="{html.escape(heading)}" src="data:image/png;base64,{content}">'
+def _in_words(found: Evaluation) -> str:
+    """What a person wants to know first."""
+    if not found.animals:
+        return "No labelled animals to compare the predictions with."
+    spare = [(found.invented, "where no animal is labelled"), (found.doubled, "of an animal that has one already")]
+    wrong = ", ".join(f"{count} {what}" for count, what in spare if count)
+    text = f"{found.animals - found.missed} of {found.animals} labelled animals were found."
+    if wrong:
+        text += f" Predictions too many: {wrong}."
+    if not math.isnan(found.pixel_error[50]):
+        length = f"an animal is {found.animal_length:.0f} pixels long"
+        text += f" Half of the points found lie within {found.pixel_error[50]:.1f} pixels of the label; {length}."
+    return text

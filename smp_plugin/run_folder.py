@@ -24,7 +24,7 @@ from smp_plugin.metrics import MATCH_OKS, MEDIUM_S2, PAPER_S2, SLEAP_S2, animal_
 from smp_plugin.model import PoseModel
 from smp_plugin.preparation import Material
 from smp_plugin.progress import Reporter, Task
-from smp_plugin.report import GalleryItem, write_curves, write_gallery, write_report
+from smp_plugin.report import GalleryItem, frame_title, write_curves, write_gallery, write_report
 
 if TYPE_CHECKING:
     from smp_plugin.training import PoseTraining
@@ -230,7 +230,7 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
         GalleryItem(
             reader.get(f.video, f.index)[0].permute(1, 2, 0).numpy(), t, drawn,
             evaluate_poses([t], [(p.poses, p.scores)], material.skeleton.keypoints).ap[MEDIUM_S2].ap,
-            f"{material.videos[f.video].name} frame {f.index}",
+            frame_title(material.videos[f.video], f.index),
         )
         for f, t, p, drawn in zip(frames, truth, found, kept_only, strict=True)
     ]  # fmt: skip

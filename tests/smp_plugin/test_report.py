@@ -123,7 +123,7 @@ def test_gallery_shows_the_worst_and_survives_empty_frames(tmp_path: Path):
         GalleryItem(GREY, POSE[None], POSE[None] + 2, 0.9, "a" * 300),
         GalleryItem(GREY, POSE[None], empty, float("nan"), "unknown"),
         GalleryItem(GREY, empty, empty, 0.1),
-        GalleryItem(GREY, np.full((1, 4, 2), np.nan), POSE[None], 0.1, point_scores=np.ones((1, 4))),
+        GalleryItem(GREY, np.full((1, 4, 2), np.nan), POSE[None], 0.1),
     ]
     write_gallery(tmp_path / "all.png", items, SKELETON)
     write_gallery(tmp_path / "two.png", items, SKELETON, rows=2)
