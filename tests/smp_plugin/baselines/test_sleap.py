@@ -37,7 +37,10 @@ def test_settings_are_those_of_the_profiles_and_open_no_port(tmp_path: Path) -> 
     trainer = made["trainer_config"]
     assert trainer["optimizer"]["lr"] == 1e-4 and trainer["train_data_loader"]["batch_size"] == 4 and trainer["max_epochs"] == 3
     assert trainer["zmq"] == {"controller_port": None, "publish_port": None}
-    assert made["data_config"]["preprocessing"]["scale"] == 0.5 and made["data_config"]["augmentation_config"]["geometric"]["rotation_max"] == 180
+    assert (
+        made["data_config"]["preprocessing"]["scale"] == 0.5
+        and made["data_config"]["augmentation_config"]["geometric"]["rotation_max"] == 180
+    )
 
 
 def test_the_clock_ends_a_run_and_keeps_weights_on_the_way(tmp_path: Path) -> None:
