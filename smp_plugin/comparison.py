@@ -19,6 +19,7 @@ from smp_plugin.baselines import DLC, METHODS, OWN, SLEAP, Job, Outcome
 from smp_plugin.baselines.__main__ import UNAVAILABLE
 from smp_plugin.comparison_report import write_comparison
 from smp_plugin.comparison_results import append_result, cell_folder, read_results
+from smp_plugin.config import Config, set_value
 from smp_plugin.metrics import MEDIUM_S2, PAPER_S2, SLEAP_S2, evaluate
 from smp_plugin.progress import Reporter
 
@@ -69,7 +70,7 @@ def compare(
         seeds: one run each. A seed also draws which labelled frames are learnt from.
         fractions: how many labelled frames are learnt from: "all", a number, or a percentage such as "20%"; the others are unlabelled.
         preset: of our methods.
-        settings: further settings of our methods, ``section.name`` -> value.
+        settings: further settings of our methods, ``section.name`` -> value, and of the peers, such as ``sleap.data_config....``.
         curve: points of AP over training time, measured outside of the budget.
 
     Returns:
@@ -103,6 +104,8 @@ def compare(
             method, train_file.absolute(), val_file.absolute(), folder.absolute(), seed, budget.minutes, budget.steps, device, preset,
             dict(settings or {}), curve,
         )  # fmt: skip
+        for key, value in job.own_settings.items():  # a wrong one is better said now than in every run
+            set_value(Config(), key, value)
         jobs.append((fraction, counts[fraction], job))
     left_out = _do(jobs, out, reporter)
     if not read_results(out):

@@ -16,6 +16,7 @@ from typing import Any
 OWN = ("directpose", "smp-labeled", "smp")
 SLEAP = ("sleap-bottomup", "sleap-topdown")
 DLC = ("dlc-dekr_w18", "dlc-top_down_resnet_50", "dlc-rtmpose_s")
+PEERS = ("sleap.", "dlc.")  # how the names of their settings begin
 METHODS = (*OWN, *SLEAP, *DLC)
 
 
@@ -33,7 +34,7 @@ class Job:
         steps: optimiser steps (of a top-down method: of each of its networks).
         device: auto, cpu, cuda[:i], mps.
         preset: of ours.
-        settings: further settings of ours, ``section.name`` -> value.
+        settings: further settings, ``section.name`` -> value; with ``sleap.`` or ``dlc.`` before it, of the peers' configurations.
         curve: how many points of AP over training time are wanted; 0 is none. Their cost is outside of the budget.
     """
 
@@ -53,6 +54,11 @@ class Job:
     def predictions(self) -> Path:
         """Where the poses on the frames of ``val`` go."""
         return self.folder / "predictions.slp"
+
+    @property
+    def own_settings(self) -> dict[str, str]:
+        """Without those of the peers."""
+        return {key: value for key, value in self.settings.items() if not key.startswith(PEERS)}
 
     def write(self) -> None:
         """As ``job.json`` in the job's folder."""

@@ -34,7 +34,7 @@ def run(job: Job) -> Outcome:
     between = math.ceil(job.steps / max(job.curve, 1)) if not job.minutes else 500 if device.type == "cuda" else 100
     settings: dict[str, object] = {
         "data.val_fraction": 0.0, "train.seed": job.seed, "train.device": job.device, "train.keep": "last", "train.val_every": between,
-        **SETTINGS[job.method], **job.settings,
+        **SETTINGS[job.method], **job.own_settings,
     }  # fmt: skip
     settings |= {"train.minutes": job.minutes} if job.minutes else {"train.steps": job.steps}
     for key, value in settings.items():

@@ -2,7 +2,8 @@
 
 The profiles are those of the SLEAP GUI 1.6 (``baseline_medium_rf.bottomup``, ``baseline.centroid``, ``baseline_medium_rf.topdown``). What
 differs, each in SLEAP's favour or because a budget is asked for: every labelled frame is trained on (the profile holds a tenth out), the
-run ends with the budget and its last weights are kept, and large frames are halved on a CPU (``_scale``).
+run ends with the budget and its last weights are kept, and on a CPU, where a budget is a few hundred steps, large frames are halved and the
+learning rate is that of sleap-nn's ``train()``, ten times the profiles'. ``job.settings`` that begin with ``sleap.`` overrule any of it.
 
 Traps: sleap-nn has no wall-clock cap; its steps an epoch have a minimum of their own; checkpoints exist for whole epochs only; the profiles
 open ports for the GUI. Frames that a prediction file lacks are not counted by its own evaluator, so every frame is written here.
@@ -39,12 +40,13 @@ def run(job: Job) -> Outcome:
     except ImportError as error:
         raise Unavailable(f"{job.method} needs sleap-nn, which is not installed: pip install 'smp-plugin[sleap]'") from error
     _hush()
-    scale, why = _scale(job)
+    on_cpu = _on_cpu(job)
+    scale, why = _scale(job, on_cpu)
     parts = list(_networks(job, scale))
     steps, seconds = 0, 0.0
     snapshots: list[list[_Snapshot]] = []
     for name, backbone, head, part_scale, share in parts:
-        clock = _train(job, name, _settings(job, name, backbone, head, part_scale), share)
+        clock = _train(job, name, _settings(job, name, backbone, head, part_scale, 1e-3 if on_cpu else 1e-4), share)
         steps, seconds = steps + clock.step, seconds + clock.elapsed
         snapshots.append(clock.snapshots)
     predict_seconds, frames = _predict(job, [_models(job) / name for name, *_ in parts], job.predictions)
@@ -54,6 +56,8 @@ def run(job: Job) -> Outcome:
         f"settings of SLEAP's own profile ({', '.join(name for name, *_ in parts)}), all labelled frames trained on, last weights kept",
         why,
     ]
+    if on_cpu:
+        notes.append("learning rate .001 (sleap-nn's train()), as few steps fit a budget on a CPU; the profiles' is .0001")
     if len(parts) == 2:
         notes.append("the centroid network has a third of the time, the network of the pose the rest" if job.minutes else "")
     return Outcome(f"sleap-nn {sleap_nn.__version__}", steps, seconds, predict_seconds, frames, [n for n in notes if n], curve)
@@ -72,16 +76,19 @@ def _hush() -> None:
         logger.remove()
 
 
-def _scale(job: Job) -> tuple[float, str]:
-    """Factor on the input of the full-frame networks, and why."""
+def _on_cpu(job: Job) -> bool:
     import torch
 
+    return job.device == "cpu" or (job.device == "auto" and not (torch.cuda.is_available() or torch.backends.mps.is_available()))
+
+
+def _scale(job: Job, on_cpu: bool) -> tuple[float, str]:
+    """Factor on the input of the full-frame networks, and why."""
     from converters import read_project
     from converters.video import open_video
 
     with open_video(read_project(job.val).videos[0]) as video:
         height, width = video.read(video.frame_numbers[0]).shape[:2]
-    on_cpu = job.device == "cpu" or (job.device == "auto" and not (torch.cuda.is_available() or torch.backends.mps.is_available()))
     if on_cpu and height * width > LARGE_FRAME:
         return 0.5, f"frames of {width}x{height} halved, as a CPU needs several seconds a step at full size"
     return 1.0, "frames at full size"
@@ -108,8 +115,8 @@ def _unet(filters: int, max_stride: int, output_stride: int) -> dict[str, Any]:
     return {"unet": {"filters": filters, "filters_rate": 2.0, "max_stride": max_stride, "output_stride": output_stride, "kernel_size": 3}}
 
 
-def _settings(job: Job, name: str, backbone: dict[str, Any], head: Head, scale: float) -> dict[str, Any]:
-    """One network's configuration, as a profile of the GUI says it."""
+def _settings(job: Job, name: str, backbone: dict[str, Any], head: Head, scale: float, rate: float) -> dict[str, Any]:
+    """One network's configuration, as a profile of the GUI says it, but for the learning rate."""
     epochs = max(1, -(-job.steps // EPOCH)) if not job.minutes else 10**6
     return {
         "data_config": {
@@ -137,7 +144,7 @@ def _settings(job: Job, name: str, backbone: dict[str, Any], head: Head, scale: 
             "ckpt_dir": str(_models(job)),
             "run_name": name,
             "optimizer_name": "Adam",
-            "optimizer": {"lr": 1e-4, "amsgrad": False},
+            "optimizer": {"lr": rate, "amsgrad": False},
             "lr_scheduler": {"reduce_lr_on_plateau": {
                 "threshold": 1e-6, "threshold_mode": "abs", "cooldown": 3, "patience": 5, "factor": 0.5, "min_lr": 1e-8,
             }},
@@ -186,6 +193,7 @@ class _Clock:
 def _train(job: Job, name: str, settings: dict[str, Any], share: float) -> _Clock:
     """sleap-nn's own trainer with one more callback. What it trains ends as ``best.ckpt``, where its predictor looks."""
     import lightning
+    import yaml
     from omegaconf import OmegaConf
     from sleap_nn.training import model_trainer
 
@@ -206,7 +214,11 @@ def _train(job: Job, name: str, settings: dict[str, Any], share: float) -> _Cloc
 
     vars(lightning)["Trainer"] = with_clock  # the one place where sleap-nn takes no callbacks of ours
     try:
-        trainer = model_trainer.ModelTrainer.get_model_trainer_from_config(OmegaConf.create(settings))
+        configuration = OmegaConf.create(settings)
+        for key, value in job.settings.items():
+            if key.startswith("sleap."):
+                OmegaConf.update(configuration, key.removeprefix("sleap."), yaml.safe_load(value))
+        trainer = model_trainer.ModelTrainer.get_model_trainer_from_config(configuration)
         with contextlib.suppress(_Spent), open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
             trainer.train()
     finally:

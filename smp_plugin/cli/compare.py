@@ -34,7 +34,7 @@ EPILOG = "Example:  smp-compare --slp flies.slp --val heldout.slp --minutes 20 -
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Optimiser steps of each network, in place of minutes.")
 @click.option("-o", "--output", type=FILE, default=Path("comparison"), metavar="DIR", help="Folder; goes on where it was interrupted.")
 @click.option("--preset", type=click.Choice(["auto", "small", "gpu", "paper"]), default="auto", help="Of our own methods (default auto).")
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting of our own methods; repeatable.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting of ours, or sleap.KEY of SLEAP's; repeatable.")
 @_common.device_option
 @_common.output_options
 @click.option_panel("Data", options=["--slp", "--dlc", "--coco", "--val", "--video-root", "--labels-fraction"])

@@ -147,6 +147,7 @@ def test_smaller_draws_are_part_of_larger_ones(blobs: Any) -> None:
         (["--slp", "{project}", "--steps", "3", "--labels-fraction", "500"], "there are 9 to learn from"),
         (["--slp", "{project}", "--steps", "3", "--val", "0.01"], "leaves none to measure"),
         (["--slp", "{project}", "--steps", "3", "--set", "loss.alpha"], "write it as section.name=value"),
+        (["--slp", "{project}", "--steps", "3", "--set", "loss.alfa=1"], "there is no setting 'loss.alfa'"),
         (["--slp", "absent.slp", "--steps", "3"], "absent.slp: no such file"),
     ],
 )

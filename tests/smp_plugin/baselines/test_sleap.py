@@ -33,7 +33,7 @@ def test_a_budget_of_minutes_is_shared_by_the_two_networks(tmp_path: Path) -> No
 def test_settings_are_those_of_the_profiles_and_open_no_port(tmp_path: Path) -> None:
     job = job_of(tmp_path, tmp_path / "p.slp", "sleap-bottomup", steps=450)
     ((name, backbone, head, scale, _),) = _networks(job, 0.5)
-    made = _settings(job, name, backbone, head, scale)
+    made = _settings(job, name, backbone, head, scale, 1e-4)
     trainer = made["trainer_config"]
     assert trainer["optimizer"]["lr"] == 1e-4 and trainer["train_data_loader"]["batch_size"] == 4 and trainer["max_epochs"] == 3
     assert trainer["zmq"] == {"controller_port": None, "publish_port": None}
