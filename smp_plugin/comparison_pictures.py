@@ -124,21 +124,23 @@ def by_method(
     values: Mapping[str, tuple[float, float]], title: str, unit: str, looks: Mapping[str, Look], bars: bool = True
 ) -> bytes | None:
     """One line per method with mean and standard error, as bars from 0 or as points; None where nothing is known."""
+    from matplotlib.ticker import MaxNLocator
+
     known = {method: values[method] for method in looks if method in values and not math.isnan(values[method][0])}
     if not known:
         return None
     picture, [axes] = _figure(title, 0.95 + 0.3 * max(3, len(known)))
     most = max(mean for mean, _ in known.values())
     for n, (method, (mean, error)) in enumerate(known.items()):
-        style, error = looks[method], float(np.nan_to_num(error))
+        style = looks[method]
         if bars:
             axes.barh(n, mean, color=style.colour, height=0.62, zorder=2)
         axes.errorbar(
-            mean, n, xerr=error, color="#26262c" if bars else style.colour, marker="" if bars else style.marker, markersize=6,
-            elinewidth=1.1, capsize=2.5, zorder=3,
+            mean, n, xerr=None if math.isnan(error) else error, color="#26262c" if bars else style.colour,
+            marker="" if bars else style.marker, markersize=6, elinewidth=1.1, capsize=2.5, zorder=3,
         )  # fmt: skip
         text = f"{mean:.3f}" if not bars else f"{mean:.3g}"
-        axes.annotate(text, (mean + error, n), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8.5)
+        axes.annotate(text, (mean + float(np.nan_to_num(error)), n), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8.5)
     axes.set_yticks(range(len(known)), list(known))
     for tick, method in zip(axes.get_yticklabels(), known, strict=True):
         tick.set_fontweight("bold" if looks[method].layer == 5 else "normal")
@@ -146,6 +148,7 @@ def by_method(
     axes.set_xlabel(unit, fontsize=9)
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.15)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     if bars:
         axes.set_xlim(0, 1.18 * most if most > 0 else 1)
     return _png(picture)

@@ -81,7 +81,7 @@ HOW = (
 )
 PAGE_CSS = """
 ul.lead { padding-left: 1.2rem } small { color: #6e6e76; font-size: .82em } th { vertical-align: bottom }
-table.results { font-size: .9rem; min-width: 100% } table.results td, table.results th { padding-right: .7rem }
+table.results { font-size: .88rem; min-width: 100% } table.results td, table.results th { padding-right: .42rem }
 table.results td { white-space: nowrap }
 table.results td:first-child, table.results th:first-child { position: sticky; left: 0; background: #fafaf8; z-index: 1 }
 tr.group th { border-bottom: 1px solid #b9b9b2; padding-top: 1rem } tr.ours td:first-child { font-weight: 600; color: #00519e }
@@ -234,7 +234,7 @@ def _difference(difference: Difference, name: str) -> str:
 def _charts(folder: Path, cells: Sequence[Cell], looks: Mapping[str, Look]) -> str:
     summaries = summarise(cells)
     fractions = _fractions(summaries)
-    accuracy = [(over_labels(summaries, name, f"{heading}", looks), heading) for name, heading in AP_FIGURES.items()]
+    accuracy = [(over_labels(summaries, name, heading, looks), heading) for name, heading in AP_FIGURES.items() if len(summaries) > 1]
     accuracy_heading = "Accuracy against the number of labels" if len(fractions) > 1 else "Accuracy"
     curves = {cell.key: outcome.curve for cell in cells if (outcome := read_outcome(folder, cell)) and outcome.curve}
     training = []

@@ -165,7 +165,7 @@ def test_one_method_one_run_without_a_curve(tmp_path: Path, val: Labels):
     folder = tmp_path / "comparison"
     _cell(folder, val, "sleap-bottomup", curve=False)
     text = write_comparison(folder, title="t", val=val, facts={}, notes=[]).read_text()
-    assert "No curve was recorded for sleap-bottomup" in text and "Differences" not in text
+    assert "No curve was recorded for sleap-bottomup" in text and "<h2>Differences" not in text
     assert "there is no other method" in text and "1 run)" in text
     assert _table(_Page(text).rows, "runs")["sleap-bottomup"][3] == "0.500 ± -"
     assert "nan" not in re.sub(r"base64,[A-Za-z0-9+/=]*", "", text)
@@ -201,14 +201,14 @@ def test_predictions_are_put_in_the_order_of_the_labels(val: Labels):
 
 def test_worst_first():
     empty, none = np.empty((0, 3, 2)), np.empty(0)
-    right, wrong = (MOUSE[None], np.ones(1)), (MOUSE[None] + 12, np.ones(1))
+    right, wrong = (MOUSE[None], np.ones(1)), (MOUSE[None] + 3, np.ones(1))
     truth = [empty, MOUSE[None], MOUSE[None], MOUSE[None], empty]
     assert worst_first(truth, [(empty, none), right, wrong, (empty, none), right]) == [3, 4, 2, 0, 1]
 
 
 def test_errors_are_marked():
     truth = np.stack([MOUSE, MOUSE + [60, 60]])
-    poses = np.stack([MOUSE + [0, 8], MOUSE + [1, 9], MOUSE + [70, 0]])
+    poses = np.stack([MOUSE + [0, 4], MOUSE + [1, 3], MOUSE + [70, 0]])
     poses[0, 2] = np.nan
     verdict = judge(truth, poses)
     assert verdict.missed == [1] and verdict.invented == [2] and verdict.doubled in ([0], [1]) and len(verdict.pairs) == 1
