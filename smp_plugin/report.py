@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 __all__ = [
+    "Crop",
     "GalleryItem",
     "OverlayWriter",
     "draw_poses",
     "evaluation_rows",
+    "frame_title",
     "keypoint_rows",
     "write_curves",
     "write_gallery",

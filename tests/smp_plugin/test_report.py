@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from converters.labels import FormatError, Skeleton
+from converters.labels import FormatError, Skeleton, VideoSource
 from smp_plugin.config import Config, write_config
 from smp_plugin.drawing import OverlayWriter, animal_colours, draw_poses, keypoint_sides
 from smp_plugin.metrics import evaluate_poses
-from smp_plugin.report import GalleryItem, evaluation_rows, keypoint_rows, write_curves, write_gallery, write_report
+from smp_plugin.page import Html, bullets, picture, table, write_page
+from smp_plugin.report import GalleryItem, evaluation_rows, frame_title, keypoint_rows, write_curves, write_gallery, write_report
 
 SKELETON = Skeleton(("nose", "ear_left", "ear_right", "tail"), ((0, 1), (0, 2), (0, 3)))
 POSE = np.array([[60.0, 50.0], [50.0, 40.0], [50.0, 60.0], [20.0, 50.0]])
@@ -146,6 +147,36 @@ def test_page_is_self_contained_and_escaped(tmp_path: Path):
     )
     assert 'src="data:image/png;base64,' in text and "http" not in text and "Validation frames" not in text
     assert write_report(run).read_text().count("<h2>") == 2
+
+
+def test_page_says_in_words_what_was_found(tmp_path: Path):
+    far, near = POSE[None] + 400, POSE[None] + 1
+    found = evaluate_poses([np.stack([POSE, POSE + 100])], [(np.concatenate([near, near, far]), np.ones(3))], SKELETON.keypoints)
+    text = write_report(tmp_path, evaluation=found).read_text()
+    assert "1 of 2 labelled animals were found. Predictions too many: 1 where no animal is labelled, 1 of an animal that has one" in text
+    assert "Half of the points found lie within 1.4 pixels of the label; an animal is 40 pixels long." in text
+    missed = evaluate_poses([POSE[None]], [(np.empty((0, 4, 2)), np.empty(0))], SKELETON.keypoints)
+    assert '<p class="lead">0 of 1 labelled animals were found.</p>' in write_report(tmp_path, evaluation=missed).read_text()
+    nothing = evaluate_poses([], [], SKELETON.keypoints)
+    assert "No labelled animals" in write_report(tmp_path, evaluation=nothing).read_text()
+
+
+def test_frames_are_called_by_their_image_or_by_video_and_number():
+    video = VideoSource((Path("/far/away/cage.mp4"),))
+    assert frame_title(video, 7) == "cage.mp4, frame 7"
+    assert frame_title(VideoSource((Path("/a/img1.png"), Path("/a/img2.png"))), 1) == "img2.png"
+    assert frame_title(VideoSource((Path("/a/labels.pkg.slp"),), embedded="video0", original=video), 30) == "cage.mp4, frame 30"
+
+
+def test_pictures_go_inside_of_the_page_and_markup_is_kept_once(tmp_path: Path):
+    write_page(
+        tmp_path / "p.html",
+        "<t>",
+        [bullets(["<b>", Html("<b>x</b>")]), "", table(["a"], [("<1>", Html("<i>2</i>"))]), picture(b"x", "<p>")],
+    )
+    text = (tmp_path / "p.html").read_text()
+    assert "<title>&lt;t&gt;</title>" in text and "<li>&lt;b&gt;</li><li><b>x</b></li>" in text
+    assert "<td>&lt;1&gt;</td><td class=number><i>2</i></td>" in text and 'alt="&lt;p&gt;" src="data:image/png;base64,eA=="' in text
 
 
 def test_rows_hold_no_nan():
