@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from smp_plugin.metrics import evaluate
+    from smp_plugin.evaluation import evaluate
     from smp_plugin.predictor import predict
     from smp_plugin.training import train
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "evaluate", "predict", "train"]
 
-_HOMES = {"train": "smp_plugin.training", "predict": "smp_plugin.predictor", "evaluate": "smp_plugin.metrics"}
+_HOMES = {"train": "smp_plugin.training", "predict": "smp_plugin.predictor", "evaluate": "smp_plugin.evaluation"}
 
 
 def __getattr__(name: str) -> Any:

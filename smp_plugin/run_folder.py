@@ -207,11 +207,15 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
         save_model(out / "model.pt", kept)
         reason = "labelled animals stand out most from the rest" if material.partial else "the fewest animals are missed or invented"
         reporter.say(f"--min-score: {kept.config.predict.min_score:g} by default, where {reason}")
-    result = evaluate_poses(truth, [(f.poses, f.scores) for f in found], material.skeleton.keypoints)
+    rules: dict[str, Any] = {"symmetries": material.skeleton.symmetries, "partial": material.partial}
+    result = evaluate_poses(truth, [(f.poses, f.scores) for f in found], material.skeleton.keypoints, **rules)
     kept_only = [f.poses[f.scores >= kept.config.predict.min_score] for f in found]
-    counted = evaluate_poses(truth, [(p, np.ones(len(p))) for p in kept_only], material.skeleton.keypoints)
+    counted = evaluate_poses(truth, [(p, np.ones(len(p))) for p in kept_only], material.skeleton.keypoints, **rules)
     # AP weighs scores by itself; what a person will see missed or invented depends on the cut.
-    result = replace(result, missed=counted.missed, invented=counted.invented, doubled=counted.doubled, predictions=counted.predictions)
+    counts = ("missed", "invented", "doubled", "predictions", "swapped_pairs", "symmetric_pairs")
+    result = replace(result, **{name: getattr(counted, name) for name in counts})
+    if result.partial and counted.partial:
+        result = replace(result, partial=replace(counted.partial, ap=result.partial.ap, deeplabcut=result.partial.deeplabcut))
     items = [
         GalleryItem(
             reader.get(f.video, f.index)[0].permute(1, 2, 0).numpy(), t, drawn,
