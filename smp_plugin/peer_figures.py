@@ -1,11 +1,10 @@
 """What SLEAP and DeepLabCut say themselves of the same poses, by their own code, where they are installed.
 
-They are imported only when asked for: that takes seconds. Their figures are given as they are; both are more lenient than ours, and why is
-said here.
+They are imported only when asked for: that takes seconds. Their figures are given as they are, and why they differ from ours is said here.
 
 *sleap-nn* (``sleap_nn.evaluation.Evaluator``, stddev .025). Only predictions that are matched enter precision, so what is invented or
-doubled is free unless it takes an animal, at any OKS above 0, from a prediction with a lower score; and labelled frames that are absent
-from the predictions are not counted (frames present without a prediction are).
+doubled is free, unless its score is higher and it takes an animal, at any OKS above 0, from the right prediction; frames marked as empty
+and labelled frames that are absent from the predictions are not counted (frames present without a prediction are).
 
 *DeepLabCut* (``deeplabcut.core.metrics.compute_metrics``, sigma .1): ``average_precision.deeplabcut_ap`` says the same without it.
 """

@@ -190,3 +190,68 @@ def test_keypoints_are_paired_by_name():
     assert "paw, tail" in found.warnings[0]
     with pytest.raises(FormatError, match=r"nose, tail, back.*a, b, c"):
         evaluate(truth, _guess(video, [(0, 1)], Skeleton(("a", "b", "c"))))
+
+
+# --- what is asked for --------------------------------------------------------------------------------------------------------------------
+
+
+def _partly(single: int) -> tuple[Labels, Labels]:
+    """Ten animals, of which so many have one keypoint; what is predicted: all of them, and as many that nobody labelled."""
+    video = [_video("/a/one.mp4")]
+    nose = np.where(np.arange(3)[:, None] == 0, ANIMAL, NAN)
+    truth = [LabeledFrame(0, i, [Instance(nose if i < single else ANIMAL)]) for i in range(10)]
+    both = [LabeledFrame(0, i, [], [PredictedInstance(ANIMAL, score=0.5), PredictedInstance(ANIMAL + 500, score=0.9)]) for i in range(10)]
+    return Labels(SKELETON, video, truth), Labels(SKELETON, video, both)
+
+
+def test_labels_are_taken_as_partial_as_in_training():
+    found = evaluate(*_partly(4))
+    assert found.labels == "taken as partial, since 40% of animals have one labelled keypoint (1-1 animals a frame)"
+    assert found.ap[SLEAP_S2].ap == pytest.approx(0.5) and found.invented == 10  # ten wrong ones come first
+    assert found.partial is not None and found.partial.ap[SLEAP_S2].ap == 1 and found.partial.ignored == 10
+    assert found.to_dict()["partial"]["deeplabcut"]["ap"] == 1
+    complete = evaluate(*_partly(3))
+    assert complete.partial is None and complete.labels.startswith("taken as complete, since 30%")
+
+
+@pytest.mark.parametrize(("rule", "single"), [("partial", 0), ("complete", 9)])
+def test_labels_as_asked_for(rule: str, single: int):
+    found = evaluate(*_partly(single), rule=rule)
+    assert (found.partial is not None) == (rule == "partial") and found.labels == f"{rule}, as asked for"
+    with pytest.raises(ValueError, match="auto, complete, partial"):
+        evaluate(*_partly(single), rule="some")
+
+
+def test_an_animal_without_a_common_keypoint_does_not_make_a_frame_empty():
+    video = [_video("/a/one.mp4")]
+    tail = np.where(np.arange(3)[:, None] == 1, ANIMAL, NAN)
+    truth = Labels(SKELETON, video, [LabeledFrame(0, 1, [Instance(ANIMAL)]), LabeledFrame(0, 2, [Instance(tail)])])
+    found = evaluate(truth, _guess(video, [(0, 1), (0, 2)], Skeleton(("nose", "x", "back"))), rule="partial")
+    assert found.partial is not None and (found.partial.ignored, found.partial.invented, found.animals) == (1, 0, 1)
+
+
+def test_left_and_right_are_known_from_either_skeleton_by_name():
+    video = [_video("/a/one.mp4")]
+    points = np.array([[0.0, 0.0], [-10.0, 20.0], [10.0, 20.0], [0.0, 60.0]])
+    plain = Skeleton(("nose", "left", "right", "tail"))
+    paired = Skeleton(("right", "nose", "left", "tail"), symmetries=((0, 2),))
+    truth = Labels(plain, video, [LabeledFrame(0, 1, [Instance(points)])])
+    guess = Labels(paired, video, [LabeledFrame(0, 1, [], [PredictedInstance(points[[1, 0, 2, 3]])])])  # exchanged
+    assert (evaluate(truth, guess).swapped_pairs, evaluate(truth, guess).symmetric_pairs) == (1, 1)
+    turned = Labels(paired, video, [LabeledFrame(0, 1, [Instance(points[[2, 0, 1, 3]])])])
+    right = Labels(plain, video, [LabeledFrame(0, 1, [], [PredictedInstance(points)])])
+    assert (evaluate(turned, right).swapped_pairs, evaluate(turned, right).symmetric_pairs) == (0, 1)
+    assert evaluate(truth, right).swapped_pairs is None
+    few = Labels(Skeleton(("nose", "left")), video, [LabeledFrame(0, 1, [], [PredictedInstance(points[:2])])])
+    assert evaluate(turned, few).swapped_pairs is None
+
+
+def test_deeplabcut_ranks_by_point_scores_where_there_are_any():
+    video = [_video("/a/one.mp4")]
+    truth = _labels(video, [(0, 0)])
+    animals = [PredictedInstance(ANIMAL, None, 0.9, np.full(3, 0.2)), PredictedInstance(ANIMAL + 500, None, 0.1, np.full(3, 0.8))]
+    guess = Labels(SKELETON, video, [LabeledFrame(0, 0, [], animals)])
+    assert evaluate(truth, guess).deeplabcut.ap == pytest.approx(0.5) and evaluate(truth, guess).ap[PAPER_S2].ap == 1
+    for animal in animals:
+        animal.point_scores = np.ones(3)  # the file has none
+    assert evaluate(truth, guess).deeplabcut.ap == 1
