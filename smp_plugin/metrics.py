@@ -6,10 +6,10 @@ All of it for arrays in memory; ``evaluation`` does it for files. What belongs t
 *Partial labels.* Where animals without a label are to be expected, a prediction that fits no labelled animal says nothing, and two sets of
 figures are given. The strict ones take every such prediction as a mistake. The others judge a prediction only when it belongs to a
 labelled animal, or predicts one a second time (``similarity.Assignment.judged``), or is in a frame that is known to be empty; the rest is
-left out before AP is computed, the same rest at every tolerance. An animal with one labelled keypoint is matched by this keypoint alone,
-relative to the area of the median complete animal: the prediction's keypoint lies within .49 of its root (OKS .3 at s2 = .1), and
-predictions beyond the first are doubles only if they also resemble each other in all keypoints. Missed animals, points found and pixel
-errors do not depend on the rule.
+left out before AP is computed. It belongs to an animal at OKS .3, at s2 = .1 or the tolerance of the AP, whichever is greater. An animal
+with one labelled keypoint is matched by this keypoint alone, relative to the area of the median complete animal: the prediction's keypoint
+lies within .49 of that area's root (OKS .3 at s2 = .1), and predictions beyond the first are doubles only if they also resemble the first
+in all keypoints. Missed animals, points found and pixel errors do not depend on the rule.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class PartialFigures:
 
     ap: dict[float, KeypointAP]
     deeplabcut: KeypointAP
-    ignored: int  # predictions left out
+    ignored: int  # predictions left out (at s2 = .1, as all counts)
     invented: int  # in frames known to be empty
     doubled: int  # the same animal predicted again
 
@@ -201,10 +201,20 @@ def evaluate_poses(
     )
 
 
-def _assigned(truth: list[Array], predicted: Sequence[Predicted], areas: list[Array], empty: list[bool]) -> list[Assignment]:
+def _assigned(
+    truth: list[Array], predicted: Sequence[Predicted], areas: list[Array], empty: list[bool], s2: float = MEDIUM_S2
+) -> list[Assignment]:
     """``empty``: which frames are known to hold no animal."""
     frames = zip(truth, predicted, areas, empty, strict=True)
-    return [assign(labelled, poses, area, empty=bare) for labelled, (poses, _), area, bare in frames]
+    return [assign(labelled, poses, area, empty=bare, s2=s2) for labelled, (poses, _), area, bare in frames]
+
+
+def _judged(
+    truth: list[Array], predicted: Sequence[Predicted], areas: list[Array], empty: list[bool], s2: float = MEDIUM_S2
+) -> list[Predicted]:
+    """What the rule for partial labels leaves of the predictions where AP is wanted at ``s2``."""
+    assigned = _assigned(truth, predicted, areas, empty, max(s2, MEDIUM_S2))
+    return [(poses[a.judged], scores[a.judged]) for (poses, scores), a in zip(predicted, assigned, strict=True)]
 
 
 def _errors(truth: list[Array], predicted: Sequence[Predicted], assigned: list[Assignment]) -> Array:
@@ -256,14 +266,12 @@ def _partial_figures(
     padding: float,
     s2: Sequence[float],
 ) -> PartialFigures:
-    judged = [(poses[a.judged], scores[a.judged]) for (poses, scores), a in zip(predicted, assigned, strict=True)]
+    areas = animal_areas(truth, padding)
     # DeepLabCut leaves animals with one labelled point out: what is predicted there must not count as wrong, either.
     proper = [poses[(~np.isnan(poses[..., 0])).sum(axis=1) > 1] for poses in truth]
-    theirs = _assigned(proper, ranked, animal_areas(proper), empty)
-    judged_theirs = [(poses[a.judged], scores[a.judged]) for (poses, scores), a in zip(ranked, theirs, strict=True)]
     return PartialFigures(
-        ap={tolerance: keypoint_ap(truth, judged, tolerance, padding=padding) for tolerance in s2},
-        deeplabcut=deeplabcut_ap(proper, judged_theirs),
+        ap={t: keypoint_ap(truth, _judged(truth, predicted, areas, empty, t), t, padding=padding) for t in s2},
+        deeplabcut=deeplabcut_ap(proper, _judged(proper, ranked, animal_areas(proper), empty)),
         ignored=sum(int((~a.judged).sum()) for a in assigned),
         invented=sum(len(a.judged) for bare, a in zip(empty, assigned, strict=True) if bare),
         doubled=sum(int(a.again.sum()) for a in assigned),

@@ -100,16 +100,17 @@ class Assignment:
     judged: Mask
 
 
-def assign(truth: Array, poses: Array, areas: Array, *, empty: bool = False) -> Assignment:
-    """A prediction belongs to an animal when their OKS at s2 = .1 is at least .3; pairs are taken best first.
+def assign(truth: Array, poses: Array, areas: Array, *, empty: bool = False, s2: float = MEDIUM_S2) -> Assignment:
+    """A prediction belongs to an animal when their OKS at ``s2`` is at least .3; pairs are taken best first.
 
     Args:
         truth: (n, K, 2) labelled animals of a frame.
         poses: (m, K, 2) its predictions.
         areas: (n,) px^2 of the labelled animals.
         empty: the frame is known to hold no animal at all.
+        s2: squared tolerance. Whether two predictions resemble each other is asked at s2 = .1 all the same.
     """
-    similarity = oks(truth, poses, areas, MEDIUM_S2)  # n, m
+    similarity = oks(truth, poses, areas, s2)  # n, m
     pairs = match(similarity, MATCH_OKS)
     own = dict(pairs)
     paired, again = np.zeros(len(poses), dtype=bool), np.zeros(len(poses), dtype=bool)

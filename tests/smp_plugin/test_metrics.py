@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from smp_plugin.metrics import PAPER_S2, SLEAP_S2, evaluate_poses
+from smp_plugin.metrics import MEDIUM_S2, PAPER_S2, SLEAP_S2, evaluate_poses
 
 NAN = math.nan
 ANIMAL = np.array([[0.0, 0.0], [60.0, 0.0], [30.0, 30.0]])  # 60 x 30 px
@@ -128,6 +128,25 @@ def test_predictions_of_unlabelled_animals_are_left_out_of_the_second_figures():
     assert found.deeplabcut.ap == pytest.approx(1 / 3) and rule.deeplabcut.ap == 1
     strict = evaluate_poses(truth, predicted, "abc")
     assert strict.partial is None and strict.ap == found.ap and strict.pixel_error == found.pixel_error
+
+
+def test_a_greater_tolerance_leaves_less_out():
+    """30 px off: OKS exp(-900 / 360) = .08 at s2 = .1, exp(-900 / 3600) = .78 at s2 = 1."""
+    found = evaluate_poses([ANIMAL[None]], [(ANIMAL[None] + [30.0, 0.0], np.ones(1))], "abc", partial=True)
+    assert found.partial is not None and (found.partial.ignored, found.missed) == (1, 1)
+    assert found.partial.ap[PAPER_S2].ap == found.ap[PAPER_S2].ap == pytest.approx(0.6)
+    assert found.partial.ap[MEDIUM_S2].ap == found.ap[MEDIUM_S2].ap == 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_leaving_out_lowers_no_figure(seed: int):
+    rng = np.random.default_rng(seed)
+    truth = [ANIMAL + rng.uniform(0, 150, (4, 1, 2)) for _ in range(5)]
+    predicted = [(np.concatenate([t, t, t]) + rng.normal(0, 25, (12, 1, 2)), rng.random(12)) for t in truth]
+    few = [np.where(rng.random((4, 1, 1)) < 0.5, t, np.where(np.arange(3)[:, None] == 0, t, NAN)) for t in truth]
+    found = evaluate_poses(few, predicted, "abc", partial=True)
+    assert found.partial is not None and found.partial.ignored > 5
+    assert all(found.partial.ap[s2].ap > found.ap[s2].ap - 1e-9 for s2 in found.ap)
 
 
 def test_a_double_is_wrong_under_both_rules():
