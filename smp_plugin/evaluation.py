@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from converters.labels import FormatError, LabeledFrame, Labels, PredictedInstance
+from converters.labels import FormatError, LabeledFrame, Labels
 from smp_plugin.completeness import looks_partial
 from smp_plugin.metrics import DEFAULT_S2, Evaluation, evaluate_poses
 from smp_plugin.pairing import frame_pairs
@@ -70,20 +70,17 @@ def evaluate(
     partial, said = _completeness(truth, rule)
     common, left_out = _common_keypoints(truth, guess, truth_name, guess_name)
     warnings = [*truth.notes, *guess.notes, *left_out]
-    pairs = _paired(truth, guess, guess_name, warnings)
-    frames = _frames(pairs, truth, guess, common)
-    predicted = [frame.predicted or [] for frame in frames]
-    poses = [_stack([p.points for p in animals], len(common)) for animals in predicted]
-    scores = [np.array([p.score for p in animals], dtype=np.float64) for animals in predicted]
+    frames = _with_point_scores(_frames(_paired(truth, guess, guess_name, warnings), truth, guess, common))
+    predicted, point_scores = _arrays(frames, len(common))
     found = evaluate_poses(
         [frame.truth for frame in frames],
-        list(zip(poses, scores, strict=True)),
+        predicted,
         common,
         padding=padding,
         s2=s2,
         symmetries=_symmetries(truth, guess, common),
         partial=partial,
-        point_scores=_mean_point_scores(predicted),
+        point_scores=point_scores,
     )
     return dataclasses.replace(found, labels=said, peers=_ask(frames, warnings) if peers else {}, warnings=warnings)
 
@@ -159,12 +156,27 @@ def _frames(pairs: list[tuple[list[LabeledFrame], list[LabeledFrame]]], truth: L
     return frames
 
 
-def _mean_point_scores(predicted: list[list[PredictedInstance]]) -> list[Array] | None:
-    """Per frame (m,): the mean score of each animal's points; None where the file gives points no scores (all are 1)."""
-    scores = [[p.point_scores[p.labelled] for p in animals] for animals in predicted]
-    if all((s == 1).all() for animals in scores for s in animals):
-        return None
-    return [np.array([s.mean() if s.size else 0.0 for s in animals], dtype=np.float64) for animals in scores]
+def _with_point_scores(frames: list[PeerFrame]) -> list[PeerFrame]:
+    """DeepLabCut ranks animals by their points: where the file gives points no scores (all are 1), each gets its animal's."""
+    if any((p.point_scores[p.labelled] != 1).any() for frame in frames for p in frame.predicted or []):
+        return frames
+    return [
+        dataclasses.replace(
+            frame,
+            predicted=frame.predicted
+            and [dataclasses.replace(p, point_scores=np.where(p.labelled, p.score, 0.0)) for p in frame.predicted],
+        )
+        for frame in frames
+    ]
+
+
+def _arrays(frames: list[PeerFrame], keypoints: int) -> tuple[list[tuple[Array, Array]], list[Array]]:
+    """Per frame poses (m, K, 2) with scores (m,), and the mean scores of their points (m,)."""
+    found = [frame.predicted or [] for frame in frames]
+    poses = [_stack([p.points for p in animals], keypoints) for animals in found]
+    scores = [np.array([p.score for p in animals], dtype=np.float64) for animals in found]
+    means = [np.array([p.point_scores[p.labelled].mean() if p.labelled.any() else 0.0 for p in animals]) for animals in found]
+    return list(zip(poses, scores, strict=True)), means
 
 
 def _stack(points: list[Array], keypoints: int) -> Array:

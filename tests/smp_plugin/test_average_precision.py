@@ -137,7 +137,7 @@ def _strict(predicted):
 def test_strict_sleap_figures_of_doubles():
     worse = [(np.concatenate([PAIR, PAIR]), np.array([0.9, 0.9, 0.5, 0.5]))] * 10
     assert _strict(worse) == (1, 1)  # all 20 animals come before the first double
-    better = [(np.concatenate([PAIR, PAIR + 60]), np.array([0.5, 0.5, 0.9, 0.9]))] * 10
+    better = [(np.concatenate([PAIR, PAIR + 20]), np.array([0.5, 0.5, 0.9, 0.9]))] * 10
     assert _strict(better) == (pytest.approx(0.5), 1)  # 20 right ones after 20 wrong ones: precision 1/2 at best, at the end
 
 

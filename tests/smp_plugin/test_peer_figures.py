@@ -58,7 +58,10 @@ def test_sleap_punishes_points_that_are_not_labelled_in_pck():
 
 
 def _files(folder: Path, video: Path, seed: int = 0) -> tuple[Path, Path]:
-    """Labels, and predictions of which some are missing, invented, doubled and inexact; one labelled frame is absent."""
+    """Labels, and predictions of which some are missing, invented, doubled and inexact; one labelled frame is absent.
+
+    Points have scores of their own where ``seed`` is even.
+    """
     rng = np.random.default_rng(seed)
     shutil.copy(video, folder / "clip.mp4")
     videos, skeleton = [VideoSource((folder / "clip.mp4",))], Skeleton(("a", "b", "c", "d"))
@@ -70,7 +73,9 @@ def _files(folder: Path, video: Path, seed: int = 0) -> tuple[Path, Path]:
         poses[rng.random(poses.shape[:2]) < 0.1] = np.nan
         truth[rng.random(truth.shape[:2]) < 0.1] = np.nan
         labelled.append(LabeledFrame(0, index, [Instance(p) for p in truth]))
-        guessed.append(LabeledFrame(0, index, [], [PredictedInstance(p, None, rng.random(), rng.random(4)) for p in poses]))
+        guessed.append(
+            LabeledFrame(0, index, [], [PredictedInstance(p, None, rng.random(), rng.random(4) ** (seed % 2 == 0)) for p in poses])
+        )
     write_project(folder / "truth.slp", Labels(skeleton, videos, labelled))
     write_predictions(folder / "guess.slp", skeleton, videos, guessed[:7], {})
     return folder / "truth.slp", folder / "guess.slp"
