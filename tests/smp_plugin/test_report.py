@@ -1,6 +1,7 @@
 """Pictures, videos and the page."""
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import av
@@ -13,7 +14,17 @@ from smp_plugin.config import Config, write_config
 from smp_plugin.drawing import OverlayWriter, animal_colours, draw_poses, keypoint_sides
 from smp_plugin.metrics import evaluate_poses
 from smp_plugin.page import Html, bullets, picture, table, write_page
-from smp_plugin.report import GalleryItem, evaluation_rows, frame_title, keypoint_rows, write_curves, write_gallery, write_report
+from smp_plugin.report import (
+    KEYPOINT_COLUMNS,
+    GalleryItem,
+    evaluation_rows,
+    frame_title,
+    keypoint_rows,
+    write_curves,
+    write_evaluation,
+    write_gallery,
+    write_report,
+)
 
 SKELETON = Skeleton(("nose", "ear_left", "ear_right", "tail"), ((0, 1), (0, 2), (0, 3)))
 POSE = np.array([[60.0, 50.0], [50.0, 40.0], [50.0, 60.0], [20.0, 50.0]])
@@ -180,5 +191,28 @@ def test_pictures_go_inside_of_the_page_and_markup_is_kept_once(tmp_path: Path):
 
 
 def test_rows_hold_no_nan():
-    found = evaluate_poses([POSE[None]], [(np.empty((0, 4, 2)), np.empty(0))], SKELETON.keypoints)
-    assert "nan" not in str(evaluation_rows(found)) + str(keypoint_rows(found))
+    found = evaluate_poses([POSE[None]], [(np.empty((0, 4, 2)), np.empty(0))], ["banana", "nan", "r", "tail"])
+    rows = keypoint_rows(found)
+    assert "nan" not in str(evaluation_rows(found)) + str([cells[1:] for cells in rows])
+    assert [cells[0] for cells in rows][:2] == ["banana", "nan"] and {len(cells) for cells in rows} == {len(KEYPOINT_COLUMNS)}
+
+
+def test_rows_say_both_rules_the_peers_and_what_is_exchanged():
+    found = evaluate_poses([POSE[None]], [(POSE[None], np.ones(1))], SKELETON.keypoints, symmetries=((1, 2),), partial=True)
+    rows = dict(evaluation_rows(dataclasses.replace(found, labels="partial, as asked for", peers={"sleap-nn 0.3.5": {"mAP": 0.5}})))
+    assert rows["Labels"] == "partial, as asked for" and rows["By sleap-nn 0.3.5 itself"] == "mAP 0.500"
+    for name in ("AP, s2 = 1 (the paper's)", "AP, s2 = 0.0025 (SLEAP's tolerance, strict)", "AP, DeepLabCut's definition"):
+        assert rows[name].startswith("1.000") and rows[f"{name}, partial rule"].startswith("1.000")
+    assert rows["Left and right exchanged"] == "0 of 1 pairs" and rows["Invented, doubled, left out, partial rule"] == "0, 0, 0"
+    plain = dict(evaluation_rows(evaluate_poses([POSE[None]], [(POSE[None], np.ones(1))], SKELETON.keypoints, s2=[0.05])))
+    assert not [name for name in plain if "partial" in name or "exchanged" in name] and "AP, s2 = 0.05" in plain
+
+
+@pytest.mark.parametrize("found_any", [True, False])
+def test_evaluation_is_drawn(tmp_path: Path, found_any: bool):
+    names = ["$a_b^c$", "l", "r", "tail"]
+    predicted = (POSE[None] + 2, np.ones(1)) if found_any else (np.empty((0, 4, 2)), np.empty(0))
+    write_evaluation(evaluate_poses([POSE[None]], [predicted], names), tmp_path / "p.png")
+    write_evaluation(evaluate_poses([np.empty((0, 4, 2))], [predicted], names), tmp_path / "none.png")
+    dark = [np.asarray(Image.open(tmp_path / name).convert("L")) for name in ("p.png", "none.png")]
+    assert (dark[0] < 100).sum() > (dark[1] < 100).sum()  # the curve is there
