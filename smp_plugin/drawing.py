@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from converters.labels import FormatError, Skeleton
-from smp_plugin.metrics import MATCH_OKS, MEDIUM_S2, animal_areas, match, oks
+from smp_plugin.similarity import animal_areas, assign
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -153,7 +153,7 @@ def _draw_animal(
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is right and wrong with the m predictions of a frame with n labelled animals, by the rule of ``metrics``."""
+    """What is right and wrong with the m predictions of a frame with n labelled animals, by the rule of ``similarity.assign``."""
 
     pairs: list[tuple[int, int]]  # labelled animal, its prediction
     missed: list[int]  # labelled animals
@@ -170,13 +170,11 @@ def judge(truth: Array, poses: Array, areas: Array | None = None) -> Verdict:
 
     ``areas``: (n,) px^2; default: as this frame alone suggests.
     """
-    similarity = oks(truth, poses, animal_areas([truth])[0] if areas is None else areas, MEDIUM_S2)
-    pairs = match(similarity, MATCH_OKS)
-    found, used = {row for row, _ in pairs}, {column for _, column in pairs}
-    spare = [column for column in range(len(poses)) if column not in used]
-    doubled = [column for column in spare if (similarity[:, column] >= MATCH_OKS).any()]
-    missed = [row for row in range(len(truth)) if row not in found]
-    return Verdict(pairs, missed, [column for column in spare if column not in doubled], doubled)
+    found = assign(truth, poses, animal_areas([truth])[0] if areas is None else areas)
+    rows, columns = {row for row, _ in found.pairs}, {column for _, column in found.pairs}
+    missed = [row for row in range(len(truth)) if row not in rows]
+    spare = [column for column in range(len(poses)) if column not in columns]
+    return Verdict(found.pairs, missed, [c for c in spare if not found.near[c]], [c for c in spare if found.near[c]])
 
 
 def draw_errors(image: Frame, skeleton: Skeleton, truth: Array, poses: Array, verdict: Verdict, least: float = 1.0) -> Frame:
