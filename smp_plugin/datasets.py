@@ -173,7 +173,8 @@ class TrainingSteps(Dataset[Batch]):
         self.unlabeled_reader = FrameReader(unlabeled_videos, config.data.input_scale)
         # Shared with loader processes: the step from which unlabelled crops are made.
         self.first_unlabeled_step = torch.tensor([NEVER]).share_memory_()
-        self.donors = [(f, i) for s in sources for f in s.frames for i in f.instances if i.labelled[s.keypoints].all()]
+        self.complete = [[(f, i) for f in s.frames for i in f.instances if i.labelled[s.keypoints].all()] for s in sources]
+        self.donors = [donor for of_source in self.complete for donor in of_source]
         self._block: tuple[int, list[Tensor]] = (-1, [])
 
     def __len__(self) -> int:
@@ -209,14 +210,19 @@ class TrainingSteps(Dataset[Batch]):
         order = np.random.default_rng((config.train.seed, 1, epoch * len(self.sources) + which)).permutation(len(source.frames))
         frame = source.frames[order[place]]
         rng = np.random.default_rng((config.train.seed, 2, number))
+        focus = None
+        if source.partial and self.complete[which] and rng.random() < config.augment.focus:
+            # Where most animals have one keypoint, few crops would show a whole pose other than a pasted one, which its edge gives away.
+            frame, focus = self.complete[which][rng.integers(len(self.complete[which]))]
         image, to_input = self.reader.get(frame.video, frame.index)
         points = [transforms.apply_matrix(to_input, i.points) for i in frame.instances]
         unsure = []
         if config.data.predicted == "ignore":
             near = 0.25 * config.data.animal_size / config.data.input_scale
             unsure = [transforms.apply_matrix(to_input, p) for p in uncorrected(frame, near)]
-        if points and rng.random() < 0.8:
-            centre = np.nanmean(points[rng.integers(len(points))], axis=0) + rng.uniform(-size / 4, size / 4, 2)
+        if points and (focus or rng.random() < 0.8):
+            middle = transforms.apply_matrix(to_input, focus.points) if focus else points[rng.integers(len(points))]
+            centre = np.nanmean(middle, axis=0) + rng.uniform(-size / 4, size / 4, 2)
         else:
             centre = rng.uniform(0, 1, 2) * (image.shape[2], image.shape[1])
         matrix = transforms.random_matrix(rng, centre, size, config.augment)
