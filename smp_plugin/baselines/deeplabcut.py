@@ -117,6 +117,7 @@ def convert(job: Job) -> Project:
     frames += [LabeledFrame(shift + frame.video, frame.index, _numbered([nowhere for _ in _labelled(frame)])) for frame in theirs]
     folder = job.folder / "comparison-smp-2024-01-01"  # a name that says task, scorer and date
     shutil.rmtree(folder, ignore_errors=True)
+    job.folder.mkdir(parents=True, exist_ok=True)
     videos = [*learned.videos, *asked.videos]
     write_project(folder, Labels(skeleton, videos, frames))
     images = [_images(folder, name) for name in video_names(videos)]
