@@ -116,7 +116,7 @@ def convert(job: Job) -> Project:
     frames = [LabeledFrame(frame.video, frame.index, _numbered(_labelled(frame))) for frame in ours]
     # How many animals there are is told, as users of DeepLabCut have to; where they are is not.
     frames += [LabeledFrame(shift + frame.video, frame.index, _numbered([nowhere for _ in _labelled(frame)])) for frame in theirs]
-    folder = job.folder / "comparison-smp-2024-01-01"  # a name that says task, scorer and date
+    folder = job.folder.absolute() / "comparison-smp-2024-01-01"  # a name that says task, scorer and date
     shutil.rmtree(folder, ignore_errors=True)
     job.folder.mkdir(parents=True, exist_ok=True)
     videos = [*learned.videos, *asked.videos]
