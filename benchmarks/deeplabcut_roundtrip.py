@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import importlib.metadata
 import json
 import os
@@ -164,6 +165,13 @@ def corrected(config: Path, machine: Path) -> dict[str, str]:
     return line
 
 
+def trained(run: Path) -> dict[str, float]:
+    """How far the model was trained, as its run folder says."""
+    with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    return {"steps": int(last["step"]), "seconds": float(last["seconds"]), "val_ap": float(last["val_ap"])}
+
+
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -191,7 +199,7 @@ def main() -> int:
         command("train", "--dlc", config, "-o", run, "--preset", "small", "--steps", options.steps, *extra)
     lines = roundtrip(config, video, out, run.absolute(), options.frames)
     result = json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {}
-    entry = {"versions": versions(), "video": video.name, "frames": options.frames, "trained_on": name, "functions": lines}
+    entry = {"versions": versions(), "video": video.name, "frames": options.frames, "trained": trained(run), "functions": lines}
     result[name] = entry
     options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return int(any("failed" in line for line in lines))

@@ -12,6 +12,7 @@ Traps of DeepLabCut 3.0.2 that this goes around; those of its training are in `s
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import importlib.util
 import os
@@ -59,7 +60,7 @@ def run(job: Job) -> Outcome:
     """Train one of DeepLabCut's networks on ``job.train`` and predict the labelled frames of ``job.val`` with it.
 
     Raises:
-        Unavailable: DeepLabCut is not there, or the network cannot do this.
+        Unavailable: DeepLabCut is not there, or one that does not work.
         FormatError: the projects cannot be read, do not fit each other, or hold no animal to learn from.
     """
     if job.method not in DLC:
@@ -115,8 +116,9 @@ def convert(job: Job) -> Project:
     frames = [LabeledFrame(frame.video, frame.index, _numbered(_labelled(frame))) for frame in ours]
     # How many animals there are is told, as users of DeepLabCut have to; where they are is not.
     frames += [LabeledFrame(shift + frame.video, frame.index, _numbered([nowhere for _ in _labelled(frame)])) for frame in theirs]
-    folder = job.folder / "comparison-smp-2024-01-01"  # a name that says task, scorer and date
+    folder = job.folder.absolute() / "comparison-smp-2024-01-01"  # a name that says task, scorer and date
     shutil.rmtree(folder, ignore_errors=True)
+    job.folder.mkdir(parents=True, exist_ok=True)
     videos = [*learned.videos, *asked.videos]
     write_project(folder, Labels(skeleton, videos, frames))
     images = [_images(folder, name) for name in video_names(videos)]
@@ -190,10 +192,12 @@ class _Network:
 def _all(runner: Any, inputs: list[Any]) -> list[dict[str, np.ndarray]]:
     """What a runner finds for every input. Its two threads may lose some: the last images, where no animal is in them."""
     try:
-        found = runner.inference(inputs)
+        found = runner.inference(copy.deepcopy(inputs))  # it writes into what it is given
     except IndexError:
         found = []
     if len(found) < len(inputs):
+        # What the threads left behind would be taken for the next images'.
+        runner._batch_list, runner._contexts, runner._image_batch_sizes, runner._predictions, runner._model_kwargs = [], [], [], [], {}
         runner.inference_cfg.multithreading.enabled = False
         found = runner.inference(inputs)
     return found

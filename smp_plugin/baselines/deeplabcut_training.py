@@ -138,11 +138,11 @@ def train(job: Job, project: Path, images: frozenset[tuple[str, str]]) -> Traini
     config, folder = loader.model_cfg, loader.model_folder
     detector = config.get("detector")
     updates: dict[str, Any] = {"train_settings.seed": job.seed, **_undisturbed("runner")}
-    weights, notes = _initial_weights(config, folder, job.seed)
+    weights, notes, random = _initial_weights(config, folder, job.seed)
     seconds, boxes = job.minutes * 60, None
     if detector is not None:
         updates |= _undisturbed("detector.runner")
-        if "random" in notes[-1] and (batch := _batch(detector["train_settings"]["batch_size"], len(images))):
+        if "detector_path" in random and (batch := _batch(detector["train_settings"]["batch_size"], len(images))):
             # For the sake of pretrained weights, statistics of batches are frozen; random ones would never get any.
             updates |= {"detector.model.freeze_bn_stats": False, "detector.train_settings.batch_size": batch}
             notes.append("The detector's batch statistics are learned, which DeepLabCut's settings for pretrained weights forbid.")
@@ -204,8 +204,12 @@ def _split(project: Path, images: frozenset[tuple[str, str]], net: str) -> None:
     )
 
 
-def _initial_weights(config: Any, folder: Path, seed: int) -> tuple[dict[str, str], list[str]]:
-    """Snapshots to begin with: the pretrained weights that DeepLabCut would fetch, random ones where it cannot; a sentence on each."""
+def _initial_weights(config: Any, folder: Path, seed: int) -> tuple[dict[str, str], list[str], set[str]]:
+    """Snapshots to begin with: the pretrained weights that DeepLabCut would fetch, random ones where it cannot.
+
+    Returns:
+        Arguments of DeepLabCut's training, a sentence on each, and the names of those that are random.
+    """
     import torch
     from deeplabcut.pose_estimation_pytorch.models import DETECTORS, PoseModel
 
@@ -215,7 +219,7 @@ def _initial_weights(config: Any, folder: Path, seed: int) -> tuple[dict[str, st
     }
     if config.get("detector") is not None:
         builders["detector_path"] = lambda pretrained: DETECTORS.build(config["detector"]["model"], pretrained=pretrained)
-    paths, notes = {}, []
+    paths, notes, random = {}, [], set()
     for name, build in builders.items():
         part, path = "detector" if name == "detector_path" else "backbone", folder / f"initial-{name}.pt"
         try:
@@ -223,10 +227,11 @@ def _initial_weights(config: Any, folder: Path, seed: int) -> tuple[dict[str, st
             notes.append(f"The {part} starts from the pretrained weights that DeepLabCut fetches.")
         except Exception as error:  # each source of weights fails in its own way
             model = build(False)
+            random.add(name)
             notes.append(f"The {part} starts from random weights, since the pretrained ones could not be fetched ({type(error).__name__}).")
         torch.save({"model": model.state_dict(), "metadata": {"epoch": 0}}, path)
         paths[name] = str(path)
-    return paths, notes
+    return paths, notes, random
 
 
 def _batch(wanted: int, images: int) -> int:
