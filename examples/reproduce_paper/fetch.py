@@ -103,10 +103,12 @@ def _ready_honeybee(source: Path) -> Prepared:
         if m and m[2] is not None:
             subsets.setdefault(int(m[1]), []).append(path)
     most = max(whole)
+    with open_video(read_project(vals[0]).videos[0]) as video:
+        size = f"{video.width}x{video.height}"
     notes = (
-        f"The row of all labels has {most} labelled frames, not the paper's 135: measured is on {vals[0].stem}, held out of the 135, not on "
-        "beePose's own validation photographs, as in the paper.",
-        "Images have half of beePose's size.",
+        f"The row of all labels has {most} labelled frames, not the paper's 135. Measured is on {vals[0].name}, held out of these 135, not "
+        "on beePose's own validation photographs, on which the paper measures.",
+        f"Images have {size} pixels; beePose's have 2560x1440.",
     )
     return Prepared(whole[most].absolute(), vals[0].absolute(), {n: [p.absolute() for p in ps] for n, ps in subsets.items()}, notes)
 
@@ -130,7 +132,7 @@ def _from_beepose(raw: Path, folder: Path) -> Prepared:
         wanted = BEEPOSE_COUNTS[part]
         if frames != wanted[0] or (wanted[1] is not None and animals != wanted[1]):
             raise FormatError(
-                f"{table} has {animals} animals on {frames} images, where {wanted[1] or 'some'} on {wanted[0]} are expected; download it again."
+                f"{table} has {animals} animals on {frames} images, and {wanted[1] or 'some'} on {wanted[0]} are expected; get it again."
             )
         write_project(path, read)
     return Prepared(train, val, notes=("Images have beePose's own size, 2560x1440.",))

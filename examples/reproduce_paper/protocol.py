@@ -110,21 +110,29 @@ def draw(train: Path, count: int, number: int, folder: Path) -> Path:
         labels = read_project(train)
         if count > len(labels.labelled_frames):
             raise FormatError(f"{train} has {len(labels.labelled_frames)} labelled frames, fewer than the {count} of a row.")
+        folder.mkdir(parents=True, exist_ok=True)
         write_project(path, drawn(labels, count, number))
     return path
 
 
-def collect(dataset: str, runs: Sequence[Run], out: Path) -> list[dict[str, Any]]:
-    """A line of figures for each training that is finished; ``ap_paper`` is AP at the paper's tolerance."""
+def collect(dataset: str, out: Path) -> list[dict[str, Any]]:
+    """A line of figures for each training in ``out`` that is finished, of whichever call; ``ap_paper`` is AP at the paper's tolerance."""
+    found = {
+        (row, number): Run(row, number, out, 0).folder(out) for row in reversed(PAPER[dataset].figures) for number in _numbers(out, row)
+    }
     lines = []
-    for run in runs:
-        folder = run.folder(out)
+    for (row, number), folder in found.items():
         for cell in read_results(folder):
             figures = {"ap_paper": _paper_ap(folder, cell, PAPER[dataset].s2), **cell.figures}
             plain = {name: None if math.isnan(value) else round(value, 4) for name, value in figures.items()}
-            head = {"row": run.row, "subset": run.number, "labels": cell.labels, "method": cell.method, "seed": cell.seed}
+            head = {"row": row, "subset": number, "labels": cell.labels, "method": cell.method, "seed": cell.seed}
             lines.append({**head, **plain, "version": cell.version})
     return lines
+
+
+def _numbers(out: Path, row: str) -> list[int]:
+    numbers = (folder.name.removeprefix(f"{row}_") for folder in (out / "runs").glob(f"{row}_*"))
+    return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 def _paper_ap(folder: Path, cell: Cell, s2: float) -> float:

@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from fetch import Prepared, prepare  # type: ignore[import-not-found]  # noqa: E402  # beside this script, not in a package
 from machine import machine  # type: ignore[import-not-found]  # noqa: E402
-from protocol import METHODS, PAPER, Run, collect, gains, markdown, runs_of, summarise  # type: ignore[import-not-found]  # noqa: E402
+from protocol import METHODS, PAPER, collect, gains, markdown, runs_of, summarise  # type: ignore[import-not-found]  # noqa: E402
 
 from converters import FormatError  # noqa: E402
 from smp_plugin.comparison import compare  # noqa: E402
@@ -27,14 +27,14 @@ from smp_plugin.progress import Reporter  # noqa: E402
 NOTES = (
     "The paper's subsets were not published; these are others.",
     "The frames measured on choose nothing here, neither a model nor a setting; the paper chose alpha and beta on them.",
-    "alpha = 0.01 and beta = 0.1 throughout; the paper raises alpha to 5-10 where labels are very few.",
+    "alpha = 0.01 and beta = 0.1 throughout, unless settings say otherwise; the paper raises alpha to 5-10 where labels are very few.",
     "SLEAP is sleap-nn with its own training profiles; the paper used the SLEAP of its time.",
 )
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--dataset", choices=list(PAPER), required=True)
     parser.add_argument("--source", type=Path, metavar="FOLDER", help="where the data lie; without it they are downloaded")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="for data, trainings and the result")
@@ -70,19 +70,23 @@ def settings_of(made: argparse.Namespace) -> dict[str, str]:
 
 
 def shown(argv: Sequence[str]) -> str:
-    """The command without the names of this machine's folders."""
-    words = list(argv)
-    for number, word in enumerate(words[:-1]):
-        if word in ("--source", "-o", "--output", "--result"):
-            words[number + 1] = {"--source": "SOURCE", "--result": "FILE"}.get(word, "DIR")
-    hidden = {"--source": "SOURCE", "--output": "DIR", "--result": "FILE"}
-    words = [f"{w.partition('=')[0]}={hidden[w.partition('=')[0]]}" if "=" in w and w.partition("=")[0] in hidden else w for w in words]
-    return " ".join(["python examples/reproduce_paper/run.py", *words])
+    """The command without the names of a person's folders."""
+    hidden = {"--source": "SOURCE", "--output": "DIR", "-o": "DIR", "--result": "FILE"}
+    words = ["python examples/reproduce_paper/run.py"]
+    for before, word in zip(["", *argv[:-1]], argv, strict=True):
+        option, joined, _ = word.partition("=")
+        if before in hidden:
+            words.append(hidden[before])
+        elif joined and option in hidden:
+            words.append(f"{option}={hidden[option]}")
+        else:
+            words.append("-oDIR" if word.startswith("-o") and len(word) > 2 else word)
+    return " ".join(words)
 
 
-def result_of(made: argparse.Namespace, runs: Sequence[Run], data: Prepared, budget: str, command: str) -> dict[str, Any]:
+def result_of(made: argparse.Namespace, data: Prepared, budget: str, command: str) -> dict[str, Any]:
     """Everything that is known so far, as plain JSON values."""
-    lines = collect(made.dataset, runs, made.output)
+    lines = collect(made.dataset, made.output)
     paper = PAPER[made.dataset]
     return {
         "dataset": made.dataset,
@@ -100,12 +104,25 @@ def result_of(made: argparse.Namespace, runs: Sequence[Run], data: Prepared, bud
     }
 
 
+def claim(made: argparse.Namespace, budget: str) -> None:
+    """What stands in one table was trained alike: remember how, and refuse to mix."""
+    mine = {"dataset": made.dataset, "budget": budget, "preset": made.preset, "settings": settings_of(made)}
+    path = made.output / "protocol.json"
+    if not path.exists():
+        write(path, json.dumps(mine, indent=1))
+        return
+    theirs = json.loads(path.read_text(encoding="utf-8"))
+    if other := [key for key in mine if theirs.get(key) != mine[key]]:
+        raise FormatError(f"-o {made.output} holds trainings with another {other[0]} ({theirs.get(other[0])}); choose another folder.")
+
+
 def reproduce(made: argparse.Namespace, command: str, reporter: Reporter) -> Path:
     """Do what the arguments say; returns the result's file, which is written anew after every comparison."""
-    data = prepare(made.dataset, made.source, made.output / "data")
-    runs = runs_of(made.dataset, data, made.output / "data", [r for r in made.rows.split(",") if r], made.subsets, made.seeds)
     steps = 0 if made.minutes else made.steps or PAPER[made.dataset].steps
     budget = f"{made.minutes:g} minutes" if made.minutes else f"{steps} steps"
+    claim(made, budget)
+    data = prepare(made.dataset, made.source, made.output / "data")
+    runs = runs_of(made.dataset, data, made.output / "data", [r for r in made.rows.split(",") if r], made.subsets, made.seeds)
     file: Path = made.result or made.output / "table1.json"
     for number, run in enumerate(runs):
         reporter.say(f"comparison {number + 1} of {len(runs)}: row {run.row}, number {run.number}")
@@ -113,7 +130,7 @@ def reproduce(made: argparse.Namespace, command: str, reporter: Reporter) -> Pat
             run.project, val=data.val, out=run.folder(made.output), methods=made.methods.split(","), minutes=made.minutes, steps=steps,
             seeds=(run.seed,), preset=made.preset, settings=settings_of(made), device=made.device, reporter=reporter,
         )  # fmt: skip
-        result = result_of(made, runs, data, budget, command)
+        result = result_of(made, data, budget, command)
         write(file, json.dumps(result, indent=1) + "\n")
         write(file.with_suffix(".md"), markdown(made.dataset, result))
     return file
