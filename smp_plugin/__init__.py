@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from smp_plugin.comparison import compare
-    from smp_plugin.metrics import evaluate
+    from smp_plugin.evaluation import evaluate
     from smp_plugin.predictor import predict
     from smp_plugin.training import train
 
@@ -20,7 +20,7 @@ __all__ = ["__version__", "compare", "evaluate", "predict", "train"]
 _HOMES = {
     "train": "smp_plugin.training",
     "predict": "smp_plugin.predictor",
-    "evaluate": "smp_plugin.metrics",
+    "evaluate": "smp_plugin.evaluation",
     "compare": "smp_plugin.comparison",
 }
 

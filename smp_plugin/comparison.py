@@ -20,7 +20,8 @@ from smp_plugin.baselines.__main__ import UNAVAILABLE
 from smp_plugin.comparison_report import write_comparison
 from smp_plugin.comparison_results import append_result, cell_folder, read_results
 from smp_plugin.config import Config, set_value
-from smp_plugin.metrics import MEDIUM_S2, PAPER_S2, SLEAP_S2, evaluate
+from smp_plugin.evaluation import evaluate
+from smp_plugin.metrics import MEDIUM_S2, PAPER_S2, SLEAP_S2
 from smp_plugin.progress import Reporter
 
 DEFAULT = (*OWN, *SLEAP)

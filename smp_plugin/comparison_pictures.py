@@ -19,7 +19,7 @@ from converters.labels import FormatError, Labels, Skeleton
 from converters.video import open_video
 from smp_plugin.baselines import DLC, OWN, SLEAP, CurvePoint
 from smp_plugin.comparison_results import Summary
-from smp_plugin.drawing import Verdict, draw_errors, draw_poses, judge
+from smp_plugin.drawing import Verdict, draw_errors, draw_poses, judge, line_width
 from smp_plugin.metrics import MEDIUM_S2, animal_areas, keypoint_ap
 from smp_plugin.pairing import frame_pairs
 from smp_plugin.report import Crop, frame_title
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     Frame = NDArray[np.uint8]
 
 PANEL = 560  # width of one picture of a frame, pixels: twice what it has on the page, so that it may be enlarged
+THIN = 2.4  # width of the thinnest line in it, pixels
 FIGURE = (4.9, 3.3)  # inches, of a chart; at 170 dots per inch
 COLOURS = ("#7db8dc", "#2f9fd8", "#00519e", "#e69f00", "#c4570a", "#9a7fd1", "#c667a5", "#6b6b72")  # in the order of baselines.METHODS
 OTHERS = ("#3f8f5f", "#8a6d3b", "#b03060", "#4f4f57")  # of methods this module knows nothing of
@@ -66,10 +67,10 @@ def _figure(title: str, height: float = FIGURE[1], strips: int = 0) -> tuple[Fig
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(FIGURE[0], height + 0.2 * strips), layout="constrained")
+    figure = Figure(figsize=(FIGURE[0], height + 0.24 * strips), layout="constrained")
     FigureCanvasAgg(figure)
     found: list[Axes] = list(
-        figure.subplots(1 + (strips > 0), sharex=True, squeeze=False, height_ratios=[height, 0.2 * strips][: 1 + (strips > 0)])[:, 0]
+        figure.subplots(1 + (strips > 0), sharex=True, squeeze=False, height_ratios=[height, 0.24 * strips][: 1 + (strips > 0)])[:, 0]
     )
     found[0].set_title(title, fontsize=10.5, loc="left")
     found[0].spines[["top", "right"]].set_visible(False)
@@ -123,21 +124,23 @@ def by_method(
     values: Mapping[str, tuple[float, float]], title: str, unit: str, looks: Mapping[str, Look], bars: bool = True
 ) -> bytes | None:
     """One line per method with mean and standard error, as bars from 0 or as points; None where nothing is known."""
+    from matplotlib.ticker import MaxNLocator
+
     known = {method: values[method] for method in looks if method in values and not math.isnan(values[method][0])}
     if not known:
         return None
     picture, [axes] = _figure(title, 0.95 + 0.3 * max(3, len(known)))
     most = max(mean for mean, _ in known.values())
     for n, (method, (mean, error)) in enumerate(known.items()):
-        style, error = looks[method], float(np.nan_to_num(error))
+        style = looks[method]
         if bars:
             axes.barh(n, mean, color=style.colour, height=0.62, zorder=2)
         axes.errorbar(
-            mean, n, xerr=error, color="#26262c" if bars else style.colour, marker="" if bars else style.marker, markersize=6,
-            elinewidth=1.1, capsize=2.5, zorder=3,
+            mean, n, xerr=None if math.isnan(error) else error, color="#26262c" if bars else style.colour,
+            marker="" if bars else style.marker, markersize=6, elinewidth=1.1, capsize=2.5, zorder=3,
         )  # fmt: skip
         text = f"{mean:.3f}" if not bars else f"{mean:.3g}"
-        axes.annotate(text, (mean + error, n), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8.5)
+        axes.annotate(text, (mean + float(np.nan_to_num(error)), n), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8.5)
     axes.set_yticks(range(len(known)), list(known))
     for tick, method in zip(axes.get_yticklabels(), known, strict=True):
         tick.set_fontweight("bold" if looks[method].layer == 5 else "normal")
@@ -145,6 +148,7 @@ def by_method(
     axes.set_xlabel(unit, fontsize=9)
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.15)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     if bars:
         axes.set_xlim(0, 1.18 * most if most > 0 else 1)
     return _png(picture)
@@ -207,12 +211,12 @@ def _phase_rows(strip: Axes, above: Axes, phases: Mapping[str, Sequence[tuple[st
     for n, (method, pieces) in enumerate(phases.items()):
         for k, (name, start, end) in enumerate(pieces):
             strip.barh(n, end - start, left=start, height=0.78, color=looks[method].colour, alpha=(0.22, 0.42, 0.62)[k % 3], linewidth=0)
-            strip.annotate(name[:24], (start, n), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7, annotation_clip=True)
+            strip.annotate(name[:24], (start, n), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8, annotation_clip=True)
             if k and looks[method].layer == 5:
                 above.axvline(start, color="#8a8a92", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-    strip.set_yticks(range(len(phases)), list(phases), fontsize=7)
+    strip.set_yticks(range(len(phases)), list(phases), fontsize=8)
     strip.set_ylim(len(phases) - 0.5, -0.5)
-    strip.tick_params(length=0, labelsize=7)
+    strip.tick_params(length=0, labelsize=8)
     strip.tick_params(axis="x", labelsize=8.5, length=2)
     strip.spines[:].set_visible(False)
 
@@ -311,9 +315,11 @@ def _shown(image: Frame, title: str, skeleton: Skeleton, animals: Array, areas: 
         distances = [np.linalg.norm(animals[row] - found[column], axis=-1) for row, column in verdict.pairs]
         known = np.concatenate(distances) if distances else np.empty(0)
         known = known[np.isfinite(known)]
-        drawn = draw_errors(crop.image, skeleton, here, crop.placed(found, len(skeleton)), verdict)
+        drawn = draw_errors(crop.image, skeleton, here, crop.placed(found, len(skeleton)), verdict, least=THIN)
         panels[method] = (_jpeg(drawn), Judged(found, verdict, float(np.median(known)) if known.size else math.nan))
-    return ShownFrame(title, len(animals), _jpeg(draw_poses(crop.image, skeleton, here)), panels)
+    return ShownFrame(
+        title, len(animals), _jpeg(draw_poses(crop.image, skeleton, here, width=max(THIN, line_width(here, crop.image.shape[:2])))), panels
+    )
 
 
 def _jpeg(image: Frame) -> bytes:

@@ -43,13 +43,13 @@ AP_FIGURES = {"ap_s2_1": "AP, s2 = 1", "ap_s2_0.1": "AP, s2 = 0.1", "ap_s2_0.002
 TABLE: dict[str, tuple[str, str, int]] = {
     **{name: (heading, "{:.3f}", 1) for name, heading in AP_FIGURES.items()},
     "ar_s2_1": ("AR, s2 = 1", "{:.3f}", 1),
-    "pixel_error_median": ("pixel error, median", "{:.2f}", -1),
-    "missed": ("missed", "{:.3g}", -1),
-    "invented": ("invented", "{:.3g}", -1),
-    "doubled": ("doubled", "{:.3g}", -1),
-    "frames_per_second": ("frames/s", "{:.3g}", 1),
-    "peak_memory_gb": ("memory, GB", "{:.2f}", -1),
-    "train_minutes": ("training, min", "{:.3g}", 0),
+    "pixel_error_median": ("pixel error", "{:.2f}", -1),
+    "missed": ("missed", "{:.1f}", -1),
+    "invented": ("invented", "{:.1f}", -1),
+    "doubled": ("doubled", "{:.1f}", -1),
+    "frames_per_second": ("frames/s", "{:.1f}", 1),
+    "peak_memory_gb": ("memory", "{:.2f}", -1),
+    "train_minutes": ("minutes", "{:.1f}", 0),
     "steps": ("steps", "{:.0f}", 0),
 }
 DIFFERENCES = (*AP_FIGURES, "pixel_error_median", "missed", "invented")
@@ -81,16 +81,18 @@ HOW = (
 )
 PAGE_CSS = """
 ul.lead { padding-left: 1.2rem } small { color: #6e6e76; font-size: .82em } th { vertical-align: bottom }
-table.results td, table.results th { padding-right: 1.1rem } table.results td { white-space: nowrap }
+table.results { font-size: .88rem; min-width: 100% } table.results td, table.results th { padding-right: .42rem }
+table.results td { white-space: nowrap }
 table.results td:first-child, table.results th:first-child { position: sticky; left: 0; background: #fafaf8; z-index: 1 }
 tr.group th { border-bottom: 1px solid #b9b9b2; padding-top: 1rem } tr.ours td:first-child { font-weight: 600; color: #00519e }
 .charts { display: flex; flex-wrap: wrap; gap: 1rem }
-.charts img { flex: 1 1 20rem; min-width: 0; max-width: 38rem; align-self: flex-start }
+.charts img { flex: 1 1 20rem; min-width: 0; max-width: 27rem; align-self: flex-start }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1.4rem; padding: 0; margin: .3rem 0 .8rem; list-style: none }
 .legend svg { vertical-align: middle; margin-right: .4rem }
+#larger:checked ~ .wide .frames { grid-template-columns: repeat(var(--columns), 35rem) }
 .frames { display: grid; grid-template-columns: repeat(var(--columns), minmax(17rem, 1fr)); gap: .35rem .6rem }
 .frames h3 { grid-column: 1 / -1; margin: 1rem 0 0 } .frames h3 span { position: sticky; left: 0 }
-.frames figure { margin: 0 } .frames figcaption { font-size: .84rem; line-height: 1.35; padding-bottom: .2rem }
+.frames figure { margin: 0 } .frames figcaption { font-size: .84rem; line-height: 1.35; padding: .1rem 0 }
 .frames img { width: 100% } .frames .labels { position: sticky; left: 0; background: #fafaf8; padding-right: .3rem }
 .absent { background: #efefea; color: #6e6e76; border-radius: 4px; padding: 1rem }
 @media (max-width: 900px) { .frames .labels, table.results td:first-child { position: static } .frames { gap: .35rem } }
@@ -148,11 +150,14 @@ def _results(summaries: Sequence[Summary], ours: str) -> str:
     for fraction, labels in _fractions(summaries).items():
         group = [s for s in summaries if s.fraction == fraction]
         body += _group_row(labels, fraction, len(TABLE) + 2)
+        bold = {name: _best([s.mean[name] for s in group], name) for name in TABLE}
         for s in group:
-            best = {name: len(group) > 1 and s.mean[name] == _best([other.mean[name] for other in group], TABLE[name][2]) for name in TABLE}
-            numbers = [_number(s.mean[name], s.error[name], form, best[name]) for name, (_, form, _) in TABLE.items()]
+            numbers = [_number(s, name, bold[name]) for name in TABLE]
             body += _row(s.method, [str(s.runs), *numbers], s.method == ours)
-    note = "Bold is the best mean, whatever its error. Missed, invented and doubled animals are counted over all validation frames."
+    note = (
+        "Bold is the best mean, whatever its error. Missed, invented and doubled animals are counted over all validation frames; "
+        "minutes and steps are those of training, memory is in GB at its peak."
+    )
     return f'<div class=wide><table class=results><tr>{head}</tr>{body}</table></div><p class="faint">{note}</p>'
 
 
@@ -193,17 +198,22 @@ def _row(method: str, numbers: Sequence[str], ours: bool = False) -> str:
     return f"<tr{' class=ours' if ours else ''}><td>{escape(method)}</td>{cells}</tr>"
 
 
-def _best(values: Sequence[float], better: int) -> float:
+def _best(values: Sequence[float], name: str) -> str:
+    """The best of several means as it is written; nothing where all look the same."""
+    _, form, better = TABLE[name]
     known = [value for value in values if not math.isnan(value)]
-    return math.nan if not known or not better else max(known) if better > 0 else min(known)
+    if not better or len({form.format(value) for value in known}) < 2:
+        return ""
+    return form.format(max(known) if better > 0 else min(known))
 
 
-def _number(mean: float, error: float, form: str, bold: bool) -> str:
+def _number(summary: Summary, name: str, best: str) -> str:
+    mean, error, (_, form, better) = summary.mean[name], summary.error[name], TABLE[name]
     if math.isnan(mean):
         return "-"
     text = form.format(mean)
-    error_text = "-" if math.isnan(error) else form.format(error)
-    return f"{f'<b>{text}</b>' if bold else text} <small>± {error_text}</small>"
+    text = f"<b>{text}</b>" if text == best else text
+    return f"{text} <small>± {'-' if math.isnan(error) else form.format(error)}</small>" if better else text
 
 
 def _difference(difference: Difference, name: str) -> str:
@@ -224,7 +234,7 @@ def _difference(difference: Difference, name: str) -> str:
 def _charts(folder: Path, cells: Sequence[Cell], looks: Mapping[str, Look]) -> str:
     summaries = summarise(cells)
     fractions = _fractions(summaries)
-    accuracy = [(over_labels(summaries, name, f"{heading}", looks), heading) for name, heading in AP_FIGURES.items()]
+    accuracy = [(over_labels(summaries, name, heading, looks), heading) for name, heading in AP_FIGURES.items() if len(summaries) > 1]
     accuracy_heading = "Accuracy against the number of labels" if len(fractions) > 1 else "Accuracy"
     curves = {cell.key: outcome.curve for cell in cells if (outcome := read_outcome(folder, cell)) and outcome.curve}
     training = []
@@ -295,7 +305,8 @@ def _frames(folder: Path, cells: Sequence[Cell], methods: Sequence[str], ours: s
     if not frames:
         return f"{heading}{gone}"
     rows = "".join(_frame_row(n, frame, methods, shown, failed) for n, frame in enumerate(frames, 1))
-    columns = f'<div class=wide><div class=frames style="--columns:{len(methods) + 1}">{rows}</div></div>'
+    larger = "<input type=checkbox id=larger> <label for=larger>larger pictures</label>"
+    columns = f'{larger}<div class=wide><div class=frames style="--columns:{len(methods) + 1}">{rows}</div></div>'
     return f'{heading}<p class="faint">{escape(text)}</p>{gone}{columns}'
 
 
@@ -309,17 +320,17 @@ def _shown_cells(cells: Sequence[Cell], methods: Sequence[str], ours: str) -> di
 
 def _frame_row(number: int, frame: ShownFrame, methods: Sequence[str], shown: Mapping[str, Cell], failed: Mapping[str, str]) -> str:
     animals = f"{frame.animals} labelled {'animal' if frame.animals == 1 else 'animals'}"
-    panels = f'<figure class="labels"><figcaption><b>Labels</b><br>{animals}</figcaption>{picture(frame.labels, "Labels", "jpeg")}</figure>'
+    panels = f'<figure class="labels"><b>Labels</b>{picture(frame.labels, "Labels", "jpeg")}<figcaption>{animals}</figcaption></figure>'
     for method in methods:
         if method in frame.methods:
             content, judged = frame.methods[method]
-            error = "" if math.isnan(judged.error) else f", median error {judged.error:.1f} px"
+            error = "" if math.isnan(judged.error) else f"; points {judged.error:.1f} px off (median)"
             inside, picture_of = f"{judged.verdict}{error}", picture(content, method, "jpeg")
         else:
-            inside = "-"
+            inside = ""
             reason = failed.get(method, "no run with this many labels is finished")
             picture_of = Html(f"<div class=absent>{escape(reason)}</div>")
-        panels += f"<figure><figcaption><b>{escape(method)}</b><br>{escape(inside)}</figcaption>{picture_of}</figure>"
+        panels += f"<figure><b>{escape(method)}</b>{picture_of}<figcaption>{escape(inside)}</figcaption></figure>"
     return f"<h3><span>{number}. {escape(frame.title)}</span></h3>{panels}"
 
 

@@ -244,10 +244,10 @@ def _compared(best: Summary, second: Summary, level: str, behind: Mapping[str, D
         names = " and ".join([", ".join(equal[:-1]), equal[-1]] if len(equal) > 1 else equal)
         lead = f"its lead over {names} is within its standard error"
         return f"no method is clearly best: {best.method} has the highest mean, {level}, but {lead}."
-    text = f"{best.method} is best: {level}, {by} ahead of {second.method} ({_runs(difference.pairs)} paired)."
+    ahead = f"{by} ahead of {second.method} ({_runs(difference.pairs)} paired)"
     if -difference.mean[HEADLINE] < 2 * difference.error[HEADLINE]:
-        text += " This lead is less than two standard errors and may still be chance."
-    return text
+        return f"{best.method} has the highest mean, {level}, {ahead}: less than two standard errors, so that it may still be chance."
+    return f"{best.method} is best: {level}, {ahead}."
 
 
 def _ranked(group: Sequence[Cell], figure: str) -> list[Summary]:

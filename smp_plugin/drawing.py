@@ -179,9 +179,7 @@ def judge(truth: Array, poses: Array, areas: Array | None = None) -> Verdict:
     return Verdict(pairs, missed, [column for column in spare if column not in doubled], doubled)
 
 
-def draw_errors(
-    image: Frame, skeleton: Skeleton, truth: Array, poses: Array, verdict: Verdict, colours: Sequence[Colour] | None = None
-) -> Frame:
+def draw_errors(image: Frame, skeleton: Skeleton, truth: Array, poses: Array, verdict: Verdict, least: float = 1.0) -> Frame:
     """A copy of the frame with predictions and what is wrong with them.
 
     A red line leads from a labelled point to the predicted one, a red ring stands where a point was not predicted; a missed animal has a
@@ -193,10 +191,10 @@ def draw_errors(
         truth: (n, K, 2) labelled animals, frame pixels.
         poses: (m, K, 2) predicted ones.
         verdict: of ``judge`` on these two.
-        colours: of the predictions; default: all light grey.
+        least: width of a line, pixels: more for a picture that is shown smaller than it is.
     """
-    width = line_width(np.concatenate([truth, poses]), image.shape[:2])
-    drawn = Image.fromarray(draw_poses(image, skeleton, poses, colours or [FOUND] * len(poses), width=width))
+    width = max(least, line_width(np.concatenate([truth, poses]), image.shape[:2]))
+    drawn = Image.fromarray(draw_poses(image, skeleton, poses, [FOUND] * len(poses), width=width))
     marks = _Marks(drawn.size, width)
     for row, column in verdict.pairs:
         for labelled, predicted in zip(truth[row], poses[column], strict=True):
@@ -221,7 +219,7 @@ class _Marks:
     """A transparent sheet, three times too large, on which errors are marked; positions and lengths are those of the frame, pixels."""
 
     def __init__(self, size: tuple[int, int], width: float) -> None:
-        self.size, self.width = size, max(1.0, width)
+        self.size, self.width = size, width
         self.canvas = Image.new("RGBA", (size[0] * OVERSAMPLING, size[1] * OVERSAMPLING), (*OUTLINE, 0))
         self.pen = ImageDraw.Draw(self.canvas)
 

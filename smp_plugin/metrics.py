@@ -1,52 +1,76 @@
-"""How good are predictions: COCO keypoint AP through pycocotools, PCK, pixel errors, and animals missed, invented or doubled.
+"""How good poses are: AP, points found, pixel errors, left and right exchanged, and animals missed, invented or doubled.
 
-The similarity of a predicted pose to a labelled one is COCO's: ``OKS = mean over labelled k of exp(-d_k^2 / (2 * area * s2))``, with
-``d_k`` in frame pixels. One ``s2`` serves all keypoints; it stands where pycocotools has ``(2 * sigma_k)^2``. AP is the mean over the
-thresholds .50:.05:.95 of the 101-point interpolated precision, without a score cut: every prediction counts, and every labelled frame
-counts whether or not it was predicted.
+All of it for arrays in memory; ``evaluation`` does it for files. What belongs to what, and relative to which size, is said in
+``similarity``; AP in ``average_precision``.
 
-Traps: pycocotools drops detections beyond 20 per frame, ignores large unmatched ones, and takes an annotation id of 0 for "no match"; it
-prints to stdout. It knows no missing predicted point: here such a point has similarity 0.
+*Partial labels.* Where animals without a label are to be expected, a prediction that fits no labelled animal says nothing, and two sets of
+figures are given. The strict ones take every such prediction as a mistake. The others judge a prediction only when it belongs to a
+labelled animal, or predicts one a second time (``similarity.Assignment.judged``), or is in a frame that is known to be empty; the rest is
+left out before AP is computed. It belongs to an animal at OKS .3, at s2 = .1 or the tolerance of the AP, whichever is greater. An animal
+with one labelled keypoint is matched by this keypoint alone, relative to the area of the median complete animal: the prediction's keypoint
+lies within .49 of that area's root (OKS .3 at s2 = .1), and predictions beyond the first are doubles only if they also resemble the first
+in all keypoints. Missed animals, points found and pixel errors do not depend on the rule.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from converters.labels import FormatError, LabeledFrame, Labels
-from smp_plugin.pairing import frame_pairs
+from smp_plugin.average_precision import COCO_THRESHOLDS, KeypointAP, checked, deeplabcut_ap, keypoint_ap
+from smp_plugin.similarity import (
+    DEEPLABCUT_S2,
+    MATCH_OKS,
+    MEDIUM_S2,
+    PAPER_S2,
+    SLEAP_S2,
+    Assignment,
+    animal_areas,
+    animal_lengths,
+    assign,
+    match,
+    oks,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[np.float64]
+    Predicted = tuple[Array, Array]
 
-COCO_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
-PAPER_S2, MEDIUM_S2, SLEAP_S2 = 1.0, 0.1, 0.0025  # the paper's (bees, pups); one at which both detection and position count; (2 * .025)^2
-MATCH_OKS = 0.3  # at MEDIUM_S2: the similarity at which pose NMS, too, takes two poses for one animal
+__all__ = [
+    "COCO_THRESHOLDS",
+    "DEEPLABCUT_S2",
+    "DEFAULT_S2",
+    "MATCH_OKS",
+    "MEDIUM_S2",
+    "PAPER_S2",
+    "SLEAP_S2",
+    "Evaluation",
+    "KeypointAP",
+    "KeypointErrors",
+    "PartialFigures",
+    "PckCurve",
+    "animal_areas",
+    "animal_lengths",
+    "deeplabcut_ap",
+    "evaluate_poses",
+    "keypoint_ap",
+    "match",
+    "oks",
+    "swapped_pairs",
+]
+
+DEFAULT_S2 = (PAPER_S2, MEDIUM_S2, SLEAP_S2)
 PCK_FRACTIONS = (0.05, 0.1, 0.2)  # of the animal's length
+CURVE_FRACTIONS = tuple(round(0.005 * i, 3) for i in range(41))  # 0 to 20 %
 ERROR_PERCENTILES = (50, 75, 90, 95, 99)
-COMMON_COLUMNS = {"category_id": 1, "bbox": [0.0, 0.0, 1.0, 1.0]}  # of pycocotools' tables; the box plays no part
-LAST_RESORT_AREA = 32.0**2  # px^2, COCO's limit of a small object; only where no labelled animal has an extent
-
-
-@dataclass(frozen=True)
-class KeypointAP:
-    """COCO figures at one ``s2``, all in [0, 1]; NaN when there is no labelled animal."""
-
-    ap: float  # mean over the thresholds
-    ap50: float  # NaN when .5 is not among the thresholds
-    ap75: float
-    ar: float  # recall, mean over the thresholds
+SWAP_RATIO = 0.5  # exchanging left and right at least halves the error
 
 
 @dataclass(frozen=True)
@@ -54,17 +78,39 @@ class KeypointErrors:
     """Errors of one keypoint. ``n``: pairs of a labelled and a predicted point on matched animals."""
 
     n: int
-    median: float  # frame pixels; NaN when n is 0
-    p90: float
+    pixel_error: dict[int, float]  # percentile -> frame pixels; NaN when n is 0
     pck: dict[float, float]  # fraction of the animal's length -> share of all labelled points within it
+
+
+@dataclass(frozen=True)
+class PckCurve:
+    """Share of labelled points that were found within a distance; those of missed animals are not found. Lists of equal length."""
+
+    fraction: list[float]  # of the animal's length: 0 to .2
+    within_fraction: list[float]  # shares in [0, 1]
+    pixels: list[float]  # the same fractions of the median length
+    within_pixels: list[float]
+
+
+@dataclass(frozen=True)
+class PartialFigures:
+    """With the predictions left out that may be of animals without a label; see the module's docstring."""
+
+    ap: dict[float, KeypointAP]
+    deeplabcut: KeypointAP
+    ignored: int  # predictions left out (at s2 = .1, as all counts)
+    invented: int  # in frames known to be empty
+    doubled: int  # the same animal predicted again
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What ``evaluate`` found. Lengths in frame pixels, shares in [0, 1]; NaN where nothing can be said."""
 
-    ap: dict[float, KeypointAP]  # by s2: PAPER_S2, MEDIUM_S2, SLEAP_S2
+    ap: dict[float, KeypointAP]  # by s2
+    deeplabcut: KeypointAP  # by DeepLabCut's definition
     pck: dict[float, float]  # fraction of the animal's length -> share of labelled points found within it; a missed animal's are not found
+    pck_curve: PckCurve
     pixel_error: dict[int, float]  # percentile -> error over the labelled points of matched animals
     keypoints: dict[str, KeypointErrors]
     frames: int
@@ -74,6 +120,11 @@ class Evaluation:
     doubled: int  # predictions beyond the first of an animal
     invented: int  # predictions where no animal is labelled
     animal_length: float  # median
+    symmetric_pairs: int | None = None  # left/right pairs of matched animals, both labelled and both predicted; None without symmetries
+    swapped_pairs: int | None = None  # those of them that are better exchanged; see ``swapped_pairs``
+    partial: PartialFigures | None = None  # where labels are partial
+    labels: str = ""  # complete or partial, and why, where files were compared
+    peers: dict[str, dict[str, float]] = field(default_factory=dict)  # what SLEAP and DeepLabCut themselves say, where asked for
     warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,276 +142,157 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def animal_areas(truth: Sequence[Array], padding: float = 0.0) -> list[Array]:
-    """Area of each animal's keypoint box, px^2: per frame (n,) for (n, K, 2).
-
-    ``padding`` px are added on every side (the COCO file of the honeybees has 10). A box with a side below one pixel says nothing about the
-    animal's size (one labelled point, or a body along an axis with two points); such an animal gets the median area of the complete
-    animals, or of all animals with a proper box where none is complete, or (32 px)^2 where none has one.
-    """
-    boxes = [_box_sides(poses) + 2 * padding for poses in truth]  # each (n, 2)
-    sides = np.concatenate(boxes) if boxes else np.empty((0, 2))
-    complete = np.concatenate([~np.isnan(p).any(axis=(1, 2)) for p in truth]) if truth else np.empty(0, dtype=bool)
-    proper = (sides >= 1.0).all(axis=1)
-    typical = sides[proper & complete] if (proper & complete).any() else sides[proper]
-    fallback = float(np.median(typical.prod(axis=1))) if len(typical) else LAST_RESORT_AREA
-    return [np.where((s >= 1.0).all(axis=1), s.prod(axis=1), fallback) for s in boxes]
-
-
-def _box_sides(poses: Array) -> Array:
-    """(n, K, 2) -> (n, 2) width and height over the labelled points; 0 where none is."""
-    low, high = np.where(np.isnan(poses), np.inf, poses).min(axis=1), np.where(np.isnan(poses), -np.inf, poses).max(axis=1)
-    sides: Array = np.where(np.isfinite(low), high, 0.0) - np.where(np.isfinite(low), low, 0.0)
-    return sides
-
-
-def oks(truth: Array, poses: Array, areas: Array, s2: float) -> Array:
-    """Similarity in [0, 1] of every labelled animal to every prediction: (n, K, 2), (m, K, 2), (n,) px^2 -> (n, m). Missing predicted
-    points give 0.
-    """
-    squared = ((truth[:, None] - poses[None]) ** 2).sum(axis=-1)  # n, m, K
-    labelled = ~np.isnan(truth[..., 0])  # n, K
-    similar = np.where(np.isnan(squared), 0.0, np.exp(-squared / (2 * s2 * areas[:, None, None])))
-    matrix: Array = (similar * labelled[:, None]).sum(axis=-1) / np.maximum(labelled.sum(axis=1), 1)[:, None]
-    return matrix
-
-
-def keypoint_ap(
-    truth: Sequence[Array],
-    predicted: Sequence[tuple[Array, Array]],
-    s2: float = PAPER_S2,
-    thresholds: Sequence[float] = COCO_THRESHOLDS,
-    padding: float = 0.0,
-) -> KeypointAP:
-    """COCO keypoint AP and AR.
-
-    Args:
-        truth: per frame the labelled animals, (n, K, 2) frame pixels, NaN where not labelled. Animals without any point are left out.
-        predicted: per frame poses (m, K, 2), NaN where missing, and scores (m,).
-        s2: squared tolerance, in units of the animal's area.
-        thresholds: of OKS.
-        padding: px added to each side of the keypoint box whose area OKS is relative to; see ``animal_areas``.
-    """
-    from pycocotools.cocoeval import COCOeval
-
-    truth, predicted = _checked(truth, predicted)
-    if not any(len(poses) for poses in truth):
-        return KeypointAP(math.nan, math.nan, math.nan, math.nan)
-    with contextlib.redirect_stdout(io.StringIO()):
-        run = COCOeval(*_as_coco(truth, predicted, padding), "keypoints")
-        run.params.kpt_oks_sigmas = np.full(truth[0].shape[1], math.sqrt(s2) / 2)
-        run.params.iouThrs = np.array(thresholds, dtype=np.float64)
-        run.params.maxDets = [max(1, *(len(poses) for poses, _ in predicted))]
-        run.params.areaRng, run.params.areaRngLbl = [[0.0, math.inf]], ["all"]
-        run.evaluate()
-        run.accumulate()
-    precision = run.eval["precision"][:, :, 0, 0, 0].mean(axis=1)  # thresholds x 101 recalls -> thresholds
-    at = {round(float(t), 4): _rounded(p) for t, p in zip(thresholds, precision, strict=True)}
-    return KeypointAP(_rounded(precision.mean()), at.get(0.5, math.nan), at.get(0.75, math.nan), _rounded(run.eval["recall"].mean()))
-
-
-def _rounded(value: float) -> float:
-    """Without the last digits: pycocotools divides by a little more than it should, and 1 becomes .9999999999999998."""
-    return round(float(value), 12)
-
-
-def _checked(truth: Sequence[Array], predicted: Sequence[tuple[Array, Array]]) -> tuple[list[Array], list[tuple[Array, Array]]]:
-    if len(truth) != len(predicted):
-        raise ValueError(
-            f"{len(truth)} labelled frames and {len(predicted)} predicted ones; give an empty array for a frame without predictions."
-        )
-    keypoints = next((np.shape(t)[1] for t in truth if np.ndim(t) == 3), 0)
-    poses = [np.asarray(p, dtype=np.float64).reshape(-1, keypoints, 2) for p in truth]
-    poses = [p[(~np.isnan(p[..., 0])).any(axis=1)] for p in poses]
-    return poses, [
-        (np.asarray(p, dtype=np.float64).reshape(-1, keypoints, 2), np.asarray(s, dtype=np.float64).reshape(-1)) for p, s in predicted
-    ]
-
-
-def _as_coco(truth: list[Array], predicted: list[tuple[Array, Array]], padding: float) -> tuple[Any, Any]:
-    """pycocotools' two tables. Ids count from 1; a missing predicted point is put so far off that its similarity is 0."""
-    from pycocotools.coco import COCO
-
-    images = [{"id": i} for i in range(len(truth))]
-    labels: list[dict[str, Any]] = []
-    for image, (poses, areas) in enumerate(zip(truth, animal_areas(truth, padding), strict=True)):
-        for pose, area in zip(poses, areas, strict=True):
-            seen = ~np.isnan(pose[:, :1])
-            flat = np.concatenate([np.where(seen, pose, 0.0), np.where(seen, 2, 0)], axis=1).ravel()
-            row = {"iscrowd": 0, "num_keypoints": int(seen.sum()), "area": float(area), "keypoints": flat}
-            labels.append({"id": len(labels) + 1, "image_id": image, **COMMON_COLUMNS, **row})
-    results: list[dict[str, Any]] = []
-    for image, (poses, scores) in enumerate(predicted):
-        for pose, score in zip(poses, scores, strict=True):
-            flat = np.concatenate([np.where(np.isnan(pose), 1e9, pose), np.ones((len(pose), 1))], axis=1).ravel()
-            row = {"area": 1.0, "keypoints": flat, "score": float(score)}
-            results.append({"id": len(results) + 1, "image_id": image, **COMMON_COLUMNS, **row})
-    tables = []
-    for rows in (labels, results):
-        table = COCO()
-        table.dataset = {"images": images, "annotations": rows, "categories": [{"id": 1, "name": "animal"}]}
-        table.createIndex()
-        tables.append(table)
-    return tables[0], tables[1]
-
-
-def match(similarity: Array, least: float) -> list[tuple[int, int]]:
-    """Pairs (row, column) of a similarity matrix, best first, each row and column once, none below ``least``."""
-    pairs: list[tuple[int, int]] = []
-    rows, columns = set(range(similarity.shape[0])), set(range(similarity.shape[1]))
-    for flat in np.argsort(-similarity, axis=None, kind="stable"):
-        row, column = (int(i) for i in np.unravel_index(flat, similarity.shape))
-        if similarity[row, column] < least:
-            break
-        if row in rows and column in columns:
-            pairs.append((row, column))
-            rows.remove(row)
-            columns.remove(column)
-    return pairs
-
-
-def animal_lengths(truth: Sequence[Array]) -> list[Array]:
-    """Greatest distance between two labelled keypoints, px, per frame (n,); the others' median where an animal has one point."""
-    spans = [np.nan_to_num(np.linalg.norm(p[:, :, None] - p[:, None], axis=-1)).max(axis=(1, 2), initial=0.0) for p in truth]
-    every = np.concatenate(spans) if spans else np.empty(0)
-    typical = float(np.median(every[every > 0])) if (every > 0).any() else math.sqrt(LAST_RESORT_AREA)
-    return [np.where(s > 0, s, typical) for s in spans]
-
-
 def evaluate_poses(
-    truth: Sequence[Array], predicted: Sequence[tuple[Array, Array]], keypoints: Sequence[str], *, padding: float = 0.0
+    truth: Sequence[Array],
+    predicted: Sequence[Predicted],
+    keypoints: Sequence[str],
+    *,
+    padding: float = 0.0,
+    s2: Sequence[float] = DEFAULT_S2,
+    symmetries: Sequence[tuple[int, int]] = (),
+    partial: bool = False,
+    point_scores: Sequence[Array] | None = None,
 ) -> Evaluation:
-    """All figures for poses in memory; arguments as in ``keypoint_ap``, ``keypoints``: their K names.
+    """All figures for poses in memory.
 
     For pixel errors and counts a prediction belongs to a labelled animal when their OKS at s2 = .1 is at least .3; pairs are taken best
     first. A prediction that fits an animal already taken is doubled, one that fits none is invented.
+
+    Args:
+        truth: per frame the labelled animals, (n, K, 2) frame pixels, NaN where not labelled; n = 0 where it is known that there are none.
+        predicted: per frame poses (m, K, 2), NaN where missing, and scores (m,).
+        keypoints: K names.
+        padding: px added to the keypoint box; see ``animal_areas``.
+        s2: tolerances at which AP is wanted.
+        symmetries: pairs of keypoints that are each other's left and right, indices.
+        partial: give the figures of the rule for partial labels, too.
+        point_scores: per frame (m,), the mean scores of the predictions' points, by which DeepLabCut ranks; default: the scores.
     """
-    truth, predicted = _checked(truth, predicted)
+    empty = [not len(poses) for poses in truth]
+    truth, predicted = checked(truth, predicted)
     areas, lengths = animal_areas(truth, padding), animal_lengths(truth)
-    errors: list[Array] = []  # per labelled animal (K,), px; NaN where nothing is labelled, inf where nothing is predicted
-    missed = doubled = invented = 0
-    for labelled, (poses, _), area in zip(truth, predicted, areas, strict=True):
-        similarity = oks(labelled, poses, area, MEDIUM_S2)
-        pairs = match(similarity, MATCH_OKS)
-        frame_errors = np.where(np.isnan(labelled[..., 0]), np.nan, np.inf)
-        for row, column in pairs:
-            distance = np.linalg.norm(labelled[row] - poses[column], axis=-1)
-            frame_errors[row] = np.where(np.isnan(distance), frame_errors[row], distance)
-        errors.extend(frame_errors)
-        missed += len(labelled) - len(pairs)
-        spare = similarity[:, sorted(set(range(len(poses))) - {c for _, c in pairs})]
-        doubled += int((spare >= MATCH_OKS).any(axis=0).sum())
-        invented += int((spare < MATCH_OKS).all(axis=0).sum())
-    table = np.array(errors).reshape(-1, len(keypoints))  # animals, K
+    assigned = _assigned(truth, predicted, areas, empty)
+    ranked = predicted if point_scores is None else [(p, s) for (p, _), s in zip(predicted, point_scores, strict=True)]
+    table = _errors(truth, predicted, assigned).reshape(-1, len(keypoints))  # animals, K
     length = np.concatenate(lengths) if lengths else np.empty(0)
     relative = table / length[:, None]
+    typical = float(np.median(length)) if len(length) else math.nan
+    swapped, symmetric = swapped_pairs(truth, predicted, assigned, symmetries) if symmetries else (None, None)
     return Evaluation(
-        ap={s2: keypoint_ap(truth, predicted, s2, padding=padding) for s2 in (PAPER_S2, MEDIUM_S2, SLEAP_S2)},
+        ap={tolerance: keypoint_ap(truth, predicted, tolerance, padding=padding) for tolerance in s2},
+        deeplabcut=deeplabcut_ap(truth, ranked),
         pck=_pck(relative),
-        pixel_error={p: _percentile(table, p) for p in ERROR_PERCENTILES},
+        pck_curve=_curve(table, relative, typical),
+        pixel_error=_percentiles(table),
         keypoints={
-            name: KeypointErrors(
-                int(np.isfinite(table[:, k]).sum()), _percentile(table[:, k], 50), _percentile(table[:, k], 90), _pck(relative[:, k])
-            )
-            for k, name in enumerate(keypoints)
+            name: KeypointErrors(int(np.isfinite(errors).sum()), _percentiles(errors), _pck(shares))
+            for name, errors, shares in zip(keypoints, table.T, relative.T, strict=True)
         },
         frames=len(truth),
         animals=len(table),
         predictions=sum(len(poses) for poses, _ in predicted),
-        missed=missed,
-        doubled=doubled,
-        invented=invented,
-        animal_length=float(np.median(length)) if len(length) else math.nan,
+        missed=len(table) - sum(len(a.pairs) for a in assigned),
+        doubled=sum(int(a.near.sum()) for a in assigned),
+        invented=sum(len(a.near) - len(a.pairs) - int(a.near.sum()) for a in assigned),
+        animal_length=typical,
+        symmetric_pairs=symmetric,
+        swapped_pairs=swapped,
+        partial=_partial_figures(truth, predicted, ranked, assigned, empty, padding, s2) if partial else None,
     )
 
 
-def _pck(relative: Array) -> dict[float, float]:
-    labelled = relative[~np.isnan(relative)]
-    return {fraction: float((labelled <= fraction).mean()) if labelled.size else math.nan for fraction in PCK_FRACTIONS}
+def _assigned(
+    truth: list[Array], predicted: Sequence[Predicted], areas: list[Array], empty: list[bool], s2: float = MEDIUM_S2
+) -> list[Assignment]:
+    """``empty``: which frames are known to hold no animal."""
+    frames = zip(truth, predicted, areas, empty, strict=True)
+    return [assign(labelled, poses, area, empty=bare, s2=s2) for labelled, (poses, _), area, bare in frames]
 
 
-def _percentile(errors: Array, percentile: float) -> float:
-    found = errors[np.isfinite(errors)]
-    return float(np.percentile(found, percentile)) if found.size else math.nan
+def _judged(
+    truth: list[Array], predicted: Sequence[Predicted], areas: list[Array], empty: list[bool], s2: float = MEDIUM_S2
+) -> list[Predicted]:
+    """What the rule for partial labels leaves of the predictions where AP is wanted at ``s2``."""
+    assigned = _assigned(truth, predicted, areas, empty, max(s2, MEDIUM_S2))
+    return [(poses[a.judged], scores[a.judged]) for (poses, scores), a in zip(predicted, assigned, strict=True)]
 
 
-def evaluate(
-    labels: Labels | Path | str, predictions: Labels | Path | str, *, video_root: Path | None = None, padding: float = 0.0
-) -> Evaluation:
-    """Compare a file of predictions with a file of labels.
+def _errors(truth: list[Array], predicted: Sequence[Predicted], assigned: list[Assignment]) -> Array:
+    """(animals, K) px; NaN where nothing is labelled, inf where nothing is predicted."""
+    errors: list[Array] = []
+    for labelled, (poses, _), assignment in zip(truth, predicted, assigned, strict=True):
+        of_frame = np.where(np.isnan(labelled[..., 0]), np.nan, np.inf)
+        for row, column in assignment.pairs:
+            distance = np.linalg.norm(labelled[row] - poses[column], axis=-1)
+            of_frame[row] = np.where(np.isnan(distance), of_frame[row], distance)
+        errors.append(of_frame)
+    return np.concatenate(errors) if errors else np.empty(0)
 
-    Every labelled frame counts, and one that the predictions lack is missed; predictions on other frames are not judged. Videos are paired
-    by path, else by name, else by being the only ones; images by file, else by their numbers in the video that they were taken from;
-    keypoints by name. Neither videos nor images need to be there.
 
-    Args:
-        labels: a labelled project, or its path, in any format.
-        predictions: predictions, or their path, in any format. People's labels in it are not judged. COCO results belong to the COCO labels
-            that ``labels`` names.
-        video_root: where videos named in the files are looked for next.
-        padding: see ``animal_areas``.
+def swapped_pairs(
+    truth: Sequence[Array], predicted: Sequence[Predicted], assigned: Sequence[Assignment], symmetries: Sequence[tuple[int, int]]
+) -> tuple[int, int]:
+    """How many left/right pairs of matched animals are exchanged, and how many could be told.
 
-    Raises:
-        FormatError: a file cannot be read, holds no labels, or the two have no keypoint or no video in common, or no image by its id.
+    A pair counts where both keypoints are labelled and both are predicted. It is exchanged when the sum of the two distances to the
+    labels is at most half as great with left and right exchanged: so clearly better, whatever the size of the animal, and impossible where
+    both predicted points lie on the same label or left and right are closer together than the errors.
     """
-    truth, guess = _read(labels, video_root), _read(predictions, video_root, labels)
-    truth_name, guess_name = truth.path or "the labels", guess.path or "the predictions"
-    if not any(frame.instances for frame in truth.labelled_frames):
-        raise FormatError(
-            f"{truth_name}: no animal is labelled in it. The labels come first, then the predictions: are the two in that order?"
-        )
-    pairs: list[tuple[list[LabeledFrame], list[LabeledFrame]]]
-    common, left_out = _common_keypoints(truth, guess, truth_name, guess_name)
-    warnings = [*truth.notes, *guess.notes, *left_out]
-    columns = [truth.skeleton.keypoints.index(name) for name in common]
-    guess_columns = [guess.skeleton.keypoints.index(name) for name in common]
-    if not any(frame.predicted for frame in guess.frames):
-        theirs = sum(len(frame.instances) for frame in guess.frames)
-        labelled = f" It holds {theirs} labelled animals, which are not judged." if theirs else ""
-        warnings.append(f"{guess_name} holds no predictions: every animal counts as missed.{labelled}")
-        pairs = [(frames, []) for frames, _ in frame_pairs(truth, dataclasses.replace(guess, frames=[]), strict=False)]
-    else:
-        pairs = frame_pairs(truth, guess)
-    true_poses, predicted = [], []
-    for frames, guesses in pairs:
-        true_poses.append(_stack([i.points for f in frames for i in f.instances], columns))
-        animals = [p for f in guesses for p in f.predicted]
-        predicted.append((_stack([p.points for p in animals], guess_columns), np.array([p.score for p in animals], dtype=np.float64)))
-    absent = sum(not guesses for _, guesses in pairs)
-    if absent and absent < len(pairs):
-        warnings.append(f"{absent} of {len(pairs)} labelled frames are not in {guess_name}: their animals count as missed.")
-    return dataclasses.replace(evaluate_poses(true_poses, predicted, common, padding=padding), warnings=warnings)
+    if not symmetries:
+        return 0, 0
+    left, right = (list(side) for side in zip(*symmetries, strict=True))
+    swapped = told = 0
+    for labelled, (poses, _), assignment in zip(truth, predicted, assigned, strict=True):
+        rows, columns = [row for row, _ in assignment.pairs], [column for _, column in assignment.pairs]
+        animals, found = labelled[rows], poses[columns]  # pairs, K, 2
+
+        def distance(of: list[int], to: list[int], found: Array = found, animals: Array = animals) -> Array:
+            distances: Array = np.linalg.norm(found[:, of] - animals[:, to], axis=-1)
+            return distances
+
+        direct = distance(left, left) + distance(right, right)  # pairs, symmetries
+        exchanged = distance(left, right) + distance(right, left)
+        told += int((~np.isnan(direct)).sum())
+        swapped += int(((exchanged <= SWAP_RATIO * direct) & (direct > 0)).sum())
+    return swapped, told
 
 
-def _read(source: Labels | Path | str, video_root: Path | None, labels: Labels | Path | str | None = None) -> Labels:
-    """``labels``: where ``source`` holds predictions, the labels that these are compared with."""
-    if isinstance(source, Labels):
-        return source
-    from converters.coco_results import is_coco_results
-    from converters.project import COCO, format_of, read_project
-
-    path, annotations = Path(source), labels.path if isinstance(labels, Labels) else Path(labels) if labels is not None else None
-    if labels is None or not (path.is_file() and format_of(path) == COCO and is_coco_results(path)):
-        return read_project(path, video_root, require_videos=False)
-    if annotations is None or annotations.is_dir() or format_of(annotations) != COCO:
-        raise FormatError(
-            f"{path} holds COCO results, which call images by the ids of COCO labels, and {annotations or 'what is given first'} holds no "
-            "COCO labels; give those, or predict into a .slp file."
-        )
-    return read_project(path, video_root, annotations=annotations)
-
-
-def _common_keypoints(truth: Labels, guess: Labels, truth_name: object, guess_name: object) -> tuple[list[str], list[str]]:
-    """Keypoint names both files have, in the labels' order, and a warning where some are left out."""
-    common = [name for name in truth.skeleton.keypoints if name in guess.skeleton.keypoints]
-    if not common:
-        raise FormatError(
-            f"{truth_name} and {guess_name} have no keypoint name in common: {', '.join(truth.skeleton.keypoints)} against "
-            f"{', '.join(guess.skeleton.keypoints)}. Rename the keypoints of one of them."
-        )
-    left_out = sorted({*truth.skeleton.keypoints, *guess.skeleton.keypoints} - set(common))
-    return common, [f"Keypoints in only one of the two files are left out: {', '.join(left_out)}."] if left_out else []
+def _partial_figures(
+    truth: list[Array],
+    predicted: Sequence[Predicted],
+    ranked: Sequence[Predicted],
+    assigned: list[Assignment],
+    empty: list[bool],
+    padding: float,
+    s2: Sequence[float],
+) -> PartialFigures:
+    areas = animal_areas(truth, padding)
+    # DeepLabCut leaves animals with one labelled point out: what is predicted there must not count as wrong, either.
+    proper = [poses[(~np.isnan(poses[..., 0])).sum(axis=1) > 1] for poses in truth]
+    return PartialFigures(
+        ap={t: keypoint_ap(truth, _judged(truth, predicted, areas, empty, t), t, padding=padding) for t in s2},
+        deeplabcut=deeplabcut_ap(proper, _judged(proper, ranked, animal_areas(proper), empty)),
+        ignored=sum(int((~a.judged).sum()) for a in assigned),
+        invented=sum(len(a.judged) for bare, a in zip(empty, assigned, strict=True) if bare),
+        doubled=sum(int(a.again.sum()) for a in assigned),
+    )
 
 
-def _stack(points: list[Array], columns: list[int]) -> Array:
-    return np.stack(points)[:, columns] if points else np.empty((0, len(columns), 2))
+def _curve(table: Array, relative: Array, typical: float) -> PckCurve:
+    pixels = [fraction * typical for fraction in CURVE_FRACTIONS]
+    return PckCurve(list(CURVE_FRACTIONS), _shares(relative, CURVE_FRACTIONS), pixels, _shares(table, pixels))
+
+
+def _pck(relative: Array) -> dict[float, float]:
+    return dict(zip(PCK_FRACTIONS, _shares(relative, PCK_FRACTIONS), strict=True))
+
+
+def _shares(errors: Array, limits: Sequence[float]) -> list[float]:
+    """Share of the labelled points with an error of at most each limit."""
+    labelled = errors[~np.isnan(errors)]
+    return [float((labelled <= limit).mean()) if labelled.size else math.nan for limit in limits]
+
+
+def _percentiles(errors: Array) -> dict[int, float]:
+    found = errors[np.isfinite(errors)]
+    return {p: float(np.percentile(found, p)) if found.size else math.nan for p in ERROR_PERCENTILES}

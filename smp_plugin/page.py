@@ -20,7 +20,11 @@ th, td { text-align: left; padding: .25rem 1.4rem .25rem 0; border-bottom: 1px s
 img { max-width: 100%; border-radius: 4px; display: block } ul { padding-left: 1.2rem } summary { cursor: pointer }
 pre { overflow-x: auto; background: #f0f0ea; padding: 1rem; border-radius: 4px; overflow-wrap: normal }
 .warning { background: #fff3cf; padding: .5rem .8rem; border-radius: 4px }
-.wide { overflow-x: auto } .wide > img { min-width: 46rem }
+.wide { overflow-x: auto; background: linear-gradient(90deg, #fafaf8 40%, #fafaf800) 0 / 2.4rem 100% no-repeat local,
+  linear-gradient(270deg, #fafaf8 40%, #fafaf800) 100% / 2.4rem 100% no-repeat local,
+  linear-gradient(90deg, #26262c2e, #26262c00) 0 / .8rem 100% no-repeat scroll,
+  linear-gradient(270deg, #26262c2e, #26262c00) 100% / .8rem 100% no-repeat scroll } /* a shadow where there is more to scroll to */
+.wide > img { min-width: 46rem }
 @media (max-width: 600px) { body { margin: 1.2rem auto; padding: 0 .9rem } th, td { padding-right: .8rem } }
 """
 

@@ -10,6 +10,7 @@ import numpy as np
 from converters import FormatError, LabeledFrame, Labels, Skeleton, VideoSource, read_project
 from converters.mixing import moved, read_aliases, unite
 from converters.video import open_video, video_source
+from smp_plugin.completeness import looks_partial
 from smp_plugin.config import Config, DataConfig, parse_ranges
 from smp_plugin.datasets import LabelSource, UnlabeledPool
 from smp_plugin.progress import Reporter
@@ -188,16 +189,12 @@ def _choose_scale(config: Config, lengths: np.ndarray, reporter: Reporter) -> No
 
 
 def _is_partial(config: Config, frames: list[LabeledFrame], keypoints: int, project: Path | None, reporter: Reporter) -> bool:
-    """Are unlabelled animals to be expected? People who label some animals only also leave most of their keypoints out."""
     if config.data.labels != "auto":
         return config.data.labels == "partial"
-    animals = [i for f in frames for i in f.instances]
-    single = sum(i.labelled.sum() == 1 for i in animals) / max(len(animals), 1)
-    counts = [len(f.instances) for f in frames if f.instances] or [0]
-    partial = keypoints > 1 and single > 0.3
+    partial, reason = looks_partial(frames, keypoints)
     reporter.say(
-        f"labels{f' of {project}' if project else ''}: taken as {'partial' if partial else 'complete'}, since {single:.0%} of animals "
-        f"have one labelled keypoint ({min(counts)}-{max(counts)} animals a frame); --labels complete or partial overrules"
+        f"labels{f' of {project}' if project else ''}: taken as {'partial' if partial else 'complete'}, since {reason}; "
+        "--labels complete or partial overrules"
     )
     return partial
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from converters.labels import Skeleton, VideoSource
 from smp_plugin.drawing import PALETTE, OverlayWriter, Verdict, draw_errors, draw_poses, judge
-from smp_plugin.metrics import MEDIUM_S2, PAPER_S2, SLEAP_S2, Evaluation, KeypointAP
+from smp_plugin.metrics import ERROR_PERCENTILES, PAPER_S2, SLEAP_S2, Evaluation, KeypointAP
 from smp_plugin.page import bullets, escape, picture, table, write_page
 
 if TYPE_CHECKING:
@@ -28,12 +29,16 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 __all__ = [
+    "KEYPOINT_COLUMNS",
+    "Crop",
     "GalleryItem",
     "OverlayWriter",
     "draw_poses",
     "evaluation_rows",
+    "frame_title",
     "keypoint_rows",
     "write_curves",
+    "write_evaluation",
     "write_gallery",
     "write_report",
 ]
@@ -96,6 +101,33 @@ def write_curves(metrics_csv: Path, png: Path) -> None:
     for axes in (losses, quality):
         _finish(axes, _phases(rows))
         _minutes(axes, *_series(rows, "seconds"))
+    figure.savefig(png, dpi=130)
+
+
+def write_evaluation(evaluation: Evaluation, png: Path) -> None:
+    """The share of labelled points found within a distance, and every keypoint's error: median, 50 to 75 %, and up to 95 %."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    curve, keypoints = evaluation.pck_curve, evaluation.keypoints
+    figure = Figure(figsize=(11, max(4.6, 1.4 + 0.22 * len(keypoints))), layout="constrained")
+    FigureCanvasAgg(figure)
+    found, errors = figure.subplots(1, 2)
+    percent = 100 * np.array(curve.fraction)
+    label = f"of its own length (20 % of the median: {curve.pixels[-1]:.1f} px)" if math.isfinite(curve.pixels[-1]) else "of its own length"
+    found.plot(percent, curve.within_fraction, color="#26262c", linewidth=2.0, label=label)
+    found.plot(percent, curve.within_pixels, color="#3a76c4", linewidth=1.3, label="of the median length: the same in pixels for all")
+    found.set(title="Labelled points found", xlabel="within ... % of the animal's length", xlim=(0, percent[-1]), ylim=(0, 1.02))
+    for row, k in enumerate(keypoints.values()):
+        if k.n:
+            errors.plot([k.pixel_error[50], k.pixel_error[95]], [row, row], color="#3a76c4", linewidth=1.3)
+            errors.plot([k.pixel_error[50], k.pixel_error[75]], [row, row], color="#3a76c4", linewidth=4.5)
+            errors.plot(k.pixel_error[50], row, color="#26262c", marker="o", markersize=5)
+    errors.set_yticks(range(len(keypoints)), [name.replace("$", r"\$") for name in keypoints])  # a name is no formula
+    errors.set(title="Error by keypoint", xlabel="pixels: median (dot), to 75 % (thick), to 95 %", ylim=(len(keypoints) - 0.5, -0.5))
+    errors.set_xlim(left=0)
+    for axes in (found, errors):
+        _finish(axes, [])
     figure.savefig(png, dpi=130)
 
 
@@ -277,33 +309,53 @@ def _window(width: int, height: int, points: Array) -> tuple[int, int, int, int]
 # --- tables and the page ------------------------------------------------------------------------------------------------------------------
 
 
+S2_NAMES = {PAPER_S2: " (the paper's)", SLEAP_S2: " (SLEAP's tolerance, strict)"}
+KEYPOINT_COLUMNS = ("keypoint", "points", *(f"error, {p} %" for p in ERROR_PERCENTILES), "within 10 % of length")
+
+
 def evaluation_rows(evaluation: Evaluation) -> list[tuple[str, str]]:
     """What and how much, for a person: the same in the terminal and on the page."""
-    rows = [
-        ("AP, s2 = 1 (the paper's)", _ap(evaluation.ap[PAPER_S2])),
-        ("AP, s2 = 0.1", _ap(evaluation.ap[MEDIUM_S2])),
-        ("AP, s2 = 0.0025 (SLEAP's tolerance)", _ap(evaluation.ap[SLEAP_S2])),
+    errors = evaluation.pixel_error
+    rows = [("Labels", evaluation.labels)] if evaluation.labels else []
+    rows += _ap_rows(evaluation.ap, evaluation.deeplabcut, "")
+    if evaluation.partial is not None:
+        rows += _ap_rows(evaluation.partial.ap, evaluation.partial.deeplabcut, ", partial rule")
+    rows += [(f"By {name} itself", ", ".join(f"{k} {v:.3f}" for k, v in figures.items())) for name, figures in evaluation.peers.items()]
+    rows += [
         ("Points found within 5 / 10 / 20 % of the animal's length", " / ".join(f"{100 * v:.1f} %" for v in evaluation.pck.values())),
-        (
-            "Pixel error, median (90 %, 99 %)",
-            f"{evaluation.pixel_error[50]:.2f} ({evaluation.pixel_error[90]:.2f}, {evaluation.pixel_error[99]:.2f})",
-        ),
+        ("Pixel error, median (90 %, 99 %)", f"{errors[50]:.2f} ({errors[90]:.2f}, {errors[99]:.2f})"),
         ("Labelled frames, animals", f"{evaluation.frames}, {evaluation.animals}"),
         ("Predicted animals", str(evaluation.predictions)),
         ("Missed, invented, doubled", f"{evaluation.missed}, {evaluation.invented}, {evaluation.doubled}"),
-        ("Median length of an animal", f"{evaluation.animal_length:.1f} px"),
     ]
-    return [(name, value.replace("nan", "-")) for name, value in rows]
+    if evaluation.partial is not None:
+        figures = evaluation.partial
+        rows.append(("Invented, doubled, left out, partial rule", f"{figures.invented}, {figures.doubled}, {figures.ignored}"))
+    if evaluation.swapped_pairs is not None:
+        rows.append(("Left and right exchanged", f"{evaluation.swapped_pairs} of {evaluation.symmetric_pairs} pairs"))
+    rows.append(("Median length of an animal", f"{evaluation.animal_length:.1f} px"))
+    return [(name, _dashed(value)) for name, value in rows]
+
+
+def _ap_rows(ap: Mapping[float, KeypointAP], deeplabcut: KeypointAP, rule: str) -> list[tuple[str, str]]:
+    rows = [(f"AP, s2 = {s2:g}{S2_NAMES.get(s2, '')}{rule}", _ap(figures)) for s2, figures in ap.items()]
+    return [*rows, (f"AP, DeepLabCut's definition{rule}", _ap(deeplabcut))]
 
 
 def _ap(figures: KeypointAP) -> str:
     return f"{figures.ap:.3f}  (.50: {figures.ap50:.3f}, .75: {figures.ap75:.3f}, AR {figures.ar:.3f})"
 
 
-def keypoint_rows(evaluation: Evaluation) -> list[tuple[str, str, str, str]]:
-    """Keypoint, points compared, pixel error as median (90 %), share within 10 % of the animal's length."""
-    rows = [(name, str(k.n), f"{k.median:.2f} ({k.p90:.2f})", f"{100 * k.pck[0.1]:.1f} %") for name, k in evaluation.keypoints.items()]
-    return [(name, n, error.replace("nan", "-"), share.replace("nan", "-")) for name, n, error, share in rows]
+def _dashed(text: str) -> str:
+    return re.sub(r"\bnan\b", "-", text)
+
+
+def keypoint_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
+    """The cells of ``KEYPOINT_COLUMNS``: keypoint, points compared, percentiles of the pixel error, share within 10 % of the length."""
+    return [
+        (name, str(k.n), *(_dashed(f"{error:.2f}") for error in k.pixel_error.values()), _dashed(f"{100 * k.pck[0.1]:.1f} %"))
+        for name, k in evaluation.keypoints.items()
+    ]
 
 
 def write_report(
@@ -334,7 +386,7 @@ def write_report(
     if evaluation is not None:
         parts.append("<h2>On validation frames</h2>" + table([], evaluation_rows(evaluation)))
         parts.append("<h2>By keypoint</h2>")
-        parts.append(table(["keypoint", "points", "pixel error, median (90 %)", "within 10 % of length"], keypoint_rows(evaluation)))
+        parts.append(table(KEYPOINT_COLUMNS, keypoint_rows(evaluation)))
     for name, heading in (("curves.png", "Training"), ("val_predictions.png", "Validation frames, worst first")):
         if (run_folder / name).is_file():
             parts.append(f"<h2>{heading}</h2><div class=wide>{picture((run_folder / name).read_bytes(), heading)}</div>")

@@ -20,7 +20,7 @@ from smp_plugin.checkpoint import Checkpoint, load_model, save_model
 from smp_plugin.config import Config
 from smp_plugin.datasets import Batch, FrameReader, TrainingSteps
 from smp_plugin.inference import FramePoses, infer
-from smp_plugin.metrics import MATCH_OKS, MEDIUM_S2, PAPER_S2, SLEAP_S2, animal_areas, evaluate_poses, match, oks
+from smp_plugin.metrics import MATCH_OKS, MEDIUM_S2, PAPER_S2, SLEAP_S2, Evaluation, animal_areas, evaluate_poses, match, oks
 from smp_plugin.model import PoseModel
 from smp_plugin.preparation import Material
 from smp_plugin.progress import Reporter, Task
@@ -202,6 +202,15 @@ def watched(kept: Checkpoint, material: Material, reader: FrameReader) -> tuple[
     return truth_of(frames), predict_frames(kept.model, frames, reader, kept.config, kept.typical_length)
 
 
+def with_counts(result: Evaluation, counted: Evaluation) -> Evaluation:
+    """``result`` with the counts of ``counted``: AP weighs scores by itself, but what a person will see missed depends on the cut."""
+    counts = ("missed", "invented", "doubled", "predictions", "swapped_pairs", "symmetric_pairs")
+    merged = replace(result, **{name: getattr(counted, name) for name in counts})
+    if result.partial and counted.partial:
+        merged = replace(merged, partial=replace(counted.partial, ap=result.partial.ap, deeplabcut=result.partial.deeplabcut))
+    return merged
+
+
 def finish(out: Path, config: Config, material: Material, device: torch.device, reporter: Reporter) -> None:
     """The score from which the best model's animals are kept, pictures, and the report."""
     choices, warnings = reporter.take()
@@ -221,11 +230,11 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
         save_model(out / "model.pt", kept)
         reason = "labelled animals stand out most from the rest" if material.partial else "the fewest animals are missed or invented"
         reporter.say(f"--min-score: {kept.config.predict.min_score:g} by default, where {reason}")
-    result = evaluate_poses(truth, [(f.poses, f.scores) for f in found], material.skeleton.keypoints)
+    rules: dict[str, Any] = {"symmetries": material.skeleton.symmetries, "partial": material.partial}
+    result = evaluate_poses(truth, [(f.poses, f.scores) for f in found], material.skeleton.keypoints, **rules)
     kept_only = [f.poses[f.scores >= kept.config.predict.min_score] for f in found]
-    counted = evaluate_poses(truth, [(p, np.ones(len(p))) for p in kept_only], material.skeleton.keypoints)
-    # AP weighs scores by itself; what a person will see missed or invented depends on the cut.
-    result = replace(result, missed=counted.missed, invented=counted.invented, doubled=counted.doubled, predictions=counted.predictions)
+    counted = evaluate_poses(truth, [(p, np.ones(len(p))) for p in kept_only], material.skeleton.keypoints, **rules)
+    result = with_counts(result, counted)
     items = [
         GalleryItem(
             reader.get(f.video, f.index)[0].permute(1, 2, 0).numpy(), t, drawn,

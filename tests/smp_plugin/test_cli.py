@@ -96,6 +96,12 @@ def test_help_fits_one_screen_and_ends_with_an_example(module: Any, capsys: pyte
         (predict, ["video.mp4", "project.slp"], "need -o"),
         (evaluate, ["project.slp"], "Missing argument"),
         (evaluate, ["project.slp", "nothere.slp"], "nothere.slp: no such file"),
+        (evaluate, ["project.slp", "project.slp", "--s2", "1,0"], "--s2 0: a tolerance is a number above 0"),
+        (evaluate, ["project.slp", "project.slp", "--s2", "1,,2"], "--s2 with nothing between commas"),
+        (evaluate, ["project.slp", "project.slp", "--s2", "loose"], "--s2 loose: a tolerance is a number above 0"),
+        (evaluate, ["project.slp", "project.slp", "--labels", "some"], "'auto', 'complete', 'partial'"),
+        (evaluate, ["project.slp", "project.slp", "--plot", "p.jpg"], "--plot p.jpg: the picture is a PNG"),
+        (evaluate, ["project.slp", "project.slp", "--plot", "no/p.png"], "--plot no/p.png: its folder is not there"),
         (convert, ["project.slp"], "Missing argument 'OUT'"),
         (convert, ["nothere.slp", "out.json"], "nothere.slp: no such file"),
         (convert, ["project.slp", "out.json", "--annotations", "no.json"], "no.json: no such file"),
@@ -234,25 +240,34 @@ def test_convert_passes_everything_on_and_warns(monkeypatch: pytest.MonkeyPatch,
 def test_evaluate_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     import numpy as np
 
-    from smp_plugin import metrics
+    from smp_plugin import evaluation, metrics, peer_figures
 
     pose = np.array([[[0.0, 0.0], [60.0, 40.0]]])
+    asked: list[dict[str, Any]] = []
 
-    def fake(labels: Path, predictions: Path, *, video_root: Path | None) -> Evaluation:
-        assert (labels, predictions, video_root) == (Path("project.slp"), Path("video.mp4"), Path("root"))
+    def fake(labels: Path, predictions: Path, **options: Any) -> Evaluation:
+        assert (labels, predictions, options["video_root"]) == (Path("project.slp"), Path("video.mp4"), Path("root"))
+        asked.append(options)
         return metrics.evaluate_poses([pose], [(pose, np.ones(1))], ["nose", "[tail]"])
 
-    monkeypatch.setattr(metrics, "evaluate", fake)
+    monkeypatch.setattr(evaluation, "evaluate", fake)
+    monkeypatch.setattr(peer_figures, "installed", lambda: ["sleap-nn"])
     arguments = ["project.slp", "video.mp4", "--video-root", "root"]
     assert evaluate.main(arguments) == 0
     text = capsys.readouterr().out
     assert "1.000" in text and "[tail]" in text and max(map(len, text.splitlines())) <= 110
+    assert "By sleap-nn itself" in text and "--peers" in text  # how to get it
+    assert asked[-1] == {"video_root": Path("root"), "s2": metrics.DEFAULT_S2, "rule": "auto", "peers": False}
     assert evaluate.main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ap"]["1.0"]["ap"] == 1.0
+    more = "--s2 1,.05 --s2 0.025 --s2 1 --labels partial --peers --plot p.png"
+    assert evaluate.main([*arguments, *more.split()]) == 0
+    assert asked[-1] == {"video_root": Path("root"), "s2": (1.0, 0.05, 0.025), "rule": "partial", "peers": True}
+    assert Path("p.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_package_is_lazy():
     assert smp_plugin.__version__ and {"train", "predict", "evaluate"} <= set(dir(smp_plugin))
-    assert smp_plugin.evaluate.__module__ == "smp_plugin.metrics"
+    assert smp_plugin.evaluate.__module__ == "smp_plugin.evaluation"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         smp_plugin.nothing  # noqa: B018

@@ -22,8 +22,8 @@ from converters.video import open_video, video_source
 from smp_plugin import jobs, predictor
 from smp_plugin.checkpoint import load_model
 from smp_plugin.cli.predict import main
+from smp_plugin.evaluation import evaluate
 from smp_plugin.inference import FramePoses
-from smp_plugin.metrics import evaluate
 from smp_plugin.predictor import Predictor, ahead, predict
 
 pytestmark = pytest.mark.usefixtures("thin_backbone")

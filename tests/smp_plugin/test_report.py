@@ -1,6 +1,7 @@
 """Pictures, videos and the page."""
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import av
@@ -8,11 +9,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from converters.labels import FormatError, Skeleton
+from converters.labels import FormatError, Skeleton, VideoSource
 from smp_plugin.config import Config, write_config
 from smp_plugin.drawing import OverlayWriter, animal_colours, draw_poses, keypoint_sides
 from smp_plugin.metrics import evaluate_poses
-from smp_plugin.report import GalleryItem, evaluation_rows, keypoint_rows, write_curves, write_gallery, write_report
+from smp_plugin.page import Html, bullets, picture, table, write_page
+from smp_plugin.report import (
+    KEYPOINT_COLUMNS,
+    GalleryItem,
+    evaluation_rows,
+    frame_title,
+    keypoint_rows,
+    write_curves,
+    write_evaluation,
+    write_gallery,
+    write_report,
+)
 
 SKELETON = Skeleton(("nose", "ear_left", "ear_right", "tail"), ((0, 1), (0, 2), (0, 3)))
 POSE = np.array([[60.0, 50.0], [50.0, 40.0], [50.0, 60.0], [20.0, 50.0]])
@@ -148,6 +160,59 @@ def test_page_is_self_contained_and_escaped(tmp_path: Path):
     assert write_report(run).read_text().count("<h2>") == 2
 
 
+def test_page_says_in_words_what_was_found(tmp_path: Path):
+    far, near = POSE[None] + 400, POSE[None] + 1
+    found = evaluate_poses([np.stack([POSE, POSE + 100])], [(np.concatenate([near, near, far]), np.ones(3))], SKELETON.keypoints)
+    text = write_report(tmp_path, evaluation=found).read_text()
+    assert "1 of 2 labelled animals were found. Predictions too many: 1 where no animal is labelled, 1 of an animal that has one" in text
+    assert "Half of the points found lie within 1.4 pixels of the label; an animal is 40 pixels long." in text
+    missed = evaluate_poses([POSE[None]], [(np.empty((0, 4, 2)), np.empty(0))], SKELETON.keypoints)
+    assert '<p class="lead">0 of 1 labelled animals were found.</p>' in write_report(tmp_path, evaluation=missed).read_text()
+    nothing = evaluate_poses([], [], SKELETON.keypoints)
+    assert "No labelled animals" in write_report(tmp_path, evaluation=nothing).read_text()
+
+
+def test_frames_are_called_by_their_image_or_by_video_and_number():
+    video = VideoSource((Path("/far/away/cage.mp4"),))
+    assert frame_title(video, 7) == "cage.mp4, frame 7"
+    assert frame_title(VideoSource((Path("/a/img1.png"), Path("/a/img2.png"))), 1) == "img2.png"
+    assert frame_title(VideoSource((Path("/a/labels.pkg.slp"),), embedded="video0", original=video), 30) == "cage.mp4, frame 30"
+
+
+def test_pictures_go_inside_of_the_page_and_markup_is_kept_once(tmp_path: Path):
+    write_page(
+        tmp_path / "p.html",
+        "<t>",
+        [bullets(["<b>", Html("<b>x</b>")]), "", table(["a"], [("<1>", Html("<i>2</i>"))]), picture(b"x", "<p>")],
+    )
+    text = (tmp_path / "p.html").read_text()
+    assert "<title>&lt;t&gt;</title>" in text and "<li>&lt;b&gt;</li><li><b>x</b></li>" in text
+    assert "<td>&lt;1&gt;</td><td class=number><i>2</i></td>" in text and 'alt="&lt;p&gt;" src="data:image/png;base64,eA=="' in text
+
+
 def test_rows_hold_no_nan():
-    found = evaluate_poses([POSE[None]], [(np.empty((0, 4, 2)), np.empty(0))], SKELETON.keypoints)
-    assert "nan" not in str(evaluation_rows(found)) + str(keypoint_rows(found))
+    found = evaluate_poses([POSE[None]], [(np.empty((0, 4, 2)), np.empty(0))], ["banana", "nan", "r", "tail"])
+    rows = keypoint_rows(found)
+    assert "nan" not in str(evaluation_rows(found)) + str([cells[1:] for cells in rows])
+    assert [cells[0] for cells in rows][:2] == ["banana", "nan"] and {len(cells) for cells in rows} == {len(KEYPOINT_COLUMNS)}
+
+
+def test_rows_say_both_rules_the_peers_and_what_is_exchanged():
+    found = evaluate_poses([POSE[None]], [(POSE[None], np.ones(1))], SKELETON.keypoints, symmetries=((1, 2),), partial=True)
+    rows = dict(evaluation_rows(dataclasses.replace(found, labels="partial, as asked for", peers={"sleap-nn 0.3.5": {"mAP": 0.5}})))
+    assert rows["Labels"] == "partial, as asked for" and rows["By sleap-nn 0.3.5 itself"] == "mAP 0.500"
+    for name in ("AP, s2 = 1 (the paper's)", "AP, s2 = 0.0025 (SLEAP's tolerance, strict)", "AP, DeepLabCut's definition"):
+        assert rows[name].startswith("1.000") and rows[f"{name}, partial rule"].startswith("1.000")
+    assert rows["Left and right exchanged"] == "0 of 1 pairs" and rows["Invented, doubled, left out, partial rule"] == "0, 0, 0"
+    plain = dict(evaluation_rows(evaluate_poses([POSE[None]], [(POSE[None], np.ones(1))], SKELETON.keypoints, s2=[0.05])))
+    assert not [name for name in plain if "partial" in name or "exchanged" in name] and "AP, s2 = 0.05" in plain
+
+
+@pytest.mark.parametrize("found_any", [True, False])
+def test_evaluation_is_drawn(tmp_path: Path, found_any: bool):
+    names = ["$a_b^c$", "l", "r", "tail"]
+    predicted = (POSE[None] + 2, np.ones(1)) if found_any else (np.empty((0, 4, 2)), np.empty(0))
+    write_evaluation(evaluate_poses([POSE[None]], [predicted], names), tmp_path / "p.png")
+    write_evaluation(evaluate_poses([np.empty((0, 4, 2))], [predicted], names), tmp_path / "none.png")
+    dark = [np.asarray(Image.open(tmp_path / name).convert("L")) for name in ("p.png", "none.png")]
+    assert (dark[0] < 100).sum() > (dark[1] < 100).sum()  # the curve is there

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from smp_plugin.inference import FramePoses
-from smp_plugin.run_folder import choose_min_score
+from smp_plugin.metrics import evaluate_poses
+from smp_plugin.run_folder import choose_min_score, with_counts
 
 SHAPE = np.array([[0.0, 0.0], [20.0, 0.0], [40.0, 10.0]])
 
@@ -37,3 +38,14 @@ def test_nothing_found_keeps_what_may_come():
     truth = [SHAPE[None]]
     nothing = FramePoses(np.empty((0, 3, 2)), np.empty(0), np.empty((0, 3)))
     assert choose_min_score(truth, [nothing], partial=False) == choose_min_score(truth, [nothing], partial=True) == 0.1
+
+
+def test_the_report_has_ap_of_all_predictions_and_counts_of_those_kept():
+    truth, poses = [SHAPE[None]], np.stack([SHAPE, SHAPE + 1, SHAPE + 500])
+    both = [(poses, np.array([0.5, 0.4, 0.9]))], [(poses[:1], np.array([0.5]))]
+    result, counted = (evaluate_poses(truth, p, "abc", symmetries=((1, 2),), partial=True) for p in both)
+    shown = with_counts(result, counted)
+    assert (shown.ap, shown.deeplabcut) == (result.ap, result.deeplabcut) and result.ap != counted.ap
+    assert (shown.predictions, shown.invented, shown.doubled, shown.missed) == (1, 0, 0, 0) and (result.invented, result.doubled) == (1, 1)
+    assert shown.partial and result.partial and (shown.partial.ignored, result.partial.ignored) == (0, 1)
+    assert shown.partial.ap == result.partial.ap and (shown.partial.doubled, result.partial.doubled) == (0, 1)

@@ -12,7 +12,7 @@ import pytest
 from converters import read_project
 from smp_plugin.baselines import Job, Unavailable
 from smp_plugin.baselines.sleap import CENTROID_SHARE, _Clock, _networks, _settings, run
-from smp_plugin.metrics import evaluate
+from smp_plugin.evaluation import evaluate
 
 HERE = importlib.util.find_spec("sleap_nn") is not None
 needs_sleap = pytest.mark.skipif(not HERE, reason="sleap-nn is not installed (pip install smp-plugin[sleap])")

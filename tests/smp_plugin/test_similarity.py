@@ -1,0 +1,65 @@
+"""Similarity, sizes and assignment against cases worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from smp_plugin.similarity import SLEAP_S2, animal_areas, animal_lengths, assign, match, oks
+
+NAN = math.nan
+ANIMAL = np.array([[0.0, 0.0], [60.0, 0.0], [30.0, 30.0]])  # 60 x 30 px
+
+
+def test_oks_by_hand():
+    """SLEAP's documented example: 5 px on a 60 x 30 animal is 0.0622 at sigma .025."""
+    moved = ANIMAL + [5.0, 0.0]
+    area = animal_areas([ANIMAL[None]])[0]
+    assert area == [1800.0]
+    assert oks(ANIMAL[None], moved[None], area, SLEAP_S2)[0, 0] == pytest.approx(math.exp(-25 / (2 * 0.0025 * 1800)))
+    assert oks(ANIMAL[None], moved[None], area, SLEAP_S2)[0, 0] == pytest.approx(0.0622, abs=1e-4)
+
+
+def test_areas():
+    one_point = np.full((3, 2), NAN)
+    one_point[0] = 5.0
+    flat = np.array([[0.0, 0.0], [80.0, 0.0], [NAN, NAN]])
+    partial = np.array([[0.0, 0.0], [10.0, 10.0], [NAN, NAN]])
+    frames = [np.stack([ANIMAL, one_point]), np.stack([ANIMAL * 2, flat, partial])]
+    (first, second) = animal_areas(frames)
+    middle = (1800 + 7200) / 2  # median of the complete animals
+    assert list(first) == [1800, middle] and list(second) == [7200, middle, 100]
+    assert list(animal_areas(frames, padding=10)[0]) == [80 * 50, 400]
+    assert list(animal_areas([one_point[None]])[0]) == [32 * 32]
+    assert list(animal_areas([np.stack([one_point, partial])])[0]) == [100, 100]
+    assert animal_lengths([np.stack([ANIMAL, one_point])])[0].tolist() == [60, 60]
+
+
+def test_match_takes_the_best_first():
+    assert match(np.array([[0.9, 0.8], [0.95, 0.1]]), 0.3) == [(1, 0), (0, 1)]
+    assert match(np.empty((0, 3)), 0.3) == [] and match(np.array([[0.2]]), 0.3) == []
+
+
+def test_assignment_by_hand():
+    """A complete animal, and one of which only the nose is labelled: its prediction, and a neighbour that faces the other way."""
+    nose = np.full((3, 2), NAN)
+    nose[0] = [300.0, 300.0]
+    own, other = ANIMAL + [300.0, 300.0], [300.0, 310.0] - ANIMAL
+    poses = np.stack([ANIMAL, own, ANIMAL + [600.0, 0.0], ANIMAL + 1, other])
+    found = assign(np.stack([ANIMAL, nose]), poses, np.array([1800.0, 1800.0]))
+    assert sorted(found.pairs) == [(0, 0), (1, 1)]
+    assert found.near.tolist() == [False, False, False, True, True]  # the neighbour's nose is 10 px off: OKS exp(-100 / 360) = .757
+    assert found.again.tolist() == [False, False, False, True, False]  # its other points are not: OKS .757 / 3 = .252 to the first
+    assert found.judged.tolist() == [True, True, False, True, False]
+    assert assign(np.empty((0, 3, 2)), poses, np.empty(0), empty=True).judged.all()
+    assert not assign(np.empty((0, 3, 2)), poses, np.empty(0)).judged.any()
+    assert assign(ANIMAL[None], np.empty((0, 3, 2)), np.array([1800.0])).pairs == []
+
+
+def test_one_keypoint_is_matched_within_half_the_root_of_the_typical_area():
+    """OKS .3 at s2 = .1: d^2 = -2 * .1 * 1800 * ln .3, d = 20.8 px = .49 * sqrt(1800)."""
+    nose = np.full((1, 3, 2), NAN)
+    nose[0, 0] = 0.0
+    area = np.array([1800.0])
+    assert len(assign(nose, ANIMAL[None] + [20.5, 0.0], area).pairs) == 1
+    assert len(assign(nose, ANIMAL[None] + [21.0, 0.0], area).pairs) == 0
