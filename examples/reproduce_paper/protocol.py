@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from fetch import Prepared  # type: ignore[import-not-found]  # beside this script, not in a package
 
-from converters import FormatError, Labels, read_project, write_project
+from converters import FormatError, read_project, write_project
 from smp_plugin.comparison import drawn
 from smp_plugin.comparison_results import Cell, mean_and_error, read_results
-from smp_plugin.metrics import keypoint_ap
-from smp_plugin.pairing import frame_pairs
+from smp_plugin.evaluation import evaluate
 
 METHODS = {
     "sleap-bottomup": "SLEAP bottom-up",
@@ -140,21 +138,8 @@ def _paper_ap(folder: Path, cell: Cell, s2: float) -> float:
     known = cell.figures.get(f"ap_s2_{s2:g}")
     if known is not None:
         return known
-    truth = read_project(folder / "data" / "val.slp", require_videos=False)
-    found = read_project(cell.folder(folder) / "predictions.slp", require_videos=False)
-    return ap_of(truth, found, s2)
-
-
-def ap_of(truth: Labels, found: Labels, s2: float) -> float:
-    """AP at any tolerance of predictions on the labelled frames of ``truth``; NaN where no animal is labelled."""
-    count = len(truth.skeleton)
-    pairs = frame_pairs(truth, found)
-    labelled = [np.array([i.points for f in frames for i in f.instances]).reshape(-1, count, 2) for frames, _ in pairs]
-    animals = [[p for f in guesses for p in f.predicted] for _, guesses in pairs]
-    predicted = [
-        (np.array([p.points for p in each]).reshape(-1, count, 2), np.array([p.score for p in each], dtype=float)) for each in animals
-    ]
-    return keypoint_ap(labelled, predicted, s2).ap
+    found = evaluate(folder / "data" / "val.slp", cell.folder(folder) / "predictions.slp", s2=(s2,), rule="complete")
+    return found.ap[s2].ap
 
 
 FIGURES = ("ap_paper", "ap_s2_0.1", "ap_s2_0.0025", "pixel_error_median")
