@@ -11,18 +11,16 @@ import argparse
 import itertools
 import json
 import math
-import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from machine import machine
 
 from converters import read_project
 from smp_plugin.checkpoint import load_model
@@ -81,15 +79,6 @@ def summary(runs: list[dict[str, object]]) -> dict[str, dict[str, str]]:
             error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
             table[method][key] = f"{values.mean():.3f} +- {error:.3f}"
     return table
-
-
-def machine() -> dict[str, object]:
-    """Where and with what the figures were made."""
-    device = (
-        torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    )
-    packages = ("smp-plugin", "torch", "torchvision", "lightning", "numpy", "pycocotools")
-    return {"device": device, "platform": platform.platform(), "versions": {p: version(p) for p in packages}}
 
 
 def parser(description: str, train: str, methods: Iterable[str]) -> argparse.ArgumentParser:
