@@ -164,13 +164,17 @@ def predict(
                 notes += _write(job, skeleton, _counted(made, contents), provenance)
             written.append(job.output)
             done += job.total
-    if jobs[0].kind != MACHINELABELS:
+    for_a_person = jobs[0].kind == MACHINELABELS
+    if for_a_person and not contents.most:
+        notes.append(f"{output}: no animal was found, so there is nothing to correct and nothing was written; lower --min-score.")
+        written.clear()
+    if not for_a_person:
         notes += lost(contents, skeleton, jobs[0].kind, inputs[0].name, jobs[0].output if len(jobs) == 1 else output)
     for note in notes:
         reporter.warn(note)
     for job_output in dict.fromkeys(written):
         reporter.say(f"written: {job_output}")
-    if jobs[0].kind == MACHINELABELS:
+    if for_a_person and written:
         reporter.say("to correct them: open each folder's machinelabels in deeplabcut.refine_labels, save, call deeplabcut.merge_datasets")
     if overlay:
         reporter.say(f"written: {overlay}")

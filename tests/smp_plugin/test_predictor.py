@@ -224,6 +224,18 @@ def test_predictions_for_a_person_to_correct(trained: Path, blobs: Any, stub: ty
     assert any("machinelabels" in sentence and "deeplabcut.refine_labels" in sentence for sentence in listener.sentences)
 
 
+def test_nothing_found_is_nothing_to_correct(
+    trained: Path, blobs: Any, monkeypatch: pytest.MonkeyPatch, stub: type[Stub], tmp_path: Path, listener: Any
+):
+    nothing = FramePoses(np.empty((0, 3, 2)), np.empty(0), np.empty((0, 3)))
+    monkeypatch.setattr(stub, "__call__", lambda self, frames: [nothing] * len(frames))
+    write_project(tmp_path / "dlc", read_project(blobs.project))
+    folder = tmp_path / "dlc" / "labeled-data"
+    assert predict([blobs.video], folder, model=trained, device="cpu", frames="15-17", reporter=listener) == []
+    assert any("no animal was found" in alarm and "--min-score" in alarm for alarm in listener.alarms)
+    assert not [s for s in listener.sentences if "written:" in s or "refine_labels" in s] and not list(folder.glob("*/machinelabels*"))
+
+
 def test_what_cannot_be_written_is_known_before(trained: Path, blobs: Any, make_blobs: Any, stub: type[Stub], tmp_path: Path):
     other = make_blobs("other", counts=[1] * 3, labelled=[0])
     before = leftovers(tmp_path)
