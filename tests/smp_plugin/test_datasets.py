@@ -276,6 +276,25 @@ def test_every_project_gets_the_same_share_of_crops(video: tuple[VideoSource, li
     assert max(int((pasting[i].keypoints[..., 0].isfinite()).sum(-1).max()) for i in range(4)) == 1
 
 
+def test_crops_of_partial_labels_are_laid_on_complete_animals(
+    video: tuple[VideoSource, list[LabeledFrame]], make_steps: Callable[..., TrainingSteps]
+) -> None:
+    labelled = video[1]
+    noses = [[Instance(np.where(np.arange(4)[:, None] == 0, i.points, np.nan)) for i in f.instances] for f in labelled]
+    frames = [LabeledFrame(0, f.index, n) for f, n in zip(labelled, noses, strict=True)]
+    frames[2].instances[1] = labelled[2].instances[1]
+
+    def share(**changes: Any) -> float:
+        steps = make_steps(frames, augment__paste=0.0, **changes)
+        complete = torch.stack([steps[i].keypoints.isfinite().all(-1).all(-1).any(-1) for i in range(20)])
+        return float(complete.float().mean())
+
+    assert share(partial=True, augment__focus=1.0) == 1
+    assert 0.4 < share(partial=True, augment__focus=0.5) < 0.9
+    assert share(partial=True, augment__focus=0.0) < 0.4
+    assert share(augment__focus=1.0) == share(augment__focus=0.0) < 0.4  # complete labels show every animal anyway
+
+
 # --- unlabelled crops ---------------------------------------------------------------------------------------------------------------------
 
 
