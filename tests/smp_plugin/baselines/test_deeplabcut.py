@@ -23,7 +23,7 @@ from converters.labels import FormatError
 from converters.project import read_project, write_project
 from smp_plugin.baselines import Job, Outcome, Unavailable, deeplabcut, deeplabcut_training
 from smp_plugin.baselines.deeplabcut_training import Budget
-from smp_plugin.metrics import evaluate
+from smp_plugin.evaluation import evaluate
 
 
 @pytest.fixture
