@@ -19,6 +19,7 @@ from smp_plugin.baselines import DLC, METHODS, OWN, SLEAP, Job, Outcome
 from smp_plugin.baselines.__main__ import UNAVAILABLE
 from smp_plugin.comparison_report import write_comparison
 from smp_plugin.comparison_results import append_result, cell_folder, read_results
+from smp_plugin.completeness import looks_partial
 from smp_plugin.config import Config, set_value
 from smp_plugin.evaluation import evaluate
 from smp_plugin.metrics import MEDIUM_S2, PAPER_S2, SLEAP_S2
@@ -111,10 +112,12 @@ def compare(
     left_out = _do(jobs, out, reporter)
     if not read_results(out):
         raise FormatError(f"No method could be run: {' '.join(dict.fromkeys(left_out.values()))}")
+    partial, why = looks_partial(judged.labelled_frames, len(judged.skeleton))
     facts = {
         "Project": str(project),
         "Labelled frames to learn from": len(train.labelled_frames),
         "Frames measured": f"{len(judged.labelled_frames)} ({sum(len(f.instances) for f in judged.labelled_frames)} animals)",
+        "Labels there": "partial: predictions where nothing is labelled are not judged" if partial else f"complete: {why}",
         "Keypoints": ", ".join(labels.skeleton.keypoints),
         "Budget of each training": str(budget),
         "Seeds": ", ".join(map(str, seeds)),
@@ -263,11 +266,12 @@ def _row(job: Job, labels: int, fraction: str) -> dict[str, object]:
     full = evaluate(truth, found)
     kept = [replace(f, predicted=[p for p in f.predicted if p.score >= outcome.min_score]) for f in found.frames]
     shown = evaluate(truth, replace(found, frames=kept))
+    ap, counts = (full.partial or full).ap, shown.partial or shown  # where labels are partial, what has no label is not judged
     return {
         "method": job.method, "labels": labels, "fraction": fraction, "seed": job.seed, "steps": outcome.steps,
-        "train_minutes": outcome.train_seconds / 60, "ap_s2_1": full.ap[PAPER_S2].ap, "ap_s2_0.1": full.ap[MEDIUM_S2].ap,
-        "ap_s2_0.0025": full.ap[SLEAP_S2].ap, "ar_s2_1": full.ap[PAPER_S2].ar, "pixel_error_median": shown.pixel_error[50],
-        "missed": shown.missed, "invented": shown.invented, "doubled": shown.doubled,
+        "train_minutes": outcome.train_seconds / 60, "ap_s2_1": ap[PAPER_S2].ap, "ap_s2_0.1": ap[MEDIUM_S2].ap,
+        "ap_s2_0.0025": ap[SLEAP_S2].ap, "ar_s2_1": ap[PAPER_S2].ar, "pixel_error_median": shown.pixel_error[50],
+        "missed": shown.missed, "invented": counts.invented, "doubled": counts.doubled,
         "frames_per_second": outcome.frames / max(outcome.predict_seconds, 1e-9), "peak_memory_gb": outcome.peak_memory / 1e9,
         "version": outcome.version,
     }  # fmt: skip

@@ -31,9 +31,11 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 
 @pytest.fixture
 def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Job]]:
-    """Runs that predict the labels themselves, moved by ``error`` px; methods in ``broken`` fail, DeepLabCut's are not available."""
+    """Runs that predict the labels themselves, moved by ``error`` px, and one animal far off whose score is ``far``; methods in ``broken``
+    fail, DeepLabCut's are not available.
+    """
 
-    def make(error: float = 0.0, broken: tuple[str, ...] = ()) -> list[Job]:
+    def make(error: float = 0.0, broken: tuple[str, ...] = (), far: float = 0.1) -> list[Job]:
         done: list[Job] = []
 
         def run(job: Job, tick: Callable[[float], None]) -> comparison._Problem | None:
@@ -47,8 +49,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Job]]:
                 LabeledFrame(f.video, f.index, predicted=[PredictedInstance(i.points + error, score=0.9) for i in f.instances])
                 for f in labels.labelled_frames
             ]
-            far = PredictedInstance(np.full((len(labels.skeleton), 2), 500.0) + np.arange(2), score=0.1)  # below the cut
-            frames[0] = replace(frames[0], predicted=[*frames[0].predicted, far])
+            off = PredictedInstance(np.full((len(labels.skeleton), 2), 500.0) + np.arange(2), score=far)
+            frames[0] = replace(frames[0], predicted=[*frames[0].predicted, off])
             write_project(job.predictions, replace(labels, frames=frames))
             outcome = Outcome("pretended 1", 7, 120.0, 2.0, len(frames), peak_memory=3 * 10**9, min_score=0.5)
             (job.folder / "outcome.json").write_text(json.dumps(outcome.to_dict()))
@@ -88,6 +90,20 @@ def test_figures_are_those_of_the_predictions(blobs: Any, tmp_path: Path, preten
     assert float(row["ap_s2_0.0025"]) < float(row["ap_s2_0.1"]) <= float(row["ap_s2_1"]) == pytest.approx(1.0)
     assert (row["missed"], row["invented"], row["labels"]) == ("0", "0", "9")  # what is below the cut is not counted as invented
     assert float(row["frames_per_second"]) == pytest.approx(1.5) and float(row["peak_memory_gb"]) == pytest.approx(3.0)
+
+
+def test_where_labels_are_partial_what_has_no_label_is_not_judged(
+    make_blobs: Callable[..., Any], blobs: Any, tmp_path: Path, pretend: Callable[..., list[Job]]
+) -> None:
+    first = np.array([True, False, False])[:, None]
+    half = make_blobs(counts=(2,) * 12, hide=lambda i, p: np.where(first, p, np.nan) if p[0, 0] < 48 else None if i % 2 else p)
+    pretend(far=0.95)
+    page = compare(half.project, val=0.5, out=tmp_path / "partial", methods=("smp",), steps=3)
+    compare(blobs.project, out=tmp_path / "complete", methods=("smp",), steps=3)
+    (partial,), (complete,) = rows_of(tmp_path / "partial"), rows_of(tmp_path / "complete")
+    assert (partial["invented"], complete["invented"]) == ("0", "1")
+    assert float(complete["ap_s2_1"]) < 0.95 < float(partial["ap_s2_1"])
+    assert "predictions where nothing is labelled are not judged" in page.read_text()
 
 
 def test_finished_runs_are_not_repeated_and_failed_ones_are(
