@@ -259,13 +259,16 @@ class TrainingSteps(Dataset[Batch]):
             target = rng.uniform(0, size, 2)
         matrix[:2, 2] += target - (size - 1) / 2
         points = self._moved(source, matrix)
-        low, high = np.nanmin(points, axis=0), np.nanmax(points, axis=0)
+        low, high = np.nanmin(points, axis=0), np.nanmax(points, axis=0)  # of the keypoints that its project has
         length = max(float((high - low).max()), 0.5 * self.config.data.animal_size if donor.labelled.sum() == 1 else 4.0)
         radius = 0.22 * length
-        x0, y0 = (int(v) for v in np.floor(low - 1.5 * radius))
-        x1, y1 = (int(v) for v in np.ceil(high + 1.5 * radius))
-        if x0 < 0 or y0 < 0 or x1 >= size or y1 >= size:
+        low, high = low - 1.5 * radius, high + 1.5 * radius
+        inward = np.clip(0, np.ceil(-low), np.floor(size - 2 - high))  # the whole animal goes on the crop
+        if (high - low > size - 4).any():
             return crop, keypoints
+        matrix[:2, 2] += inward
+        points, low, high = points + inward, low + inward, high + inward
+        (x0, y0), (x1, y1) = np.floor(low).astype(int).tolist(), np.ceil(high).astype(int).tolist()
         shift = np.array([[1, 0, -x0], [0, 1, -y0], [0, 0, 1.0]])
         mask = transforms.animal_mask(points - (x0, y0), self.skeleton.edges, radius, y1 - y0, x1 - x0)
         hidden = _covered(mask, keypoints - (x0, y0))
