@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.files import check_hdf5, most_bytes
+from converters.hdf5 import check_hdf5
 from converters.labels import IMAGE_SUFFIXES, FormatError, Instance, PredictedInstance
 from converters.pickled import plain
 
@@ -111,14 +111,17 @@ def _read_fixed(group: Any) -> tuple[list[tuple], list[str], list[tuple], np.nda
     columns, names = _axis(group, "axis0")
     rows, _ = _axis(group, "axis1")
     places = {column: place for place, column in enumerate(columns)}
-    if 8 * len(rows) * len(columns) > most_bytes(group.file):
-        raise ValueError(f"{len(rows)} rows and {len(columns)} columns are more than the file can hold")
-    values = np.full((len(rows), len(columns)), np.nan)
+    blocks = []
     for block in range(int(group.attrs["nblocks"])):
         items, _ = _axis(group, f"block{block}_items")
         stored = group[f"block{block}_values"]
         if "shape" not in stored.attrs:  # pandas marks what is empty so, and stores something else
-            values[:, [places[item] for item in items]] = _numbers(stored, (len(rows), len(items)))
+            blocks.append(([places[item] for item in items], _numbers(stored, (len(rows), len(items)))))
+    if rows and sum(len(block) for block, _ in blocks) != len(columns):  # before a table is made that nothing in the file fills
+        raise ValueError(f"its blocks do not hold the {len(columns)} columns that it names")
+    values = np.full((len(rows), len(columns)), np.nan)
+    for block, numbers in blocks:
+        values[:, block] = numbers
     return columns, names, rows, values
 
 

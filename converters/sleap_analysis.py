@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from converters.files import Finder, check_hdf5, written_whole
+from converters.files import Finder, written_whole
+from converters.hdf5 import check_hdf5, written_pieces
 from converters.labels import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
 from converters.video import check_length, open_video
 
@@ -265,7 +266,7 @@ def read_analysis(path: Path, video_root: Path | None = None, predicted: bool = 
             absent = [name for name in ("tracks", "track_occupancy", "track_names", "node_names") if name not in file]
             if absent:
                 raise FormatError(f"{path} is an HDF5 file, but no SLEAP analysis file: it has no '{absent[0]}'; export it again.")
-            check_hdf5(file)
+            check_hdf5(file, _at_once)
             skeleton = _read_skeleton(path, file)
             video = _read_video(path, file, Finder(path.parent, video_root), require_videos)
             frames = _read_frames(path, file, len(skeleton), predicted)
@@ -316,34 +317,79 @@ def _read_video(path: Path, file: Any, finder: Finder, required: bool) -> VideoS
     return VideoSource(paths, embedded=dataset.removesuffix("/video") or None)
 
 
+def _at_once(dataset: Any) -> int:
+    """Bytes of a dataset that are in memory together: arrays are read in pieces, for they are mostly empty.
+
+    Three hours of thirty animals are 19 GB of NaN and an animal here and there, which gzip makes a thousandth. Their size says nothing about
+    the file; what is read is what was written.
+    """
+    return 0 if dataset.name.lstrip("/") in _AXES else dataset.nbytes
+
+
 def _read_frames(path: Path, file: Any, n_keypoints: int, predicted: bool) -> list[LabeledFrame]:
-    occupied = _array(file, "track_occupancy", ("frame", "track")) > 0
-    points = _array(file, "tracks", ("frame", "track", "node", "xy"))
-    n_frames, n_tracks = occupied.shape
-    if points.shape != (n_frames, n_tracks, n_keypoints, 2):
+    occupied = _Array(file, "track_occupancy")
+    n_tracks = occupied.sizes["track"]
+    sizes = {"track": n_tracks, "frame": occupied.sizes["frame"], "node": n_keypoints, "xy": 2}
+    if _Array(file, "tracks").sizes != sizes:
         raise FormatError(
             f"{path}: 'tracks' has the shape {file['tracks'].shape}, which does not fit its tracks and nodes; export it again."
         )
-    scores = {"point_scores": np.full(points.shape[:3], np.nan), "instance_scores": np.full(occupied.shape, np.nan)}
-    scores |= {name: _array(file, name, ("frame", "track", "node")[: each.ndim]) for name, each in scores.items() if name in file}
     names: list[str | None] = list(_texts(file["track_names"][()])) or [None] * n_tracks
     for place in file.attrs.get("untracked_places", []):
         names[place] = None
-    frames = []
-    for index in np.flatnonzero(occupied.any(axis=1)).tolist():
-        frame = LabeledFrame(0, index)
-        for place in np.flatnonzero(occupied[index] & np.isfinite(points[index]).all(axis=2).any(axis=1)):
-            score, each = float(scores["instance_scores"][index, place]), scores["point_scores"][index, place]
-            if np.isnan(score) and np.isnan(each).all():
-                frame.instances.append(Instance(points[index, place], names[place]))
-            elif predicted:
-                frame.predicted.append(PredictedInstance(points[index, place], names[place], np.nan_to_num(score), np.nan_to_num(each)))
-        frames.append(frame)
-    return frames
+    where = occupied.where_set()
+    points = _Array(file, "tracks").values(where, sizes)
+    scores = {"point_scores": np.full(points.shape[:2], np.nan), "instance_scores": np.full(len(points), np.nan)}
+    scores |= {name: _Array(file, name).values(where, sizes) for name in scores if name in file}
+    found = np.isfinite(points).all(axis=2).any(axis=1).tolist()
+    frames: dict[int, LabeledFrame] = {}
+    for number, (index, place) in enumerate(where.tolist()):
+        frame = frames.setdefault(index, LabeledFrame(0, index))
+        if not found[number]:
+            continue
+        score, each = float(scores["instance_scores"][number]), scores["point_scores"][number]
+        if np.isnan(score) and np.isnan(each).all():
+            frame.instances.append(Instance(points[number], names[place]))
+        elif predicted:
+            frame.predicted.append(PredictedInstance(points[number], names[place], np.nan_to_num(score), np.nan_to_num(each)))
+    return list(frames.values())
 
 
-def _array(file: Any, name: str, axes: tuple[str, ...]) -> np.ndarray:
-    """A dataset with its axes in this order, from the order that it names, or else SLEAP's."""
-    dims = file[name].attrs.get("dims")
-    stored = json.loads(_text(dims)) if dims is not None else _AXES[name]
-    return np.transpose(file[name][()], [list(stored).index(axis) for axis in axes])
+class _Array:
+    """A dataset with a frame and a track axis, read in pieces. The file says the order of its axes, or it is SLEAP's."""
+
+    def __init__(self, file: Any, name: str) -> None:
+        self._dataset, self._name = file[name], name
+        dims = self._dataset.attrs.get("dims")
+        self._axes: list[str] = list(json.loads(_text(dims)) if dims is not None else _AXES[name])
+        if sorted(self._axes) != sorted(_AXES[name]) or self._dataset.dtype.kind not in "fiub":
+            raise ValueError(f"{name} holds no numbers by {', '.join(_AXES[name])}")
+        self.sizes = dict(zip(self._axes, self._dataset.shape, strict=True))
+
+    def where_set(self) -> np.ndarray:
+        """(animals, 2) frame and track of what is not 0, in this order; what was never written is 0."""
+        found = [np.empty((0, 2), dtype=np.int64)]
+        for piece in written_pieces(self._dataset):
+            spans = dict(zip(self._axes, piece, strict=True))
+            found.append(np.argwhere(self._read(piece, ("frame", "track")) > 0) + (spans["frame"].start, spans["track"].start))
+        return np.array(sorted(np.concatenate(found).tolist()), dtype=np.int64).reshape(-1, 2)
+
+    def values(self, where: np.ndarray, sizes: dict[str, int]) -> np.ndarray:
+        """(animals, ...) the values at these frames and tracks, with the axes node and xy where there are any; NaN where none were written."""
+        if any(size != sizes[axis] for axis, size in self.sizes.items()):
+            raise ValueError(f"{self._name} has the shape {self._dataset.shape}, which does not fit its tracks and nodes")
+        inner = [axis for axis in ("node", "xy") if axis in self._axes]
+        found = np.full((len(where), *(sizes[axis] for axis in inner)), np.nan)
+        for piece in written_pieces(self._dataset):
+            spans = dict(zip(self._axes, piece, strict=True))
+            first, last = np.searchsorted(where[:, 0], [spans["frame"].start, spans["frame"].stop])
+            tracks = where[first:last, 1]
+            here = first + np.flatnonzero((tracks >= spans["track"].start) & (tracks < spans["track"].stop))
+            if len(here):
+                frames, tracks = where[here].T
+                block = self._read(piece, ("frame", "track", *inner))
+                found[(here, *(spans[axis] for axis in inner))] = block[frames - spans["frame"].start, tracks - spans["track"].start]
+        return found
+
+    def _read(self, piece: tuple[slice, ...], axes: Sequence[str]) -> np.ndarray:
+        return np.transpose(self._dataset[piece], [self._axes.index(axis) for axis in axes])

@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from converters.files import check_hdf5, natural_order
+from converters.files import natural_order
+from converters.hdf5 import check_hdf5
 from converters.labels import IMAGE_SUFFIXES, FormatError, VideoSource
 
 # A gap of this many frames is decoded through before the packets of the file are looked through for a nearer key frame.
@@ -389,6 +390,11 @@ def _decode_image(file: Path | io.BytesIO, name: str) -> np.ndarray:
         raise FormatError(f"{name} is not an image that can be read, or is damaged ({error}); save it again as PNG.") from error
 
 
+def at_once(dataset: Any) -> int:
+    """Bytes of a package's dataset that are in memory together: images are read one by one."""
+    return dataset.nbytes // max(1, len(dataset)) if dataset.shape and dataset.name.endswith("/video") else dataset.nbytes
+
+
 class _EmbeddedVideo(Video):
     """The images inside a ``.pkg.slp``: ``videoN/video`` holds encoded images (or raw pixels), ``videoN/frame_numbers`` their numbers."""
 
@@ -431,7 +437,7 @@ class _EmbeddedVideo(Video):
             raise FormatError(f"The package {path} does not exist; check the path, or name the folder it lies in with --video-root.")
         try:
             file = h5py.File(path, "r")
-            check_hdf5(file)
+            check_hdf5(file, at_once)
             return file
         except (OSError, ValueError, RuntimeError) as error:
             raise FormatError(f"{path} is not a SLEAP package, or is damaged; export it again.") from error
