@@ -119,7 +119,6 @@ def _heap_objects(node: Any) -> np.ndarray:
         with open(node.file.filename, "rb") as file:
             file.seek(start)
             return np.frombuffer(file.read(size // 16 * 16), _HEAP_OBJECT)
-    pieces = _chunks(node)
     settings, theirs = h5py.h5p.create(h5py.h5p.DATASET_CREATE), node.id.get_create_plist()
     settings.set_chunk(node.chunks)
     for number in range(theirs.get_nfilters()):
@@ -127,11 +126,10 @@ def _heap_objects(node: Any) -> np.ndarray:
     opaque = h5py.h5t.py_create(np.dtype(f"V{_HEAP_OBJECT.itemsize}"))
     with h5py.File("texts", "w", driver="core", backing_store=False) as copy:  # in memory: the same bytes, but no texts to the library
         twin = h5py.h5d.create(copy.id, b"texts", opaque, h5py.h5s.create_simple(node.shape), settings)
-        for piece in pieces:
+        for piece in _chunks(node):
             mask, content = node.id.read_direct_chunk(piece.chunk_offset)
             twin.write_direct_chunk(piece.chunk_offset, content, mask)
-        found = [h5py.Dataset(twin)[at] for at in written_pieces(node)]
-    return np.concatenate([np.empty(0, _HEAP_OBJECT), *(each.ravel().view(_HEAP_OBJECT) for each in found)])
+        return np.asarray(h5py.Dataset(twin)[()]).ravel().view(_HEAP_OBJECT)
 
 
 # --- object headers ---
