@@ -17,6 +17,7 @@ from fuzz_damage import Evil, Rng, harm_bytes, harm_json, odd_text, odd_value, p
 
 _ZEROS = zlib.compress(bytes(1 << 26), 9)  # made once, for it takes as long as ten cases
 
+
 def damage_h5(rng: Rng, path: Path) -> str:
     """Damage an HDF5 file; returns what was done."""
     if rng.random() < 0.3:
