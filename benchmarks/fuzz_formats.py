@@ -129,7 +129,7 @@ FINE = ("converted", "refused", "read, not converted")
 def fuzz(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the cases; by format how many were read and refused, and every failure."""
     rows: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="fuzz") as place:
+    with tempfile.TemporaryDirectory(prefix="fuzz", dir=arguments.keep) as place:  # a pipe cannot be moved to another disk
         root = Path(place).resolve()
         all_seeds = make_seeds(root / "seeds")
         for name in arguments.formats or all_seeds:

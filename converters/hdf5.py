@@ -62,9 +62,11 @@ def written_pieces(dataset: Any) -> Iterator[tuple[slice, ...]]:
     if not dataset.size:
         return
     if dataset.chunks is None:
-        rows = max(1, _SMALL // 8 // max(1, dataset.nbytes // len(dataset)))
-        for start in range(0, len(dataset), rows):
-            yield slice(start, min(start + rows, len(dataset))), *(slice(0, size) for size in dataset.shape[1:])
+        whole, longest = [slice(0, size) for size in dataset.shape], int(np.argmax(dataset.shape))
+        count = dataset.shape[longest]
+        step = max(1, _SMALL // 8 * count // dataset.nbytes)
+        for start in range(0, count, step):
+            yield *whole[:longest], slice(start, min(start + step, count)), *whole[longest + 1 :]
         return
     for piece in _chunks(dataset):
         axes = zip(piece.chunk_offset, dataset.chunks, dataset.shape, strict=True)

@@ -26,7 +26,7 @@ import numpy as np
 from converters.files import Finder, written_whole
 from converters.hdf5 import check_hdf5, written_pieces
 from converters.labels import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
-from converters.video import check_length, open_video
+from converters.video import table_length
 
 _BLOCK = 1024  # frames in memory at once, and in one piece of a dataset
 # Axes of each dataset, in SLEAP's order
@@ -80,9 +80,7 @@ def write_analysis(
             _check(path, frame, skeleton)
             arrays.add(frame)
             count, last = count + 1, max(last, frame.index)
-        length = _length(video)
-        check_length(path, video, last, count, length)
-        arrays.finish(length)
+        arrays.finish(table_length(path, video, last, count))
         _write_names(file, skeleton, arrays)
         _write_origin(file, video, provenance)
         file.attrs["skeleton_name"] = skeleton.name or ""
@@ -97,15 +95,6 @@ def _check(path: Path, frame: LabeledFrame, skeleton: Skeleton) -> None:
         if len(instance.points) != len(skeleton):
             animal = f"an instance of {len(instance.points)} keypoints in frame {frame.index}"
             raise FormatError(f"{path}: {animal} cannot be written; the skeleton has {len(skeleton)}.")
-
-
-def _length(video: VideoSource) -> int:
-    """Number of frames, 0 where the video cannot be opened."""
-    try:
-        with open_video(video) as opened:
-            return max(opened.frame_numbers, default=-1) + 1
-    except FormatError:
-        return 0
 
 
 class _Arrays:
@@ -320,8 +309,8 @@ def _read_video(path: Path, file: Any, finder: Finder, required: bool) -> VideoS
 def _at_once(dataset: Any) -> int:
     """Bytes of a dataset that are in memory together: arrays are read in pieces, for they are mostly empty.
 
-    Three hours of thirty animals are 19 GB of NaN and an animal here and there, which gzip makes a thousandth. Their size says nothing about
-    the file; what is read is what was written.
+    Three hours of thirty animals are 19 GB of NaN and an animal here and there, of which gzip makes a thousandth. Such a size says nothing
+    about the file: pieces are read where something was written and an animal is.
     """
     return 0 if dataset.name.lstrip("/") in _AXES else dataset.nbytes
 
@@ -362,9 +351,10 @@ class _Array:
         self._dataset, self._name = file[name], name
         dims = self._dataset.attrs.get("dims")
         self._axes: list[str] = list(json.loads(_text(dims)) if dims is not None else _AXES[name])
-        if sorted(self._axes) != sorted(_AXES[name]) or self._dataset.dtype.kind not in "fiub":
+        shape = self._dataset.shape
+        if sorted(self._axes) != sorted(_AXES[name]) or len(shape) != len(self._axes) or self._dataset.dtype.kind not in "fiub":
             raise ValueError(f"{name} holds no numbers by {', '.join(_AXES[name])}")
-        self.sizes = dict(zip(self._axes, self._dataset.shape, strict=True))
+        self.sizes = dict(zip(self._axes, shape, strict=True))
 
     def where_set(self) -> np.ndarray:
         """(animals, 2) frame and track of what is not 0, in this order; what was never written is 0."""
@@ -375,7 +365,7 @@ class _Array:
         return np.array(sorted(np.concatenate(found).tolist()), dtype=np.int64).reshape(-1, 2)
 
     def values(self, where: np.ndarray, sizes: dict[str, int]) -> np.ndarray:
-        """(animals, ...) the values at these frames and tracks, with the axes node and xy where there are any; NaN where none were written."""
+        """(animals, ...) the values at these frames and tracks, by node and xy where these are axes; NaN where none were written."""
         if any(size != sizes[axis] for axis, size in self.sizes.items()):
             raise ValueError(f"{self._name} has the shape {self._dataset.shape}, which does not fit its tracks and nodes")
         inner = [axis for axis in ("node", "xy") if axis in self._axes]
