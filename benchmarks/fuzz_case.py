@@ -10,7 +10,6 @@ import select
 import shutil
 import signal
 import sys
-import time
 import traceback
 import warnings
 import zlib
@@ -30,6 +29,7 @@ DAMAGE = {".json": damage_json, ".yaml": damage_yaml, ".csv": damage_csv, ".pick
 TARGETS = ("out.slp", "out.pkg.slp", "out.json", "out.analysis.h5", "out.h5", "out.csv", "out-dlc")
 ADDRESS_SPACE = 12 << 30  # a claim of more than this fails at once, as on a small machine; less is watched as it is used
 TOGETHER = 25  # cases in a process
+LOOK = 0.05  # seconds between two looks at a process's memory
 
 
 @dataclass(frozen=True)
@@ -199,8 +199,8 @@ class Limits:
 def run_cases(seeds: list[Seed], name: str, numbers: Sequence[int], root: Path, seed: int, limits: Limits) -> Iterator[Result]:
     """Run cases, in the folders ``root / "caseN"``, in processes of at most `TOGETHER` cases, for to start one takes as long as a case.
 
-    A process that is ended, for it takes too much or dies, is followed by a new one. Each case's memory counts from what its process had
-    when it began.
+    A process that is ended, for it takes too much or dies, is followed by a new one. A case's memory counts from what its process had at
+    first, so what an earlier case did not give back counts, too.
     """
     waiting = list(numbers)
     while waiting:
@@ -230,7 +230,7 @@ def _work(seeds: list[Seed], name: str, numbers: list[int], root: Path, seed: in
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
-    watch = Watch()
+    watch, at_first = Watch(), memory(os.getpid(), "VmRSS")
     for number in numbers:
         rng = np.random.default_rng([seed, zlib.crc32(name.encode()), number])
         folder = root / f"case{number}"
@@ -243,7 +243,7 @@ def _work(seeds: list[Seed], name: str, numbers: list[int], root: Path, seed: in
         target = pick(rng, TARGETS)
         with suppress(OSError):  # where it may not, the largest memory of all cases counts for each
             Path("/proc/self/clear_refs").write_text("5")  # forgets the largest memory until now
-        os.write(pipe, json.dumps([done, target, memory(os.getpid(), "VmRSS")]).encode() + b"\n")
+        os.write(pipe, json.dumps([done, target, at_first]).encode() + b"\n")
         outcome = _case(chosen, target, folder, watch, limits, insist=number % 4 == 0)
         os.write(pipe, json.dumps([outcome.encode(errors="replace").decode()[:600], memory(os.getpid(), "VmHWM")]).encode() + b"\n")
 
@@ -268,10 +268,11 @@ def _case(chosen: Seed, target: str, folder: Path, watch: Watch, limits: Limits,
 def _results(pid: int, receive: int, numbers: list[int], limits: Limits) -> Iterator[Result]:
     """What a process tells of its cases, or of the last one what it is ended for."""
     told, lines, at_first, largest, ended = b"", [], 0.0, 0.0, ""
-    deadline = time.monotonic() + 12 * limits.seconds  # its own clock counts the time that it works, not that it waits
+    looks = 0  # in vain; the process's own clock counts the time that it works, not that it waits
     waiting = iter(numbers)
     while True:
-        ready, _, _ = select.select([receive], [], [], 0.05)
+        ready, _, _ = select.select([receive], [], [], LOOK)
+        looks = 0 if ready else looks + 1
         if ready:
             piece = os.read(receive, 65536)
             *whole, told = (told + piece).split(b"\n")
@@ -283,12 +284,11 @@ def _results(pid: int, receive: int, numbers: list[int], limits: Limits) -> Iter
                     (done, target, before), (outcome, most) = lines
                     yield Result(next(waiting), f"{done} -> {target}", *_bounded(outcome, max(largest, most - before), limits))
                     lines, largest = [], 0.0
-                deadline = time.monotonic() + 12 * limits.seconds
             if not piece:
                 break
         if lines:
             largest = max(largest, memory(pid, "VmRSS") - at_first)
-        if largest > limits.megabytes or time.monotonic() > deadline:
+        if largest > limits.megabytes or looks * LOOK > 12 * limits.seconds:
             ended = "too large" if largest > limits.megabytes else f"waited for more than {12 * limits.seconds} s"
             os.kill(pid, signal.SIGKILL)
             break
