@@ -29,6 +29,8 @@ from converters.labels import FormatError, Instance, LabeledFrame, Labels, Predi
 from converters.video import table_length
 
 _BLOCK = 1024  # frames in memory at once, and in one piece of a dataset
+_FEW = 1 << 20  # animals that are read without a question
+_PER_BYTE = 65  # more cannot lie in a byte of compressed positions, 16 bytes each, for gzip makes at best a 1032nd of something
 # Axes of each dataset, in SLEAP's order
 _AXES = {
     "tracks": ("track", "xy", "node", "frame"),
@@ -326,7 +328,7 @@ def _read_frames(path: Path, file: Any, n_keypoints: int, predicted: bool) -> li
     names: list[str | None] = list(_texts(file["track_names"][()])) or [None] * n_tracks
     for place in file.attrs.get("untracked_places", []):
         names[place] = None
-    where = occupied.where_set()
+    where = occupied.where_set(max(_FEW, _PER_BYTE * file["tracks"].id.get_storage_size()))
     points = _Array(file, "tracks").values(where, sizes)
     scores = {"point_scores": np.full(points.shape[:2], np.nan), "instance_scores": np.full(len(points), np.nan)}
     scores |= {name: _Array(file, name).values(where, sizes) for name in scores if name in file}
@@ -356,13 +358,17 @@ class _Array:
             raise ValueError(f"{name} holds no numbers by {', '.join(_AXES[name])}")
         self.sizes = dict(zip(self._axes, shape, strict=True))
 
-    def where_set(self) -> np.ndarray:
-        """(animals, 2) frame and track of what is not 0, in this order; what was never written is 0."""
-        found = [np.empty((0, 2), dtype=np.int64)]
+    def where_set(self, most: int) -> np.ndarray:
+        """(animals, 2) frame and track of what is not 0, in this order; what was never written is 0. ValueError for more than ``most``."""
+        found, count = [np.empty((0, 2), dtype=np.int64)], 0
         for piece in written_pieces(self._dataset):
-            spans = dict(zip(self._axes, piece, strict=True))
-            found.append(np.argwhere(self._read(piece, ("frame", "track")) > 0) + (spans["frame"].start, spans["track"].start))
-        return np.array(sorted(np.concatenate(found).tolist()), dtype=np.int64).reshape(-1, 2)
+            spans, occupied = dict(zip(self._axes, piece, strict=True)), self._read(piece, ("frame", "track")) > 0
+            count += np.count_nonzero(occupied)
+            if count > most:
+                raise ValueError(f"{self._name} marks more animals than are stored")
+            found.append(np.argwhere(occupied) + (spans["frame"].start, spans["track"].start))
+        places = np.concatenate(found)
+        return places[np.lexsort((places[:, 1], places[:, 0]))]
 
     def values(self, where: np.ndarray, sizes: dict[str, int]) -> np.ndarray:
         """(animals, ...) the values at these frames and tracks, by node and xy where these are axes; NaN where none were written."""
