@@ -118,11 +118,11 @@ def _read_fixed(group: Any) -> tuple[list[tuple], list[str], list[tuple], np.nda
         if "shape" not in stored.attrs:  # pandas marks what is empty so, and stores something else
             _check_numbers(stored, (len(rows), len(items)))
             blocks.append(([places[item] for item in items], stored))
-    if rows and sum(len(block) for block, _ in blocks) != len(columns):  # before a table is made that nothing in the file fills
+    if rows and sum(len(numbers) for numbers, _ in blocks) != len(columns):  # before a table is made that nothing in the file fills
         raise ValueError(f"its blocks do not hold the {len(columns)} columns that it names")
     values = np.full((len(rows), len(columns)), np.nan)
-    for block, stored in blocks:
-        values[:, block] = stored[()]
+    for numbers, stored in blocks:
+        values[:, numbers] = stored[()]
     return columns, names, rows, values
 
 

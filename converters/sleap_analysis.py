@@ -363,7 +363,7 @@ class _Array:
         found, count = [np.empty((0, 2), dtype=np.int64)], 0
         for piece in written_pieces(self._dataset):
             spans, occupied = dict(zip(self._axes, piece, strict=True)), self._read(piece, ("frame", "track")) > 0
-            count += np.count_nonzero(occupied)
+            count += int(np.count_nonzero(occupied))
             if count > most:
                 raise ValueError(f"{self._name} marks more animals than are stored")
             found.append(np.argwhere(occupied) + (spans["frame"].start, spans["track"].start))
