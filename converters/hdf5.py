@@ -5,6 +5,7 @@ Traps of the format, by which a small file takes a computer's memory before its 
 * pieces ("chunks") that were never written cost a file nothing, and gzip makes a gigabyte of zeros a megabyte;
 * a text is stored as its length and its place: the library takes what the length says, up to 4 GB, and fills it with zeros, before it looks
   at the place. The same holds for a text in an attribute, whose length no function of the library tells: object headers are read here;
+* texts lie in heaps, one after the other: where one of them has no size, the library looks for the next for ever;
 * a compressed piece names its own size, which is taken before the file turns out to be shorter;
 * links and datasets may be kept in other files, or in a device.
 """
@@ -15,7 +16,7 @@ import math
 import os
 import struct
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -36,25 +37,65 @@ def check_hdf5(file: Any, at_once: Callable[[Any], int] | None = None) -> None:
     """
     import h5py
 
-    length, seen, waiting = os.stat(file.filename).st_size, set(), [file]
-    while waiting:  # by hand: an exception within h5py's visit() leaves its lock taken
-        group = waiting.pop()
-        for key in group:
-            link, name = group.get(key, getlink=True), f"{group.name.rstrip('/')}/{key}"
-            if isinstance(link, h5py.ExternalLink):
-                raise ValueError(f"{name} is a link to another file, {link.filename}")
-            if not isinstance(link, h5py.HardLink):
-                continue  # what it names is in this file, and reached by its own way
-            node = group[key]
-            place = h5py.h5o.get_info(node.id).addr
-            if place in seen:
-                continue
-            seen.add(place)
-            if isinstance(node, h5py.Group):
-                waiting.append(node)
-            elif isinstance(node, h5py.Dataset):
-                _check_dataset(node, name, length, node.nbytes if at_once is None else at_once(node))
-    _check_attributes(file, seen | {h5py.h5o.get_info(file.id).addr}, length)
+    seen, waiting = {h5py.h5o.get_info(file.id).addr}, [file]
+    with open(file.filename, "rb") as raw:
+        content = _Bytes(raw, file.userblock_size)
+        while waiting:  # by hand: an exception within h5py's visit() leaves its lock taken
+            group = waiting.pop()
+            for key in group:
+                link, name = group.get(key, getlink=True), f"{group.name.rstrip('/')}/{key}"
+                if isinstance(link, h5py.ExternalLink):
+                    raise ValueError(f"{name} is a link to another file, {link.filename}")
+                if not isinstance(link, h5py.HardLink):
+                    continue  # what it names is in this file, and reached by its own way
+                node = group[key]
+                place = h5py.h5o.get_info(node.id).addr
+                if place in seen:
+                    continue
+                seen.add(place)
+                if isinstance(node, h5py.Group):
+                    waiting.append(node)
+                elif isinstance(node, h5py.Dataset):
+                    _check_dataset(node, name, content, node.nbytes if at_once is None else at_once(node))
+        for place in seen:
+            _check_attributes(content, place)
+
+
+class _Bytes:
+    """A file's bytes, counted from where its content begins; and the texts in it that were looked at."""
+
+    def __init__(self, file: BinaryIO, start: int) -> None:
+        self.length = os.fstat(file.fileno()).st_size
+        self._file, self._start = file, start
+        self._heaps: set[int] = set()
+
+    def read(self, place: int, size: int) -> bytes:
+        """At most ``size`` bytes from ``place``, fewer at the end."""
+        self._file.seek(min(self._start + place, self.length))
+        return self._file.read(max(0, min(size, self.length)))
+
+    def check_texts(self, name: str, stored: np.ndarray, width: int) -> None:
+        """ValueError if texts of characters of this width are longer than the file, in which they lie one by one, or in a damaged heap."""
+        stored = stored[stored["address"] != 0]
+        total = width * int(stored["length"].sum(dtype=np.uint64))
+        if total > self.length:
+            raise ValueError(f"{name} claims to hold texts of {total} bytes, more than the file")
+        for place in {*stored["address"].tolist()} - self._heaps:
+            self._heaps.add(place)
+            self._check_heap(name, place)
+
+    def _check_heap(self, name: str, place: int) -> None:
+        """HDF5 File Format Specification 3.0, III.E; what is no heap is left to the library."""
+        head = self.read(place, 16)
+        if len(head) < 16 or head[:4] != b"GCOL":
+            return
+        content, at = self.read(place, int.from_bytes(head[8:], "little")), 16
+        while at + 16 <= len(content):
+            number, size = struct.unpack_from("<H6xQ", content, at)
+            step = 16 + -(-size // 8) * 8 if number else size  # what is free counts its own head
+            if step < 16:
+                raise ValueError(f"{name} holds texts in a damaged heap")
+            at += step
 
 
 def written_pieces(dataset: Any) -> Iterator[tuple[slice, ...]]:
@@ -80,10 +121,11 @@ def _chunks(dataset: Any) -> list[Any]:
     return found
 
 
-def _check_dataset(node: Any, name: str, length: int, held: int) -> None:
-    """ValueError if a dataset's stored values do not lie in the file of this length, or stand for far more of them."""
+def _check_dataset(node: Any, name: str, content: _Bytes, held: int) -> None:
+    """ValueError if a dataset's stored values do not lie in the file, or stand for far more of them."""
     import h5py
 
+    length = content.length
     if node.external or node.is_virtual:
         raise ValueError(f"{name} is kept in another file")
     if node.chunks is not None:
@@ -100,17 +142,10 @@ def _check_dataset(node: Any, name: str, length: int, held: int) -> None:
         raise ValueError(f"{name} claims to hold {held} bytes, far more than the {stored} that are stored")
     of = h5py.check_vlen_dtype(node.dtype)  # str or bytes, or of what numbers there are lists
     if of is not None and node.size:
-        _check_lengths(name, _heap_objects(node), of.itemsize if isinstance(of, np.dtype) else 1, length)
+        content.check_texts(name, _heap_objects(node, content), of.itemsize if isinstance(of, np.dtype) else 1)
 
 
-def _check_lengths(name: str, stored: np.ndarray, width: int, length: int) -> None:
-    """ValueError if texts of characters of this width are longer than the file, in which they lie one after the other, never compressed."""
-    total = width * int(stored["length"][stored["address"] != 0].sum(dtype=np.uint64))
-    if total > length:
-        raise ValueError(f"{name} claims to hold texts of {total} bytes, more than the file")
-
-
-def _heap_objects(node: Any) -> np.ndarray:
+def _heap_objects(node: Any, content: _Bytes) -> np.ndarray:
     """How a dataset keeps its texts: lengths and places, which the library itself does not give."""
     import h5py
 
@@ -118,9 +153,8 @@ def _heap_objects(node: Any) -> np.ndarray:
         start, size = node.id.get_offset(), node.id.get_storage_size()
         if start is None:  # within the object header, 64 kB at most, or never written
             return np.empty(0, _HEAP_OBJECT)
-        with open(node.file.filename, "rb") as file:
-            file.seek(start)
-            return np.frombuffer(file.read(size // 16 * 16), _HEAP_OBJECT)
+        stored = content.read(start - node.file.userblock_size, size)  # it says where in the file, others where after its first block
+        return np.frombuffer(stored[: len(stored) // 16 * 16], _HEAP_OBJECT)
     settings, theirs = h5py.h5p.create(h5py.h5p.DATASET_CREATE), node.id.get_create_plist()
     settings.set_chunk(node.chunks)
     for number in range(theirs.get_nfilters()):
@@ -129,27 +163,19 @@ def _heap_objects(node: Any) -> np.ndarray:
     with h5py.File("texts", "w", driver="core", backing_store=False) as copy:  # in memory: the same bytes, but no texts to the library
         twin = h5py.h5d.create(copy.id, b"texts", opaque, h5py.h5s.create_simple(node.shape), settings)
         for piece in _chunks(node):
-            mask, content = node.id.read_direct_chunk(piece.chunk_offset)
-            twin.write_direct_chunk(piece.chunk_offset, content, mask)
+            mask, packed = node.id.read_direct_chunk(piece.chunk_offset)
+            twin.write_direct_chunk(piece.chunk_offset, packed, mask)
         return np.asarray(h5py.Dataset(twin)[()]).ravel().view(_HEAP_OBJECT)
 
 
 # --- object headers ---
 
 
-def _check_attributes(file: Any, places: set[int], length: int) -> None:
-    """ValueError if a text in an attribute of the objects at these places is longer than the file."""
-    base = file.userblock_size
-    with open(file.filename, "rb") as raw:
-
-        def read(place: int, size: int) -> bytes:
-            raw.seek(base + place)
-            return raw.read(max(0, min(size, length)))
-
-        for place in places:
-            for kind, message in _messages(read, place):
-                if kind == _ATTRIBUTE:
-                    _check_lengths("an attribute", *_attribute_texts(message), length)
+def _check_attributes(content: _Bytes, place: int) -> None:
+    """ValueError if a text in an attribute of the object at this place is longer than the file."""
+    for kind, message in _messages(content.read, place):
+        if kind == _ATTRIBUTE:
+            content.check_texts("an attribute", *_attribute_texts(message))
 
 
 def _messages(read: Callable[[int, int], bytes], place: int) -> Iterator[tuple[int, bytes]]:

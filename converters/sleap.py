@@ -243,6 +243,12 @@ def write_slp_package(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -
         raise FormatError(f"{path} would hold no image, because no frame is labelled; give the file a name that ends in .slp alone.")
     for video in labels.videos:
         open_video(video).close()  # says what is wrong with it; sleap-io needs each, even those without labelled frames
+    for frame in labels.labelled_frames:  # sleap-io would read a device for ever
+        video = labels.videos[frame.video]
+        if video.kind == "images" and frame.index < len(video.paths) and not (image := video.paths[frame.index]).is_file():
+            raise FormatError(
+                f"{path} cannot be written: the image {image} is no file; put it there, or give its folder with --video-root."
+            )
     sio = _sleap_io()
     with written_whole(path, [*_files(labels.videos), *inputs]) as temporary:
         linked = temporary.with_name(f"{temporary.stem}.linked.slp")

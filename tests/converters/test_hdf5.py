@@ -51,7 +51,7 @@ WAYS = [in_a_dataset, in_pieces, in_an_attribute, in_a_long_header, as_numbers]
 @pytest.mark.parametrize("write", WAYS)
 def test_lengths_are_found(tmp_path: Path, write: Callable[[h5py.File], None], version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[int] = []
-    monkeypatch.setattr("converters.hdf5._check_lengths", lambda name, stored, width, length: found.extend(stored["length"].tolist()))
+    monkeypatch.setattr("converters.hdf5._Bytes.check_texts", lambda self, name, stored, width: found.extend(stored["length"].tolist()))
     with h5py.File(tmp_path / "p.h5", "w", libver=(version, "latest")) as file:
         write(file)
         file.flush()
@@ -95,6 +95,20 @@ def test_a_text_of_a_project_longer_than_its_file(make_project: Callable[..., Pa
     with pytest.raises(FormatError, match="/videos_json claims to hold texts") as caught:
         read_project(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_heap_without_an_end(tmp_path: Path) -> None:
+    path = tmp_path / "p.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["text"] = "words"
+    whole = bytearray(path.read_bytes())
+    heap = whole.index(b"GCOL")
+    free = heap + 16 + 16 + 8  # after its head, that of the one text, and the text
+    assert struct.unpack_from("<H6xQ", whole, free) == (0, 4096 - 40)
+    whole[free + 8 : free + 16] = bytes(8)
+    path.write_bytes(whole)
+    with h5py.File(path) as file, pytest.raises(ValueError, match="holds texts in a damaged heap"):
+        check_hdf5(file)
 
 
 def test_a_piece_that_names_a_size_beyond_the_file(tmp_path: Path) -> None:
