@@ -432,7 +432,8 @@ class _EmbeddedVideo(Video):
         images = self._images()
         group = images.parent
         numbers = group["frame_numbers"][:] if "frame_numbers" in group else np.arange(len(images))
-        if numbers.dtype.kind not in "iu" or len(numbers) > len(images) or ((numbers < 0) | (numbers >= MOST_FRAMES)).any():
+        fit = numbers.dtype.kind in "iu" and len(numbers) <= len(images) and ((numbers >= 0) & (numbers < MOST_FRAMES)).all()
+        if len(numbers) and not fit:
             raise ValueError("they are not numbered as frames are")
         self._rows = {int(number): row for row, number in sorted(enumerate(numbers), key=lambda pair: int(pair[1]))}
         self.n_frames = len(self._rows)
