@@ -1,4 +1,7 @@
-"""What `fuzz_formats` does to files: each function damages one kind, as its random numbers say, and returns in a word what it did."""
+"""What `fuzz_formats` does to text files and pickles: each function damages one kind, as its random numbers say, and says in a word how.
+
+The values, texts and bytes that `fuzz_damage_hdf5` puts into files come from here, too.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,9 @@ import json
 import os
 import pickle
 import re
-import zlib
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import yaml
 
@@ -23,7 +22,7 @@ Rng = np.random.Generator
 CANARY = "canary"  # what hostile content tries to make, in the case's folder
 
 
-class _Evil:
+class Evil:
     """Unpickling it makes the folder ``CANARY``, in the current one."""
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -264,9 +263,7 @@ def damage_pickle(rng: Rng, path: Path) -> str:
     if kind == "bytes":
         path.write_bytes(harm_bytes(rng, path.read_bytes()))
     elif kind == "evil":
-        path.write_bytes(
-            pickle.dumps(pick(rng, [_Evil(), {"data": _Evil()}, {"data": {"cropping": True, "cropping_parameters": _Evil()}}]))
-        )
+        path.write_bytes(pickle.dumps(pick(rng, [Evil(), {"data": Evil()}, {"data": {"cropping": True, "cropping_parameters": Evil()}}])))
     elif kind == "values":
         data = {"cropping": True, "cropping_parameters": [10, 20, 30, 40], "Scorer": "s"}
         path.write_bytes(pickle.dumps(harm_json(rng, {"data": data})))
@@ -275,217 +272,9 @@ def damage_pickle(rng: Rng, path: Path) -> str:
     elif kind == "length":
         path.write_bytes(b"\x80\x04" + pick(rng, [b"\x95", b"\x8e", b"\x8d"]) + (3 << 30).to_bytes(8, "little") + b"abc.")
     elif kind == "nesting":
-        path.write_bytes(b"\x80\x04" + b"(" * 300_000 + b"t" * 300_000 + b".")
+        depth = pick(rng, [1000, 1000, 100_000])
+        path.write_bytes(b"\x80\x04" + b"(" * depth + b"t" * depth + b".")
     else:
         path.unlink()
         path.symlink_to(pick(rng, ["/dev/zero", path.name, "/etc/passwd"]))
     return kind
-
-
-def damage_h5(rng: Rng, path: Path) -> str:
-    """Damage an HDF5 file; returns what was done."""
-    if rng.random() < 0.3:
-        path.write_bytes(harm_bytes(rng, path.read_bytes()))
-        return "bytes"
-    done = []
-    with h5py.File(path, "r+") as file:
-        for _ in range(int(rng.integers(1, 3))):
-            nodes: list[str] = []
-            file.visit(nodes.append)
-            if not nodes:
-                break
-            holders = [name for name in ("/", *nodes) if len(file[name].attrs)]
-            if holders and rng.random() < 0.3:
-                done.append(_harm_attribute(rng, file[pick(rng, holders)]))
-            else:
-                done.append(_harm_node(rng, file, pick(rng, nodes)))
-    return " + ".join(done)
-
-
-def _harm_attribute(rng: Rng, node: Any) -> str:
-    name = pick(rng, node.attrs)
-    value = node.attrs[name]
-    kind = pick(rng, ["remove", "odd", "value", "value", "pickle", "empty", "array", "rename"])
-    if kind == "rename":
-        node.attrs[pick(rng, ["x", "shape", "dims", "pandas_type"])] = value
-    del node.attrs[name]
-    if kind == "odd":
-        _store(lambda odd: node.attrs.create(name, odd), odd_value(rng))
-    elif kind == "value":
-        _store(lambda odd: node.attrs.create(name, odd), _harm_text_or_numbers(rng, value))
-    elif kind == "pickle":
-        node.attrs.create(name, np.void(pickle.dumps(_Evil(), protocol=0)))
-        node.attrs.create(name, np.bytes_(pickle.dumps(pick(rng, [_Evil(), [("a", _Evil())], ["x"] * 9]), protocol=0)))
-    elif kind == "empty":
-        node.attrs.create(name, h5py.Empty(pick(rng, ["f8", "S5"])))
-    elif kind == "array":
-        node.attrs.create(name, np.zeros(pick(rng, [(0,), (3, 3), (1,)]), pick(rng, ["f8", "S3", "u1", "?"])))
-    return f"attribute {kind}"
-
-
-def _harm_node(rng: Rng, file: Any, name: str) -> str:
-    node = file[name]
-    kinds = ["remove", "soft link", "hard link", "cycle", "external link", "group", "swap"]
-    if isinstance(node, h5py.Dataset):
-        kinds += ["value"] * 8 + [
-            "type",
-            "type",
-            "shape",
-            "shape",
-            "odd",
-            "huge",
-            "bomb",
-            "external data",
-            "virtual",
-            "empty",
-            "references",
-        ]
-    kind = pick(rng, kinds)
-    if isinstance(node, h5py.Dataset) and node.nbytes > 1 << 27:
-        return "nothing"  # it is a claim already
-    if kind == "value":
-        return _harm_values(rng, file, name)
-    data = node[()] if isinstance(node, h5py.Dataset) else None
-    attributes = dict(node.attrs)
-    dtype, shape = (node.dtype, node.shape) if isinstance(node, h5py.Dataset) else (np.dtype("f8"), ())
-    other = pick(rng, [key for key in file if key != name.split("/")[0]] or [name])
-    del node
-    if kind == "swap":
-        file.move(name, f"{name}~") if other not in file or other == name else (
-            file.move(name, "/~"),
-            file.move(other, name),
-            file.move("/~", other),
-        )
-        return kind
-    if kind == "hard link" and other == name:
-        return "nothing"
-    del file[name]
-    if kind == "soft link":
-        file[name] = h5py.SoftLink(pick(rng, [f"/{other}", f"/{name}", "/nowhere", "/"]))
-    elif kind == "hard link":
-        file[name] = file[other]
-    elif kind == "cycle":
-        file[name] = file["/"]
-    elif kind == "external link":
-        target = pick(rng, [Path(file.filename).name, "../outside/other.h5", "/dev/zero", "/etc/passwd", "pipe.png"])
-        file[name] = h5py.ExternalLink(target, pick(rng, ["/", f"/{name}", "big"]))
-    elif kind == "group":
-        file.create_group(name)
-    elif kind == "type":
-        kinds_of_data = [
-            "f8",
-            "i8",
-            "u1",
-            "S4",
-            "?",
-            "f2",
-            "c16",
-            "V3",
-            h5py.string_dtype(),
-            h5py.vlen_dtype("u1"),
-            [("a", "f8"), ("frame_id", "S2")],
-        ]
-        wanted = np.dtype(pick(rng, kinds_of_data))
-        made = np.zeros(shape, wanted) if wanted.kind != "O" else np.full(shape, b"x" if wanted == h5py.string_dtype() else None)
-        file.create_dataset(name, shape=shape, dtype=wanted) if wanted.kind == "O" else file.create_dataset(name, data=made)
-    elif kind == "shape":
-        shapes = [
-            (),
-            (0,),
-            (1,),
-            (*shape, 1),
-            (*shape, 0),
-            shape[1:],
-            shape[::-1],
-            tuple(n + 1 for n in shape),
-            tuple(2 * n for n in shape),
-        ]
-        shapes += [tuple(max(0, n - 1) for n in shape)]
-        chosen = pick(rng, shapes)
-        plain = not dtype.hasobject
-        file.create_dataset(name, data=np.resize(np.asarray(data), chosen)) if plain else file.create_dataset(
-            name, shape=chosen, dtype=dtype
-        )
-    elif kind == "odd":
-        _store(lambda odd: file.create_dataset(name, data=odd), odd_value(rng))
-    elif kind == "huge":  # claims that cost the file nothing
-        length = pick(rng, [1 << 28, 1 << 29, 1 << 40, (1 << 62) // max(1, dtype.itemsize)])
-        axes = (length, *shape[1:]) if rng.random() < 0.5 else (length,)
-        try:
-            file.create_dataset(name, shape=axes, dtype=dtype, chunks=(1 << 12,) + tuple(max(1, n) for n in axes[1:]))
-        except ValueError:
-            file.create_dataset(name, shape=(length,), dtype="u1", chunks=(1 << 20,))
-    elif kind == "bomb":  # a megabyte that opens into a gigabyte
-        made = file.create_dataset(name, shape=(1 << 30,), dtype="u1", chunks=(1 << 26,), compression="gzip")
-        piece = zlib.compress(bytes(1 << 26), 9)
-        for start in range(0, 1 << 30, 1 << 26):
-            made.id.write_direct_chunk((start,), piece)
-    elif kind == "external data":
-        file.create_dataset(name, shape=(64,), dtype="u1", external=[(pick(rng, ["/etc/passwd", "/dev/zero", "nowhere"]), 0, 64)])
-    elif kind == "virtual":
-        layout = h5py.VirtualLayout(shape=(1 << 28,), dtype="f8")
-        layout[:16] = h5py.VirtualSource("../outside/other.h5", "big", shape=(16,))
-        file.create_virtual_dataset(name, layout)
-    elif kind == "empty":
-        file.create_dataset(name, data=h5py.Empty(pick(rng, ["f8", "S5"])))
-    elif kind == "references":
-        file.create_dataset(name, data=np.array([file.ref] * 3, dtype=h5py.ref_dtype))
-    if kind in ("type", "shape", "odd", "huge", "bomb", "empty") and name in file:
-        file[name].attrs.update(attributes)
-    return kind
-
-
-def _harm_values(rng: Rng, file: Any, name: str) -> str:
-    """Change some of a dataset's values, in place where its type allows."""
-    node = file[name]
-    data = node[()]
-    if not isinstance(data, np.ndarray):
-        attributes = dict(node.attrs)
-        del node, file[name]
-        _store(lambda value: file.create_dataset(name, data=value), _harm_text_or_numbers(rng, data))
-        if name in file:
-            file[name].attrs.update(attributes)
-        return "value"
-    if data.size == 0:
-        return "nothing"
-    field = pick(rng, data.dtype.names) if data.dtype.names else ...
-    for _ in range(int(rng.integers(1, 4))):
-        at = tuple(int(rng.integers(n)) for n in data.shape)
-        value = data[at] if field is ... else data[at][field]
-        changed = _harm_text_or_numbers(rng, value)
-        try:
-            if field is ...:
-                data[at] = changed
-            else:
-                data[field][at] = changed
-            node[...] = data
-        except (TypeError, ValueError, OverflowError, UnicodeEncodeError, OSError):
-            continue
-    return f"value of {name.rpartition('/')[2]}"
-
-
-def _harm_text_or_numbers(rng: Rng, value: Any) -> Any:
-    if isinstance(value, (bytes, str)):
-        text = value.decode(errors="replace") if isinstance(value, bytes) else value
-        try:
-            changed = json.dumps(harm_json(rng, json.loads(text)))
-        except ValueError:
-            changed = pick(rng, [odd_text(rng), text[: len(text) // 2], text + "x"])
-        return changed.encode(errors="surrogatepass")
-    kind = np.asarray(value).dtype
-    if kind.kind in "iu":
-        most = np.iinfo(kind)
-        odd: Any = pick(rng, [most.min, most.max, 0, 1, 2, 5, 10**5, 10**7, 10**9, 10**12, -1, -2])
-        return kind.type(min(max(odd, most.min), most.max)) if np.ndim(value) == 0 else np.full(np.shape(value), 1, kind)
-    if kind.kind == "f":
-        return pick(rng, [np.nan, np.inf, -np.inf, 1e308, -1.0, 0.0, 1e-320, 3e38])
-    return odd_value(rng)
-
-
-def _store(put: Callable[[Any], Any], value: Any) -> None:
-    """What HDF5 cannot hold is left out."""
-    with suppress(TypeError, ValueError, OverflowError, UnicodeEncodeError, OSError, KeyError):
-        put(value)
-
-
-DAMAGE = {".json": damage_json, ".yaml": damage_yaml, ".csv": damage_csv, ".pickle": damage_pickle, ".h5": damage_h5, ".slp": damage_h5}

@@ -38,7 +38,7 @@ from converters.deeplabcut_writing import video_names
 from converters.files import Finder, natural_order, refuse_overwriting, written_whole
 from converters.labels import FormatError, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
 from converters.pickled import plain
-from converters.video import check_length, open_video
+from converters.video import open_video, table_length
 
 SCORER = "DLC_SemiMultiPose_best"  # DeepLabCut's create_labeled_video(init_weights="SemiMultiPose_best.pt") asks for this one
 _COORDS = ("x", "y", "likelihood")
@@ -149,18 +149,16 @@ class _Found:
 
     def measure(self, path: Path, source: VideoSource) -> tuple[int, int, float]:
         """Width, height and frames per second. Makes the table, which ``path`` gets, as long as the video, or to the last animal."""
-        width, height, fps, length = 0, 0, None, 0
+        width, height, fps = 0, 0, None
         try:
             with open_video(source) as video:
                 width, height, fps = video.width, video.height, video.fps
-                length = max((number + 1 for number in video.frame_numbers[-1:]), default=0)
             if source.kind == "embedded" and source.original is not None:
                 with open_video(source.original) as video:
-                    length, fps = max(length, video.n_frames), video.fps
+                    fps = video.fps
         except FormatError:
             pass
-        check_length(path, source, self.n_frames - 1, self.seen, length)
-        self.n_frames = max(self.n_frames, length, 1)
+        self.n_frames = max(1, table_length(path, source, self.n_frames - 1, self.seen))
         return width, height, fps or 30.0
 
     def individuals(self) -> list[str]:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.files import check_hdf5, most_bytes
+from converters.hdf5 import check_hdf5
 from converters.labels import IMAGE_SUFFIXES, FormatError, Instance, PredictedInstance
 from converters.pickled import plain
 
@@ -111,14 +111,18 @@ def _read_fixed(group: Any) -> tuple[list[tuple], list[str], list[tuple], np.nda
     columns, names = _axis(group, "axis0")
     rows, _ = _axis(group, "axis1")
     places = {column: place for place, column in enumerate(columns)}
-    if 8 * len(rows) * len(columns) > most_bytes(group.file):
-        raise ValueError(f"{len(rows)} rows and {len(columns)} columns are more than the file can hold")
-    values = np.full((len(rows), len(columns)), np.nan)
+    blocks = []
     for block in range(int(group.attrs["nblocks"])):
         items, _ = _axis(group, f"block{block}_items")
         stored = group[f"block{block}_values"]
         if "shape" not in stored.attrs:  # pandas marks what is empty so, and stores something else
-            values[:, [places[item] for item in items]] = _numbers(stored, (len(rows), len(items)))
+            _check_numbers(stored, (len(rows), len(items)))
+            blocks.append(([places[item] for item in items], stored))
+    if rows and sum(len(numbers) for numbers, _ in blocks) != len(columns):  # before a table is made that nothing in the file fills
+        raise ValueError(f"its blocks do not hold the {len(columns)} columns that it names")
+    values = np.full((len(rows), len(columns)), np.nan)
+    for numbers, stored in blocks:
+        values[:, numbers] = stored[()]
     return columns, names, rows, values
 
 
@@ -164,12 +168,11 @@ def _plain(values: np.ndarray) -> list[str | int]:
     return [int(value) if isinstance(value, np.integer) else _text(value) for value in values.ravel()]
 
 
-def _numbers(stored: Any, shape: tuple[int, int]) -> np.ndarray:
+def _check_numbers(stored: Any, shape: tuple[int, int]) -> None:
     if stored.dtype.kind not in "fiu":
         raise ValueError(f"{stored.name} holds other things than numbers")
     if stored.shape != shape:
         raise ValueError(f"{stored.name} has shape {stored.shape}, its rows and columns {shape}")
-    return np.asarray(stored[()], dtype=np.float64)
 
 
 def _text(value: Any) -> str:

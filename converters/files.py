@@ -6,14 +6,12 @@ project's folder; an image sequence may name ten thousand files, so folders are 
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
-from typing import Any
 
 from converters.labels import FormatError
 
@@ -109,43 +107,6 @@ def refuse_overwriting(path: Path, inputs: Iterable[Path]) -> None:
     """FormatError if ``path`` is one of ``inputs``, by whatever name."""
     if any(_same_file(path, other) for other in inputs):
         raise FormatError(f"{path} is one of the inputs and would be overwritten; give the output another name.")
-
-
-def check_hdf5(file: Any) -> None:
-    """ValueError if reading an open HDF5 file could take far more memory than its size, or would read other files.
-
-    Pieces that were never written cost a file nothing, and gzip makes a gigabyte of zeros a megabyte; a library that reads such a dataset
-    takes the computer's memory before it can complain.
-    """
-    import h5py
-
-    most, seen, waiting = most_bytes(file), set(), [file]
-    while waiting:  # by hand: an exception within h5py's visit() leaves its lock taken
-        group = waiting.pop()
-        for key in group:
-            link, name = group.get(key, getlink=True), f"{group.name.rstrip('/')}/{key}"
-            if isinstance(link, h5py.ExternalLink):
-                raise ValueError(f"{name} is a link to another file, {link.filename}")
-            if not isinstance(link, h5py.HardLink):
-                continue  # what it names is in this file, and reached by its own way
-            node = group[key]
-            place = h5py.h5o.get_info(node.id).addr
-            if place in seen:
-                continue
-            seen.add(place)
-            if isinstance(node, h5py.Group):
-                waiting.append(node)
-            elif isinstance(node, h5py.Dataset):
-                if node.external or node.is_virtual:
-                    raise ValueError(f"{name} is kept in another file")
-                size = max(node.nbytes, math.prod(node.chunks or (0,)) * node.dtype.itemsize)  # a piece is read as a whole
-                if size > most:
-                    raise ValueError(f"{name} claims to hold {size} bytes, more than the file can")
-
-
-def most_bytes(file: Any) -> int:
-    """How much the content of an open HDF5 file may take in memory: nobody's real file is compressed to less than a 200th."""
-    return max(1 << 28, 200 * os.stat(file.filename).st_size)
 
 
 def natural_order(path: Path) -> list[tuple[int, int | str]]:

@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from converters.files import Finder, check_hdf5, written_whole
+from converters.files import Finder, written_whole
+from converters.hdf5 import check_hdf5
 from converters.labels import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
-from converters.video import open_video
+from converters.video import at_once, open_video
 
 _USER, _PREDICTED = 0, 1  # the format's instance types
 _BUFFERED_ROWS = 16384
@@ -70,7 +71,7 @@ def _load(path: Path) -> Any:
             absent = [name for name in ("metadata", "videos_json", "tracks_json", "frames", "instances", "points") if name not in file]
             if absent:
                 raise FormatError(f"{path} is an HDF5 file, but no SLEAP project: it has no '{absent[0]}'. Name a .slp or .pkg.slp file.")
-            check_hdf5(file)
+            check_hdf5(file, at_once)
             opened = _renumbered(file)
         return sio.load_slp(str(path), open_videos=opened)
     except FormatError:
@@ -242,6 +243,12 @@ def write_slp_package(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -
         raise FormatError(f"{path} would hold no image, because no frame is labelled; give the file a name that ends in .slp alone.")
     for video in labels.videos:
         open_video(video).close()  # says what is wrong with it; sleap-io needs each, even those without labelled frames
+    for frame in labels.labelled_frames:  # sleap-io would read a device for ever
+        video = labels.videos[frame.video]
+        if video.kind == "images" and frame.index < len(video.paths) and not (image := video.paths[frame.index]).is_file():
+            raise FormatError(
+                f"{path} cannot be written: the image {image} is no file; put it there, or give its folder with --video-root."
+            )
     sio = _sleap_io()
     with written_whole(path, [*_files(labels.videos), *inputs]) as temporary:
         linked = temporary.with_name(f"{temporary.stem}.linked.slp")

@@ -23,11 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from converters.files import Finder, check_hdf5, written_whole
+from converters.files import Finder, written_whole
+from converters.hdf5 import check_hdf5, written_pieces
 from converters.labels import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
-from converters.video import check_length, open_video
+from converters.video import table_length
 
 _BLOCK = 1024  # frames in memory at once, and in one piece of a dataset
+_FEW = 1 << 20  # animals that are read without a question
+_PER_BYTE = 65  # more cannot lie in a byte of compressed positions, 16 bytes each, for gzip makes at best a 1032nd of something
 # Axes of each dataset, in SLEAP's order
 _AXES = {
     "tracks": ("track", "xy", "node", "frame"),
@@ -79,9 +82,7 @@ def write_analysis(
             _check(path, frame, skeleton)
             arrays.add(frame)
             count, last = count + 1, max(last, frame.index)
-        length = _length(video)
-        check_length(path, video, last, count, length)
-        arrays.finish(length)
+        arrays.finish(table_length(path, video, last, count))
         _write_names(file, skeleton, arrays)
         _write_origin(file, video, provenance)
         file.attrs["skeleton_name"] = skeleton.name or ""
@@ -96,15 +97,6 @@ def _check(path: Path, frame: LabeledFrame, skeleton: Skeleton) -> None:
         if len(instance.points) != len(skeleton):
             animal = f"an instance of {len(instance.points)} keypoints in frame {frame.index}"
             raise FormatError(f"{path}: {animal} cannot be written; the skeleton has {len(skeleton)}.")
-
-
-def _length(video: VideoSource) -> int:
-    """Number of frames, 0 where the video cannot be opened."""
-    try:
-        with open_video(video) as opened:
-            return max(opened.frame_numbers, default=-1) + 1
-    except FormatError:
-        return 0
 
 
 class _Arrays:
@@ -265,7 +257,7 @@ def read_analysis(path: Path, video_root: Path | None = None, predicted: bool = 
             absent = [name for name in ("tracks", "track_occupancy", "track_names", "node_names") if name not in file]
             if absent:
                 raise FormatError(f"{path} is an HDF5 file, but no SLEAP analysis file: it has no '{absent[0]}'; export it again.")
-            check_hdf5(file)
+            check_hdf5(file, _at_once)
             skeleton = _read_skeleton(path, file)
             video = _read_video(path, file, Finder(path.parent, video_root), require_videos)
             frames = _read_frames(path, file, len(skeleton), predicted)
@@ -316,34 +308,84 @@ def _read_video(path: Path, file: Any, finder: Finder, required: bool) -> VideoS
     return VideoSource(paths, embedded=dataset.removesuffix("/video") or None)
 
 
+def _at_once(dataset: Any) -> int:
+    """Bytes of a dataset that are in memory together: arrays are read in pieces, for they are mostly empty.
+
+    Three hours of thirty animals are 19 GB of NaN and an animal here and there, of which gzip makes a thousandth. Such a size says nothing
+    about the file: pieces are read where something was written and an animal is.
+    """
+    return 0 if dataset.name.lstrip("/") in _AXES else dataset.nbytes
+
+
 def _read_frames(path: Path, file: Any, n_keypoints: int, predicted: bool) -> list[LabeledFrame]:
-    occupied = _array(file, "track_occupancy", ("frame", "track")) > 0
-    points = _array(file, "tracks", ("frame", "track", "node", "xy"))
-    n_frames, n_tracks = occupied.shape
-    if points.shape != (n_frames, n_tracks, n_keypoints, 2):
+    occupied = _Array(file, "track_occupancy")
+    n_tracks = occupied.sizes["track"]
+    sizes = {"track": n_tracks, "frame": occupied.sizes["frame"], "node": n_keypoints, "xy": 2}
+    if _Array(file, "tracks").sizes != sizes:
         raise FormatError(
             f"{path}: 'tracks' has the shape {file['tracks'].shape}, which does not fit its tracks and nodes; export it again."
         )
-    scores = {"point_scores": np.full(points.shape[:3], np.nan), "instance_scores": np.full(occupied.shape, np.nan)}
-    scores |= {name: _array(file, name, ("frame", "track", "node")[: each.ndim]) for name, each in scores.items() if name in file}
     names: list[str | None] = list(_texts(file["track_names"][()])) or [None] * n_tracks
     for place in file.attrs.get("untracked_places", []):
         names[place] = None
-    frames = []
-    for index in np.flatnonzero(occupied.any(axis=1)).tolist():
-        frame = LabeledFrame(0, index)
-        for place in np.flatnonzero(occupied[index] & np.isfinite(points[index]).all(axis=2).any(axis=1)):
-            score, each = float(scores["instance_scores"][index, place]), scores["point_scores"][index, place]
-            if np.isnan(score) and np.isnan(each).all():
-                frame.instances.append(Instance(points[index, place], names[place]))
-            elif predicted:
-                frame.predicted.append(PredictedInstance(points[index, place], names[place], np.nan_to_num(score), np.nan_to_num(each)))
-        frames.append(frame)
-    return frames
+    where = occupied.where_set(max(_FEW, _PER_BYTE * file["tracks"].id.get_storage_size()))
+    points = _Array(file, "tracks").values(where, sizes)
+    scores = {"point_scores": np.full(points.shape[:2], np.nan), "instance_scores": np.full(len(points), np.nan)}
+    scores |= {name: _Array(file, name).values(where, sizes) for name in scores if name in file}
+    found = np.isfinite(points).all(axis=2).any(axis=1).tolist()
+    frames: dict[int, LabeledFrame] = {}
+    for number, (index, place) in enumerate(where.tolist()):
+        frame = frames.setdefault(index, LabeledFrame(0, index))
+        if not found[number]:
+            continue
+        score, each = float(scores["instance_scores"][number]), scores["point_scores"][number]
+        if np.isnan(score) and np.isnan(each).all():
+            frame.instances.append(Instance(points[number], names[place]))
+        elif predicted:
+            frame.predicted.append(PredictedInstance(points[number], names[place], np.nan_to_num(score), np.nan_to_num(each)))
+    return list(frames.values())
 
 
-def _array(file: Any, name: str, axes: tuple[str, ...]) -> np.ndarray:
-    """A dataset with its axes in this order, from the order that it names, or else SLEAP's."""
-    dims = file[name].attrs.get("dims")
-    stored = json.loads(_text(dims)) if dims is not None else _AXES[name]
-    return np.transpose(file[name][()], [list(stored).index(axis) for axis in axes])
+class _Array:
+    """A dataset with a frame and a track axis, read in pieces. The file says the order of its axes, or it is SLEAP's."""
+
+    def __init__(self, file: Any, name: str) -> None:
+        self._dataset, self._name = file[name], name
+        dims = self._dataset.attrs.get("dims")
+        self._axes: list[str] = list(json.loads(_text(dims)) if dims is not None else _AXES[name])
+        shape = self._dataset.shape
+        if sorted(self._axes) != sorted(_AXES[name]) or len(shape) != len(self._axes) or self._dataset.dtype.kind not in "fiub":
+            raise ValueError(f"{name} holds no numbers by {', '.join(_AXES[name])}")
+        self.sizes = dict(zip(self._axes, shape, strict=True))
+
+    def where_set(self, most: int) -> np.ndarray:
+        """(animals, 2) frame and track of what is not 0, in this order; what was never written is 0. ValueError for more than ``most``."""
+        found, count = [np.empty((0, 2), dtype=np.int64)], 0
+        for piece in written_pieces(self._dataset):
+            spans, occupied = dict(zip(self._axes, piece, strict=True)), self._read(piece, ("frame", "track")) > 0
+            count += int(np.count_nonzero(occupied))
+            if count > most:
+                raise ValueError(f"{self._name} marks more animals than are stored")
+            found.append(np.argwhere(occupied) + (spans["frame"].start, spans["track"].start))
+        places = np.concatenate(found)
+        return places[np.lexsort((places[:, 1], places[:, 0]))]
+
+    def values(self, where: np.ndarray, sizes: dict[str, int]) -> np.ndarray:
+        """(animals, ...) the values at these frames and tracks, by node and xy where these are axes; NaN where none were written."""
+        if any(size != sizes[axis] for axis, size in self.sizes.items()):
+            raise ValueError(f"{self._name} has the shape {self._dataset.shape}, which does not fit its tracks and nodes")
+        inner = [axis for axis in ("node", "xy") if axis in self._axes]
+        found = np.full((len(where), *(sizes[axis] for axis in inner)), np.nan)
+        for piece in written_pieces(self._dataset):
+            spans = dict(zip(self._axes, piece, strict=True))
+            first, last = np.searchsorted(where[:, 0], [spans["frame"].start, spans["frame"].stop])
+            tracks = where[first:last, 1]
+            here = first + np.flatnonzero((tracks >= spans["track"].start) & (tracks < spans["track"].stop))
+            if len(here):
+                frames, tracks = where[here].T
+                block = self._read(piece, ("frame", "track", *inner))
+                found[(here, *(spans[axis] for axis in inner))] = block[frames - spans["frame"].start, tracks - spans["track"].start]
+        return found
+
+    def _read(self, piece: tuple[slice, ...], axes: Sequence[str]) -> np.ndarray:
+        return np.transpose(self._dataset[piece], [self._axes.index(axis) for axis in axes])

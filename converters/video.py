@@ -18,13 +18,15 @@ import os
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from converters.files import check_hdf5, natural_order
-from converters.labels import IMAGE_SUFFIXES, FormatError, VideoSource
+from converters.files import natural_order
+from converters.hdf5 import check_hdf5
+from converters.labels import IMAGE_SUFFIXES, MOST_FRAMES, FormatError, VideoSource
 
 # A gap of this many frames is decoded through before the packets of the file are looked through for a nearer key frame.
 _NEAR = 32
@@ -145,21 +147,35 @@ def video_source(path: Path) -> VideoSource:
     return VideoSource((path,))
 
 
-def check_length(path: Path, source: VideoSource, last: int, seen: int, length: int) -> None:
-    """FormatError where ``path``, which has a place for every frame, would be enormous because of one wrong frame number.
+def table_length(path: Path, source: VideoSource, last: int, seen: int) -> int:
+    """Number of rows of a table that has a place for every frame: to the end of the video, or to the last animal or image.
 
     Args:
         path: what is being written.
         source: its video.
         last: the last frame with an animal.
         seen: number of frames that were given.
-        length: number of the video's frames, 0 where it cannot be opened.
+
+    Raises:
+        FormatError: the table would be enormous because of one wrong frame number.
     """
-    if last >= max(1_000_000, 2 * length, 100 * seen):
+    length, numbered = _lengths(source)
+    end = max(last + 1, numbered)
+    if end > max(1_000_000, 2 * length, 100 * seen):
         raise FormatError(
-            f"{path} has a place for every frame, and an animal is in frame {last} of {source.name}, where no video is seen to reach; "
-            "correct its number, or write a .slp."
+            f"{path} has a place for every frame, and an animal or an image is in frame {end - 1} of {source.name}, where no video is seen "
+            "to reach; correct its number, or write a .slp."
         )
+    return max(end, length)
+
+
+def _lengths(source: VideoSource) -> tuple[int, int]:
+    """How many frames a video has, 0 where it cannot be opened, and how many the numbers of a package's images say."""
+    length = numbered = 0
+    with suppress(FormatError), open_video(source) as video:
+        numbered = max(video.frame_numbers[-1:], default=-1) + 1
+        length = numbered if source.embedded is None else 0  # nothing but the video itself says whether a package's numbers are right
+    return (length if source.original is None else _lengths(source.original)[0]), numbered
 
 
 class _FileVideo(Video):
@@ -389,6 +405,13 @@ def _decode_image(file: Path | io.BytesIO, name: str) -> np.ndarray:
         raise FormatError(f"{name} is not an image that can be read, or is damaged ({error}); save it again as PNG.") from error
 
 
+def at_once(dataset: Any) -> int:
+    """Bytes of a package's dataset that are in memory together: images are read one by one, but all are numbered."""
+    if not dataset.shape or not dataset.name.endswith("/video"):
+        return dataset.nbytes
+    return max(dataset.nbytes // max(1, len(dataset)), 8 * len(dataset))
+
+
 class _EmbeddedVideo(Video):
     """The images inside a ``.pkg.slp``: ``videoN/video`` holds encoded images (or raw pixels), ``videoN/frame_numbers`` their numbers."""
 
@@ -409,10 +432,15 @@ class _EmbeddedVideo(Video):
         images = self._images()
         group = images.parent
         numbers = group["frame_numbers"][:] if "frame_numbers" in group else np.arange(len(images))
+        fit = numbers.dtype.kind in "iu" and len(numbers) <= len(images) and ((numbers >= 0) & (numbers < MOST_FRAMES)).all()
+        if len(numbers) and not fit:
+            raise ValueError("they are not numbered as frames are")
         self._rows = {int(number): row for row, number in sorted(enumerate(numbers), key=lambda pair: int(pair[1]))}
         self.n_frames = len(self._rows)
         self.height, self.width = int(images.attrs.get("height", 0)), int(images.attrs.get("width", 0))
         self._format = _text(images.attrs.get("format", "hdf5"))
+        if self._format == "hdf5" and not (images.ndim in (3, 4) and images.dtype.kind in "iu"):
+            raise ValueError("they hold no pixels")
         # SLEAP wrote these images with OpenCV up to format 1.3, without a note of the order of colours.
         old = "metadata" not in file or file["metadata"].attrs.get("format_id", 0) < 1.4
         self._blue_first = _text(images.attrs.get("channel_order", "BGR" if old else "RGB")) == "BGR" and self._format != "hdf5"
@@ -431,13 +459,16 @@ class _EmbeddedVideo(Video):
             raise FormatError(f"The package {path} does not exist; check the path, or name the folder it lies in with --video-root.")
         try:
             file = h5py.File(path, "r")
-            check_hdf5(file)
+            check_hdf5(file, at_once)
             return file
         except (OSError, ValueError, RuntimeError) as error:
-            raise FormatError(f"{path} is not a SLEAP package, or is damaged; export it again.") from error
+            raise FormatError(f"{path} is not a SLEAP package, or is damaged ({error}); export it again.") from error
 
     def _images(self) -> Any:
-        return self._opened()[f"{self.source.embedded}/video"]
+        found = self._opened()[f"{self.source.embedded}/video"]
+        if not hasattr(found, "dtype"):
+            raise ValueError(f"{found.name} is a group")
+        return found
 
     def _check(self, index: int) -> None:
         if index not in self._rows:
@@ -449,7 +480,7 @@ class _EmbeddedVideo(Video):
     def _read(self, index: int) -> np.ndarray:
         try:
             stored = self._images()[self._rows[index]]
-        except OSError as error:
+        except Exception as error:  # h5py raises what it meets
             raise FormatError(f"{self.name} is damaged at frame {index}; export the package again.") from error
         if self._format != "hdf5":
             image = _decode_image(io.BytesIO(np.asarray(stored).tobytes()), f"{self.name}, frame {index}")
@@ -458,5 +489,7 @@ class _EmbeddedVideo(Video):
         return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image[:, :, :3]
 
 
-def _text(value: str | bytes) -> str:
+def _text(value: object) -> str:
+    if not isinstance(value, (str, bytes)):
+        raise ValueError(f"{value} is no text")
     return value.decode() if isinstance(value, bytes) else value

@@ -389,7 +389,7 @@ def test_bad_csv(make_dlc: Callable[..., Path], content: str, message: str) -> N
     assert str(config.parent) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("harm", ["text", "no table", "few values", "no columns", "codes", "half", "bomb"])
+@pytest.mark.parametrize("harm", ["text", "no table", "few values", "no columns", "fewer blocks", "codes", "half", "bomb"])
 def test_bad_h5(make_dlc: Callable[..., Path], harm: str) -> None:
     config = make_dlc(kinds="h5")
     path = config.parent / "labeled-data" / "clip" / "CollectedData_Ada.h5"
@@ -408,6 +408,8 @@ def test_bad_h5(make_dlc: Callable[..., Path], harm: str) -> None:
             elif harm == "bomb":
                 del group["axis1_label0"]
                 group.create_dataset("axis1_label0", (1 << 40,), np.int8, chunks=(1 << 20,))
+            elif harm == "fewer blocks":
+                group.attrs["nblocks"] = 0
             elif harm == "no columns":
                 del group["axis0_level1"]
             else:

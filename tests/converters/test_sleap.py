@@ -437,7 +437,9 @@ def test_packages(tmp_path: Path, video_file: Path, make_images: Callable[..., l
             assert list(video.frame_numbers) == numbers and [number_of(video.read(n)) for n in numbers] == numbers
             assert abs(video.read(numbers[0])[40, 30].astype(int) - (200, 100, 30)).max() < 12, "red, green, blue"
     before = sorted(each.name for each in tmp_path.iterdir())
+    no_image = VideoSource((*sources[1].paths[:8], tmp_path / "photos"))
     for wrong, message in [
+        (Labels(SKELETON, [sources[0], no_image], frames), "q.pkg.slp cannot be written: the image .*photos is no file"),
         (Labels(SKELETON, sources, frames[1:2]), "would hold no image, because no frame is labelled"),
         (Labels(SKELETON, [*sources, VideoSource((tmp_path / "gone.mp4",))], frames), "gone.mp4 does not exist"),
     ]:

@@ -174,6 +174,18 @@ def test_damage(tmp_path: Path, video_file: Path, edit: Callable[[Any], None], m
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_more_animals_than_are_stored(tmp_path: Path, video_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("converters.sleap_analysis._FEW", 100)
+    path = tmp_path / "p.analysis.h5"
+    write_analysis(path, SKELETON, [VideoSource((video_file,))], tracked(), {})
+    with h5py.File(path, "r+") as file:
+        for name, axis in (("tracks", 3), ("point_scores", 2), ("instance_scores", 1), ("tracking_scores", 1), ("track_occupancy", 0)):
+            file[name].resize(90_000, axis=axis)
+        file["track_occupancy"][:] = 1
+    with pytest.raises(FormatError, match="track_occupancy marks more animals than are stored"):
+        read_analysis(path)
+
+
 def test_no_hdf5(tmp_path: Path) -> None:
     (tmp_path / "p.analysis.h5").write_bytes(b"words")
     with pytest.raises(FormatError, match="cannot be read as a SLEAP analysis file"):

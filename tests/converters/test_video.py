@@ -18,7 +18,7 @@ import sleap_io as sio
 from PIL import Image
 
 from converters.labels import FormatError, VideoSource
-from converters.video import Video, open_video, video_source
+from converters.video import Video, open_video, table_length, video_source
 
 ORDER = [0, 39, 12, 11, 13, 1, 38, 25, 24, 23, 36, 35, 5, 5, 6, 0]
 
@@ -418,6 +418,60 @@ def test_damaged_packages(make_project: Callable[..., Path], video_file: Path) -
         open_video(VideoSource((video_file,), embedded="video0"))
     with pytest.raises(FormatError, match="does not exist"):
         open_video(VideoSource((video_file.with_name("gone.pkg.slp"),), embedded="video0"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("format", np.zeros(3), "is no text"),
+        ("format", "hdf5", "they hold no pixels"),
+        ("video", None, "is a group"),
+        ("video", np.zeros((1, 80), np.int8), "not numbered as frames are"),
+        ("frame_numbers", [3, -1], "not numbered as frames are"),
+        ("frame_numbers", [3, 1 << 48], "not numbered as frames are"),
+        ("frame_numbers", [3.0, 20.0], "not numbered as frames are"),
+        ("frame_numbers", 3, ""),
+    ],
+)
+def test_packages_whose_images_cannot_be_listed(
+    make_project: Callable[..., Path], video_file: Path, name: str, value: object, message: str
+) -> None:
+    source = package(make_project, video_file)
+    with h5py.File(source.paths[0], "r+") as file:
+        group, attributes = file["video0"], dict(file["video0/video"].attrs)
+        if name == "format":
+            group["video"].attrs[name] = value
+        else:
+            del group[name]
+            made = group.create_group(name) if value is None else group.create_dataset(name, data=value)
+            made.attrs.update(attributes)
+    with pytest.raises(
+        FormatError, match=rf"p.pkg.slp \(video0\) is damaged: its images cannot be listed \(.*{message}.*\); export the package"
+    ):
+        open_video(source)
+
+
+def test_the_numbers_of_a_package_make_no_endless_table(make_project: Callable[..., Path], tmp_path: Path, video_file: Path) -> None:
+    source = package(make_project, video_file)
+    assert table_length(tmp_path / "t.csv", source, 3, 2) == 21
+    taken = VideoSource(source.paths, embedded="video0", original=VideoSource((video_file,)))
+    assert table_length(tmp_path / "t.csv", taken, 3, 2) == 40, "as long as the video that the images were taken from"
+    with h5py.File(source.paths[0], "r+") as file:
+        file["video0/frame_numbers"][1] = 10**7
+    with pytest.raises(FormatError, match="t.csv has a place for every frame, and an animal or an image is in frame 10000000"):
+        table_length(tmp_path / "t.csv", source, 3, 2)
+
+
+def test_black_images_are_not_taken_for_damage(
+    make_project: Callable[..., Path], video_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converters.hdf5._SMALL", 1 << 16)
+    source, black = package(make_project, video_file), np.zeros((40, 200, 200, 3), np.uint8)
+    with h5py.File(source.paths[0], "r+") as file:
+        del file["video0/video"]
+        file["video0"].create_dataset("video", data=black, chunks=(1, 200, 200, 1), compression="gzip").attrs["format"] = "hdf5"
+    with open_video(source) as video:
+        assert np.array_equal(video.read(20), black[0])
 
 
 def test_importing_converters_loads_no_format_library() -> None:
