@@ -41,5 +41,5 @@ Look at:
   $out/heldout.overlay.mp4          the poses on the held-out video
   $out/model/report.html            how training went
   $out/model/val_predictions.png    labels and predictions side by side
-  $out/heldout.predictions.slp      opens in SLEAP
+  $out/heldout.video.slp            opens in SLEAP
 END
