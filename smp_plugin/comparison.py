@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from converters import FormatError, LabeledFrame, Labels, read_project, write_project
-from smp_plugin.baselines import DLC, METHODS, OWN, SLEAP, Job, Outcome
+from smp_plugin.baselines import DLC, METHODS, OWN, SLEAP, Job, Outcome, own_settings
 from smp_plugin.baselines.__main__ import UNAVAILABLE
 from smp_plugin.comparison_report import write_comparison
 from smp_plugin.comparison_results import append_result, cell_folder, read_results
@@ -84,6 +84,8 @@ def compare(
     reporter = reporter or Reporter(quiet=True)
     if not minutes and not steps:
         raise FormatError("--minutes or --steps is missing: the budget that every method gets.")
+    for key, value in own_settings(settings or {}).items():  # a wrong one is better said now than in every run
+        set_value(Config(), key, value)
     budget = Budget(minutes, 0 if minutes else steps)
     labels = read_project(project, video_root)
     held = read_project(val, video_root) if isinstance(val, Path) else None
@@ -106,25 +108,28 @@ def compare(
             method, train_file.absolute(), val_file.absolute(), folder.absolute(), seed, budget.minutes, budget.steps, device, preset,
             dict(settings or {}), curve,
         )  # fmt: skip
-        for key, value in job.own_settings.items():  # a wrong one is better said now than in every run
-            set_value(Config(), key, value)
         jobs.append((fraction, counts[fraction], job))
     left_out = _do(jobs, out, reporter)
     if not read_results(out):
         raise FormatError(f"No method could be run: {' '.join(dict.fromkeys(left_out.values()))}")
+    facts = _facts(project, train, judged, budget, seeds)
+    page = write_comparison(out, title=f"Methods on {project.name}", val=judged, facts=facts, notes=sorted(set(left_out.values())))
+    reporter.say(f"results: {out / 'results.csv'}; report: {page}")
+    return page
+
+
+def _facts(project: Path, train: Labels, judged: Labels, budget: Budget, seeds: Sequence[int]) -> dict[str, object]:
+    """What was compared, for the page."""
     partial, why = looks_partial(judged.labelled_frames, len(judged.skeleton))
-    facts = {
+    return {
         "Project": str(project),
         "Labelled frames to learn from": len(train.labelled_frames),
         "Frames measured": f"{len(judged.labelled_frames)} ({sum(len(f.instances) for f in judged.labelled_frames)} animals)",
         "Labels there": "partial: predictions where nothing is labelled are not judged" if partial else f"complete: {why}",
-        "Keypoints": ", ".join(labels.skeleton.keypoints),
+        "Keypoints": ", ".join(train.skeleton.keypoints),
         "Budget of each training": str(budget),
         "Seeds": ", ".join(map(str, seeds)),
     }
-    page = write_comparison(out, title=f"Methods on {project.name}", val=judged, facts=facts, notes=sorted(set(left_out.values())))
-    reporter.say(f"results: {out / 'results.csv'}; report: {page}")
-    return page
 
 
 def _do(jobs: Sequence[tuple[str, int, Job]], out: Path, reporter: Reporter) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ SLEAP = ("sleap-bottomup", "sleap-topdown")
 DLC = ("dlc-dekr_w18", "dlc-top_down_resnet_50", "dlc-rtmpose_s")
 PEERS = ("sleap.", "dlc.")  # how the names of their settings begin
 METHODS = (*OWN, *SLEAP, *DLC)
+
+
+def own_settings(settings: Mapping[str, str]) -> dict[str, str]:
+    """Without those of the peers."""
+    return {key: value for key, value in settings.items() if not key.startswith(PEERS)}
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,6 @@ class Job:
     def predictions(self) -> Path:
         """Where the poses on the frames of ``val`` go."""
         return self.folder / "predictions.slp"
-
-    @property
-    def own_settings(self) -> dict[str, str]:
-        """Without those of the peers."""
-        return {key: value for key, value in self.settings.items() if not key.startswith(PEERS)}
 
     def write(self) -> None:
         """As ``job.json`` in the job's folder."""

@@ -12,7 +12,7 @@ import torch
 from converters import LabeledFrame, PredictedInstance, read_project, write_predictions
 from converters.video import open_video
 from smp_plugin import __version__
-from smp_plugin.baselines import CurvePoint, Job, Outcome
+from smp_plugin.baselines import CurvePoint, Job, Outcome, own_settings
 from smp_plugin.checkpoint import load_model
 from smp_plugin.config import preset, set_value
 from smp_plugin.inference import choose_device
@@ -34,7 +34,7 @@ def run(job: Job) -> Outcome:
     between = math.ceil(job.steps / max(job.curve, 1)) if not job.minutes else 500 if device.type == "cuda" else 100
     settings: dict[str, object] = {
         "data.val_fraction": 0.0, "train.seed": job.seed, "train.device": job.device, "train.keep": "last", "train.val_every": between,
-        **SETTINGS[job.method], **job.own_settings,
+        **SETTINGS[job.method], **own_settings(job.settings),
     }  # fmt: skip
     settings |= {"train.minutes": job.minutes} if job.minutes else {"train.steps": job.steps}
     for key, value in settings.items():

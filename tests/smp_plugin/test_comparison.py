@@ -174,6 +174,7 @@ def test_bad_input_is_one_sentence(
     assert main([*filled, "-o", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
     assert sentence in " ".join(message.split()) and "Traceback" not in message
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_real_run_in_a_process_of_its_own(blobs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
