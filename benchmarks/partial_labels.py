@@ -1,6 +1,6 @@
 """Partly labelled frames: what is it worth to know that what is not labelled is no background?
 
-    python benchmarks/partial_labels.py DATA -o benchmarks/results/pups_partial.json --steps 600 --seeds 0,1,2
+    python benchmarks/partial_labels.py DATA -o benchmarks/results/pups_partial.json --steps 400 --seeds 0,1,2
 
 DATA is the folder with ``pups_train.slp`` (84 animals complete, 581 with one keypoint, many not labelled) and ``pups_val.slp`` (complete).
 """

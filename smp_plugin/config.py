@@ -51,7 +51,7 @@ class AugmentConfig:
     strong: float = 2.0  # how many times stronger colour changes are in the student's view of unlabelled frames
     erase: int = 3  # patches wiped out in the student's view of unlabelled frames, at most
     focus: float = 0.5  # share of crops that are laid on a completely labelled animal where labels are partial
-    paste: float = 0.25  # share of labelled crops onto which complete animals are pasted; all of them where labels are partial, unless 0
+    paste: float = 0.5  # share of labelled crops onto which complete animals are pasted; all of them where labels are partial, unless 0
     paste_max: int = 3  # animals pasted on one crop, at most
     paste_overlap: float = 0.3  # share of an animal's keypoints that a pasted one may cover
 

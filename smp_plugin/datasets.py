@@ -231,7 +231,7 @@ class TrainingSteps(Dataset[Batch]):
         partial = source.partial and not frame.negative
         if self.donors and rng.random() < (1.0 if partial and config.augment.paste else config.augment.paste):
             for _ in range(rng.integers(1, config.augment.paste_max + 1)):
-                crop, keypoints = self._paste(rng, crop, keypoints)
+                crop, keypoints = self._paste(rng, crop, keypoints, partial)
         crop = transforms.jitter(rng, transforms.to_bytes(crop), config.augment)
         weights = np.ones(len(keypoints))
         weights[: len(unsure)] = 0
@@ -242,10 +242,11 @@ class TrainingSteps(Dataset[Batch]):
         moved = transforms.apply_matrix(matrix, points)
         return moved[self.skeleton.mirrored] if transforms.is_mirrored(matrix) else moved
 
-    def _paste(self, rng: np.random.Generator, crop: Tensor, keypoints: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    def _paste(self, rng: np.random.Generator, crop: Tensor, keypoints: np.ndarray, move: bool) -> tuple[Tensor, np.ndarray]:
         """Lay one complete animal on the crop, turned and scaled at random, with a soft edge; keypoints it hides become unlabelled.
 
-        The paper's pup trick (section 4.1) made general. Gives up where it would hide too much of a labelled animal.
+        The paper's pup trick (section 4.1) made general. Gives up where it would hide too much of a labelled animal. One that
+        sticks out is moved onto the crop (``move``), or left out.
         """
         size, augment = self.config.data.crop, self.config.augment
         frame, donor = self.donors[rng.integers(len(self.donors))]
@@ -263,8 +264,8 @@ class TrainingSteps(Dataset[Batch]):
         length = max(float((high - low).max()), 0.5 * self.config.data.animal_size if donor.labelled.sum() == 1 else 4.0)
         radius = 0.22 * length
         low, high = low - 1.5 * radius, high + 1.5 * radius
-        inward = np.clip(0, np.ceil(-low), np.floor(size - 2 - high))  # the whole animal goes on the crop
-        if (high - low > size - 4).any():
+        inward = np.clip(0, np.ceil(-low), np.floor(size - 2 - high))
+        if (high - low > size - 4).any() or (inward.any() and not move):
             return crop, keypoints
         matrix[:2, 2] += inward
         points, low, high = points + inward, low + inward, high + inward

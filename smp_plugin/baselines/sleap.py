@@ -40,6 +40,7 @@ def run(job: Job) -> Outcome:
     except ImportError as error:
         raise Unavailable(f"{job.method} needs sleap-nn, which is not installed: pip install 'smp-plugin[sleap]'") from error
     _hush()
+    shutil.rmtree(_models(job), ignore_errors=True)  # of a run that was interrupted
     on_cpu = _on_cpu(job)
     scale, why = _scale(job, on_cpu)
     parts = list(_networks(job, scale))

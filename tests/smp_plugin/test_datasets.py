@@ -276,6 +276,14 @@ def test_every_project_gets_the_same_share_of_crops(video: tuple[VideoSource, li
     assert max(int((pasting[i].keypoints[..., 0].isfinite()).sum(-1).max()) for i in range(4)) == 1
 
 
+def test_pasted_animals_are_moved_onto_the_crop_where_labels_are_partial(make_steps: Callable[..., TrainingSteps]) -> None:
+    def animals(partial: bool) -> int:
+        steps = make_steps(partial=partial, augment__paste=1.0, augment__focus=0.0)
+        return sum(int(steps[i].keypoints.isfinite().all(-1).any(-1).sum()) for i in range(20))
+
+    assert animals(partial=True) > 1.2 * animals(partial=False)  # elsewhere one that sticks out is left out
+
+
 def test_crops_of_partial_labels_are_laid_on_complete_animals(
     video: tuple[VideoSource, list[LabeledFrame]], make_steps: Callable[..., TrainingSteps]
 ) -> None:

@@ -63,6 +63,7 @@ def test_without_sleap_nn_the_remedy_is_named(tmp_path: Path) -> None:
 def test_a_real_run(method: str, tmp_path: Path, make_blobs: Callable[..., Any]) -> None:
     project = make_blobs().project
     job = job_of(tmp_path, project, method, steps=3, curve=2)
+    (job.folder / "models" / "snapshots" / "0_bottomup").mkdir(parents=True)  # what an interrupted run left
     outcome = run(job)
     assert outcome.version.startswith("sleap-nn") and outcome.frames == 12
     assert outcome.steps == (3 if method == "sleap-bottomup" else 6) and len(outcome.curve) == 1
