@@ -17,7 +17,6 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) or any other shape that ``torch.nn.GroupNorm`` takes -> the same."""
         if images.device.type == "cpu" and images.ndim == 4 and torch.is_grad_enabled() and self.affine:
             result: Tensor = _GroupNorm.apply(images, self.weight, self.bias, self.num_groups, self.eps)
             return result
