@@ -41,27 +41,31 @@ class Predictor:
         self.model = checkpoint.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.batch = self.config.predict.batch or (16 if device.type == "cuda" else 4)
 
-    def __call__(self, frames: list[np.ndarray]) -> list[FramePoses]:
-        """Predict frames (H, W, 3) uint8 of one size."""
-        images = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+    def __call__(self, images: torch.Tensor) -> list[FramePoses]:
+        """Predict frames of one size, (N, 3, H, W) uint8 from ``images``."""
         config = self.config
         return infer(self.model, images, config.data.input_scale, config.predict, self.checkpoint.typical_length, config.train.precision)
 
-    def stream(self, frames: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray, FramePoses]]:
-        """(number, frame) pairs, decoded ahead in a thread, -> (number, frame, animals) in the same order."""
-        waiting: list[tuple[int, np.ndarray]] = []
-        for number, frame in ahead(frames, 2 * self.batch):
-            if waiting and (len(waiting) == self.batch or waiting[0][1].shape != frame.shape):
-                yield from self._run(waiting)
-                waiting = []
-            waiting.append((number, frame))
-        if waiting:
-            yield from self._run(waiting)
+    def images(self, frames: list[np.ndarray]) -> torch.Tensor:
+        """Frames (H, W, 3) uint8 of one size -> (N, 3, H, W) on the device; from pinned memory the way to a GPU is gone beside the network."""
+        images = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+        return images.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else images
 
-    def _run(self, waiting: list[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray, FramePoses]]:
-        found = self([frame for _, frame in waiting])
-        for (number, frame), poses in zip(waiting, found, strict=True):
-            yield number, frame, poses
+    def stream(self, frames: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray, FramePoses]]:
+        """(number, frame) pairs -> (number, frame, animals) in the same order. Batches are decoded, and sent to a GPU, ahead in a thread."""
+        for batch, images in ahead(self._batches(frames), 2):
+            for (number, frame), poses in zip(batch, self(images), strict=True):
+                yield number, frame, poses
+
+    def _batches(self, frames: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[list[tuple[int, np.ndarray]], torch.Tensor]]:
+        batch: list[tuple[int, np.ndarray]] = []
+        for number, frame in frames:
+            if batch and (len(batch) == self.batch or batch[0][1].shape != frame.shape):
+                yield batch, self.images([frame for _, frame in batch])
+                batch = []
+            batch.append((number, frame))
+        if batch:
+            yield batch, self.images([frame for _, frame in batch])
 
 
 def ahead(items: Iterable[Any], depth: int) -> Iterator[Any]:

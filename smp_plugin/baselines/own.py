@@ -54,7 +54,7 @@ def _predict(job: Job, run_folder: Path) -> tuple[float, int, float]:
     predictor, labels = Predictor(checkpoint, choose_device(job.device)[0]), read_project(job.val)
     frames = labels.labelled_frames
     with open_video(labels.videos[frames[0].video]) as video:
-        predictor([video.read(frames[0].index)])
+        predictor(predictor.images([video.read(frames[0].index)]))
     started = time.monotonic()
     predicted = []
     for number, source in enumerate(labels.videos):

@@ -61,11 +61,11 @@ class Stub(Predictor):
     calls = 0
     event: Callable[[int], None] = staticmethod(lambda _: None)
 
-    def __call__(self, frames: list[np.ndarray]) -> list[FramePoses]:
+    def __call__(self, images: torch.Tensor) -> list[FramePoses]:
         type(self).calls += 1
         type(self).event(type(self).calls)
         pose = np.zeros((1, 3, 2))
-        return [FramePoses(pose + f.mean(), np.array([0.5]), np.full((1, 3), 0.5)) for f in frames]
+        return [FramePoses(pose + f.mean(), np.array([0.5]), np.full((1, 3), 0.5)) for f in images.numpy()]
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_nothing_found_is_nothing_to_correct(
     trained: Path, blobs: Any, monkeypatch: pytest.MonkeyPatch, stub: type[Stub], tmp_path: Path, listener: Any
 ):
     nothing = FramePoses(np.empty((0, 3, 2)), np.empty(0), np.empty((0, 3)))
-    monkeypatch.setattr(stub, "__call__", lambda self, frames: [nothing] * len(frames))
+    monkeypatch.setattr(stub, "__call__", lambda self, images: [nothing] * len(images))
     write_project(tmp_path / "dlc", read_project(blobs.project))
     folder = tmp_path / "dlc" / "labeled-data"
     assert predict([blobs.video], folder, model=trained, device="cpu", frames="15-17", reporter=listener) == []
@@ -453,9 +453,9 @@ def test_ahead_ends_when_left():
 def test_frames_of_one_size_share_a_batch(trained: Path, monkeypatch: pytest.MonkeyPatch):
     sizes: list[int] = []
 
-    def call(self: Predictor, frames: list[np.ndarray]) -> list[FramePoses]:
-        sizes.append(len(frames))
-        return [FramePoses(np.zeros((0, 3, 2)), np.zeros(0), np.zeros((0, 3))) for _ in frames]
+    def call(self: Predictor, images: torch.Tensor) -> list[FramePoses]:
+        sizes.append(len(images))
+        return [FramePoses(np.zeros((0, 3, 2)), np.zeros(0), np.zeros((0, 3))) for _ in images]
 
     monkeypatch.setattr(Predictor, "__call__", call)
     made = Predictor(load_model(trained), torch.device("cpu"))
