@@ -31,8 +31,9 @@ class DataConfig:
     predicted: Literal["ignore", "unused"] = (
         "ignore"  # what a model predicted in labelled frames and nobody corrected: neither animal nor background, or as if not there
     )
-    input_scale: float = 0.0  # input pixels per frame pixel; 0: the scale that makes the median animal `animal_size` long, at most 1.5
+    input_scale: float = 0.0  # input pixels per frame pixel; 0: the scale that makes the median animal `animal_size` long
     animal_size: float = 72.0  # wanted length of the median animal, input pixels
+    max_scale: float = 1.5  # how far small animals are enlarged to that: huddled ones are told apart better, but beyond this is only blur
     crop: int = 0  # side of the square training crop, input pixels; 0: four and a half median animals, 192 to 512
     val_fraction: float = 0.1  # share of labelled frames held out when no validation file is given; none below 10 frames
     unlabeled_frames: str = ""  # frames of each video used without labels, e.g. "0-999,1500"; "": all
@@ -164,6 +165,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "data.crop": 704,
         "data.animal_size": 192.0,
+        "data.max_scale": 1.0,  # enlarging costs this network up to 2.25 times the arithmetic
         "model.backbone": "resnet50",
         "model.channels": 256,
         "model.tower_depth": 4,

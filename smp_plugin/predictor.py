@@ -47,12 +47,12 @@ class Predictor:
         return infer(self.model, images, config.data.input_scale, config.predict, self.checkpoint.typical_length, config.train.precision)
 
     def images(self, frames: list[np.ndarray]) -> torch.Tensor:
-        """Frames (H, W, 3) uint8 of one size -> (N, 3, H, W) on the device; from pinned memory the way to a GPU is gone beside the network."""
+        """Frames (H, W, 3) uint8 of one size -> (N, 3, H, W) on the device; a copy from pinned memory to a GPU does not hold the network up."""
         images = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
         return images.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else images
 
     def stream(self, frames: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray, FramePoses]]:
-        """(number, frame) pairs -> (number, frame, animals) in the same order. Batches are decoded, and sent to a GPU, ahead in a thread."""
+        """(number, frame) pairs -> (number, frame, animals) in the same order. A thread decodes and sends ahead."""
         for batch, images in ahead(self._batches(frames), 2):
             for (number, frame), poses in zip(batch, self(images), strict=True):
                 yield number, frame, poses

@@ -15,7 +15,6 @@ from smp_plugin.config import Config, DataConfig, parse_ranges
 from smp_plugin.datasets import LabelSource, UnlabeledPool
 from smp_plugin.progress import Reporter
 
-MAX_SCALE = 1.5  # small animals in a huddle are told apart better when enlarged; beyond this there is only blur to see
 MIN_FRAMES_TO_SPLIT = 10  # with fewer labelled frames every one is needed for training
 
 
@@ -181,7 +180,7 @@ def _choose_scale(config: Config, lengths: np.ndarray, reporter: Reporter) -> No
         reporter.say("input scale: 1, since no animal has two labelled keypoints to tell its size by")
     else:
         median = float(np.median(lengths))
-        config.data.input_scale = round(min(MAX_SCALE, config.data.animal_size / median), 3)
+        config.data.input_scale = round(min(config.data.max_scale, config.data.animal_size / median), 3)
         reporter.say(
             f"input scale: {config.data.input_scale:g}, since the median animal is {median:.0f} pixels long "
             f"(wanted: {config.data.animal_size:g})"

@@ -12,7 +12,7 @@ import pytest
 
 from converters import FormatError
 from smp_plugin.config import Config
-from smp_plugin.preparation import MAX_SCALE, Material, name_sources, prepare
+from smp_plugin.preparation import Material, name_sources, prepare
 
 
 def material_of(*projects: Path, config: Config, listener: Any, val: Path | None = None, extra: list[Path] | None = None) -> Material:
@@ -142,7 +142,7 @@ def test_the_scale_brings_animals_to_the_wanted_length(blobs: Any, make_config: 
     assert "since the median animal is 2" in sentence(listener, "input scale")
     config = make_config(data__animal_size=99.0)
     material_of(blobs.project, config=config, listener=listener)
-    assert config.data.input_scale == MAX_SCALE  # small animals are enlarged only so far
+    assert config.data.input_scale == config.data.max_scale == 1.5  # small animals are enlarged only so far
     config = make_config(data__input_scale=0.25)
     material_of(blobs.project, config=config, listener=listener)
     assert config.data.input_scale == 0.25 and listener.sentences[-3].endswith("0.25, as asked for")

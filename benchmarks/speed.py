@@ -1,0 +1,202 @@
+"""Speed and memory of prediction against SLEAP's models, end to end on the same videos in the same run, and of training beside it.
+
+    python benchmarks/speed.py DATA -o benchmarks/results/speed.json
+
+DATA is the folder with ``flies/pair24``. Every method is trained on the same labels for ``--minutes`` (``smp-compare`` does it, and its
+results are kept in ``--models`` for another run); the paper's preset is only begun, as its speed does not need its accuracy. Then, in
+``--rounds`` that take each method in turn, a process of its own predicts a video from file to file. Ratios are taken within a round: these
+machines are noisy. ``crowd`` tiles the video 4 x 4 with 1 to 15 of the tiles shown, so that only the number of animals differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from machine import machine
+
+from converters import VideoSource
+from converters.video import open_video
+from smp_plugin.comparison import compare
+from smp_plugin.comparison_results import cell_folder
+from smp_plugin.config import preset, set_value
+from smp_plugin.progress import Reporter
+from smp_plugin.training import train
+
+METHODS = ("smp-small", "smp-paper", "sleap-bottomup", "sleap-topdown")
+COMPARED = {"smp-small": "smp", "sleap-bottomup": "sleap-bottomup", "sleap-topdown": "sleap-topdown"}  # names in smp-compare
+COMMAND = "python benchmarks/speed.py DATA -o benchmarks/results/speed.json"
+TILES = 4  # a side of the crowd
+
+
+def models(args: argparse.Namespace, methods: list[str]) -> dict[str, list[str]]:
+    """Method -> the files or folders of its trained networks. Trains what is not there yet."""
+    project, folder = args.data / "flies" / "pair24" / "pair24_train.slp", args.models
+    wanted = [COMPARED[m] for m in methods if m in COMPARED]
+    compare(
+        project, val=0.25, out=folder / "compared", methods=wanted, minutes=args.minutes, device=args.device, preset="small", curve=0,
+        reporter=Reporter(),
+    )  # fmt: skip
+    if "smp-paper" in methods and not (folder / "paper" / "model.pt").exists():
+        config, _ = preset("paper", cuda=False)
+        for key, value in {"train.steps": 1, "train.device": args.device, "model.weights": "none", "data.crop": 384}.items():
+            set_value(config, key, value)
+        train([project], config=config, out=folder / "paper", reporter=Reporter())
+    found = {
+        "smp-small": [folder_of(folder, "smp") / "run"],
+        "smp-paper": [folder / "paper"],
+        "sleap-bottomup": [folder_of(folder, "sleap-bottomup") / "models" / "bottomup"],
+        "sleap-topdown": [folder_of(folder, "sleap-topdown") / "models" / name for name in ("centroid", "centered_instance")],
+    }
+    return {m: [str(p.resolve()) for p in found[m]] for m in methods if all(p.exists() for p in found[m])}
+
+
+def folder_of(models_folder: Path, method: str) -> Path:
+    """Where smp-compare keeps a method's only run."""
+    return cell_folder(models_folder / "compared", method, "all", 0)
+
+
+def write_video(path: Path, frames: list[np.ndarray]) -> Path:
+    """H.264 at 25 frames a second."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=25, options={"crf": "18"})
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def videos(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The videos that are predicted: path, frames, animals, size."""
+    source = args.data / "flies" / "pair24" / "centered_pair_small.mp4"
+    made = [{"name": "pair24", "path": str(source.resolve()), "frames": args.frames, "animals": 2}]
+    with open_video(VideoSource(kind="file", paths=(source,))) as video:
+        frames = [video.read(i) for i in range(0, 15 * args.crowd_frames)]
+    empty = np.median(np.stack(frames[:: max(1, len(frames) // 50)]), axis=0).astype(np.uint8)  # the flies move, the background stays
+    for shown in args.tiles:
+        crowd = []
+        for number in range(args.crowd_frames):
+            tiles = [frames[number + args.crowd_frames * i] if i < shown else empty for i in range(TILES**2)]
+            crowd.append(np.vstack([np.hstack(tiles[row : row + TILES]) for row in range(0, TILES**2, TILES)]))
+        path = write_video(args.models / f"crowd{shown}.mp4", crowd)
+        made.append({"name": f"crowd{shown}", "path": str(path.resolve()), "frames": args.crowd_frames, "animals": 2 * shown})
+    return made
+
+
+def measured(method: str, networks: list[str], video: dict[str, Any], args: argparse.Namespace, parts: bool) -> dict[str, Any]:
+    """One method on one video in a process of its own."""
+    case = {
+        "method": method, "models": networks, "video": video["path"], "frames": video["frames"], "device": args.device, "parts": parts,
+        "output": str((args.models / "out.slp").resolve()), "launched": time.time(),
+    }  # fmt: skip
+    command = [sys.executable, str(Path(__file__).with_name("speed_case.py")), json.dumps(case)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        sys.exit(f"{method} on {video['name']} failed:\n{done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
+    return result
+
+
+def matrix_rate(device: str) -> dict[str, float]:
+    """Billions of operations a second that this machine does in a 3 x 3 convolution of 256 channels, in each precision."""
+    rates = {}
+    where = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
+    for dtype in (torch.float32, torch.bfloat16):
+        images = torch.randn(8, 256, 32, 32, device=where, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        convolution = torch.nn.Conv2d(256, 256, 3, padding=1, bias=False, device=where, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        best = float("inf")
+        with torch.inference_mode():
+            for _ in range(10):
+                started = time.perf_counter()
+                convolution(images)
+                if where.type == "cuda":
+                    torch.cuda.synchronize()
+                best = min(best, time.perf_counter() - started)
+        rates[str(dtype).removeprefix("torch.")] = 2 * images.numel() * 256 * 9 / best / 1e9
+    return rates
+
+
+def summarised(runs: list[dict[str, Any]], rate: dict[str, float]) -> list[dict[str, Any]]:
+    """A row for each method and video: medians over the rounds, and the median of each round's ratios to SLEAP's models."""
+    rows = []
+    speeds = {(r["method"], r["video"], r["round"]): r["frames_per_second"] for r in runs}
+    for method, video in dict.fromkeys((r["method"], r["video"]) for r in runs):
+        own = [r for r in runs if (r["method"], r["video"]) == (method, video)]
+        row: dict[str, Any] = {"method": method, "video": video, "animals": own[0]["animals"], "rounds": len(own)}
+        row |= {key: statistics.median(r[key] for r in own) for key in ("frames_per_second", "startup_seconds", "peak_memory_gb")}
+        for peer in ("sleap-bottomup", "sleap-topdown"):
+            ratios = [r["frames_per_second"] / speeds[peer, video, r["round"]] for r in own if (peer, video, r["round"]) in speeds]
+            if ratios and not method.startswith("sleap"):
+                row[f"times_{peer}"] = statistics.median(ratios)
+                row[f"times_{peer}_range"] = [min(ratios), max(ratios)]
+        row |= {key: statistics.median(r[key] for r in own if key in r) for key in own[0] if key.endswith("_ms")}
+        if "gflop" in own[0]:
+            row |= {"gflop": own[0]["gflop"], "floor_ms": 1e3 * own[0]["gflop"] / max(rate.values())}
+        rows.append(row)
+    return rows
+
+
+def trained(folder: Path) -> list[dict[str, str]]:
+    """Training of the same runs: steps, minutes, accuracy on the frames held out."""
+    with (folder / "compared" / "results.csv").open(newline="", encoding="utf-8") as file:
+        return [
+            {**row, "steps_per_second": f"{float(row['steps']) / max(60 * float(row['train_minutes']), 1e-9):.4g}"}
+            for row in csv.DictReader(file)
+        ]
+
+
+def main() -> None:
+    """Train, predict in rounds, print a table or JSON, keep the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--models", type=Path, default=Path("runs/speed"), help="where trained models are kept")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--minutes", type=float, default=10.0, help="training of each method")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--frames", type=int, default=200, help="of the pair24 video")
+    parser.add_argument("--crowd-frames", type=int, default=12, help="of each crowd video")
+    parser.add_argument("--tiles", type=lambda text: [int(t) for t in text.split(",") if t], default=[1, 15], help="tiles shown in a crowd")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON and nothing else")
+    args = parser.parse_args()
+    args.models.mkdir(parents=True, exist_ok=True)
+    networks, shown, rate = models(args, args.methods.split(",")), videos(args), matrix_rate(args.device)
+    runs: list[dict[str, Any]] = []
+    for number in range(args.rounds):
+        for video in shown:
+            for method, files in networks.items():
+                run = measured(method, files, video, args, parts=not method.startswith("sleap"))
+                runs.append({"method": method, "video": video["name"], "animals": video["animals"], "round": number, **run})
+                if not args.json:
+                    print(f"round {number + 1}, {video['name']}, {method}: {run['frames_per_second']:.2f} frames/s", flush=True)
+    rows = summarised(runs, rate)
+    result = {
+        "rows": rows,
+        "training": trained(args.models),
+        "gflop_per_second": rate,
+        "runs": runs,
+        "machine": machine(),
+        "command": COMMAND,
+    }
+    if args.output:
+        args.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result if args.json else rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""One method on one video in a process of its own, so that its start-up and its memory are seen: prints a line of JSON.
+
+    python benchmarks/speed_case.py '{"method": "smp-small", "models": ["runs/a"], "video": "video.mp4", "frames": 300, "output": "out.slp",
+        "device": "cpu"}'
+
+The first batch, which warms up, is not timed. What is timed is the whole way from the video file to the file of predictions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+BATCH = 4  # frames to warm up with
+
+
+def ours(case: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], None], Callable[[], dict[str, float]]]:
+    """Warming up, the work, and its parts."""
+    from converters import LabeledFrame, PredictedInstance, VideoSource, write_predictions
+    from converters.video import open_video
+    from smp_plugin.checkpoint import load_model
+    from smp_plugin.inference import choose_device
+    from smp_plugin.predictor import Predictor
+
+    checkpoint = load_model(Path(case["models"][0]))
+    if case.get("input_scale"):
+        checkpoint.config.data.input_scale = case["input_scale"]
+    predictor = Predictor(checkpoint, choose_device(case["device"])[0])
+    source = VideoSource(kind="file", paths=(Path(case["video"]),))
+
+    def animals(found: Any) -> list[PredictedInstance]:
+        return [PredictedInstance(p, None, float(s), q) for p, s, q in zip(found.poses, found.scores, found.point_scores, strict=True)]
+
+    def work(frames: int, output: str) -> None:
+        with open_video(source) as video:
+            stream = predictor.stream(itertools.islice(video.stream(), frames))
+            labelled = (LabeledFrame(0, index, predicted=animals(found)) for index, _, found in stream)
+            write_predictions(Path(output), checkpoint.skeleton, [source], labelled, {})
+
+    return (
+        lambda: work(BATCH, case["output"] + ".warm.slp"),
+        lambda: work(case["frames"], case["output"]),
+        lambda: parts(predictor, source, min(case["frames"], 40)),
+    )
+
+
+def parts(predictor: Any, source: Any, frames: int) -> dict[str, float]:
+    """Milliseconds a frame of each part alone, one after the other, and the network's arithmetic."""
+    import numpy as np
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from converters.video import open_video
+    from smp_plugin import decode, inference, transforms
+
+    def timed(part: Callable[[], Any]) -> tuple[float, Any]:
+        started = time.perf_counter()
+        result = part()
+        if predictor.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started, result
+
+    config, typical = predictor.config, predictor.checkpoint.typical_length
+    spent: dict[str, float] = dict.fromkeys(("decode_video", "transform", "network", "decode_outputs"), 0.0)
+    with open_video(source) as video, torch.inference_mode():
+        stream = video.stream()
+        for _ in range(frames // BATCH):
+            seconds, images = timed(lambda: [next(stream)[1] for _ in range(BATCH)])
+            spent["decode_video"] += seconds
+            seconds, inputs = timed(lambda x=images: transforms.resize_frames(predictor.images(x), config.data.input_scale))  # type: ignore[misc]
+            spent["transform"] += seconds
+            with inference.autocast(predictor.device, config.train.precision):
+                seconds, outputs = timed(lambda x=inputs: predictor.model(x))  # type: ignore[misc]
+            spent["network"] += seconds
+            seconds, _found = timed(lambda x=outputs: decode.decode(x, config.predict, typical).poses.cpu())  # type: ignore[misc]
+            spent["decode_outputs"] += seconds
+        with FlopCounterMode(display=False) as counter:
+            predictor.model(inputs[:1])
+    done = frames // BATCH * BATCH
+    figures = {f"{name}_ms": 1e3 * seconds / done for name, seconds in spent.items()}
+    return {**figures, "gflop": counter.get_total_flops() / 1e9, "input_pixels": float(np.prod(inputs.shape[2:]))}
+
+
+def sleap(case: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], None], Callable[[], dict[str, float]]]:
+    """The same of sleap-nn, through its own predictor."""
+    import logging
+
+    logging.disable(logging.INFO)
+    from sleap_nn.inference import Predictor
+
+    predictor = Predictor.from_model_paths(case["models"], device=case["device"], batch_size=BATCH)
+
+    def work(frames: int, output: str) -> None:
+        predictor.predict(case["video"], frames=list(range(frames))).save(output, verbose=False)
+
+    return lambda: work(BATCH, case["output"] + ".warm.slp"), lambda: work(case["frames"], case["output"]), dict
+
+
+def main() -> None:
+    case = json.loads(sys.argv[1])
+    begun = time.time()
+    warm, work, alone = (sleap if case["method"].startswith("sleap") else ours)(case)
+    warm()
+    ready = time.time()
+    work()
+    done = time.time()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    figures = {"startup_seconds": ready - case.get("launched", begun), "frames_per_second": case["frames"] / (done - ready)}
+    print("RESULT " + json.dumps({**figures, "peak_memory_gb": peak, **(alone() if case.get("parts") else {})}))
+
+
+if __name__ == "__main__":
+    main()
