@@ -47,7 +47,7 @@ class Predictor:
         return infer(self.model, images, config.data.input_scale, config.predict, self.checkpoint.typical_length, config.train.precision)
 
     def images(self, frames: list[np.ndarray]) -> torch.Tensor:
-        """Frames (H, W, 3) uint8 of one size -> (N, 3, H, W) on the device; a copy from pinned memory to a GPU does not hold the network up."""
+        """Frames (H, W, 3) uint8 of one size -> (N, 3, H, W) on the device. A copy from pinned memory to a GPU holds nothing up."""
         images = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
         return images.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else images
 
