@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from machine import machine
 
-from smp_plugin.group_norm import GroupNorm
+from smp_plugin.normalization import GroupNorm
 
 SIZES = ((64, 80), (128, 40), (256, 20), (96, 40))  # channels and side of the maps of a 320 px crop
 BATCH = 9

@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py DATA/flies/pair24 --model runs/speed/compared/cells/smp_all_0/run -o OUT.json
 
-The videos are the middle of pair24's frames, over and over, so that every frame has animals to keep. Ten steps are trained with each video's
-frames as the unlabelled ones.
+The videos are the middle of pair24's frames, over and over, so that every frame has animals to keep. Ten steps are trained with the frames
+of each video as the unlabelled ones.
 """
 
 from __future__ import annotations

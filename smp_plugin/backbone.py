@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
-from torchvision.ops import FrozenBatchNorm2d
 
 from converters.labels import FormatError
-from smp_plugin.group_norm import GroupNorm
+from smp_plugin.normalization import FrozenNorm, GroupNorm
 
 STAGE_CHANNELS = {"resnet18": (64, 128, 256, 512), "resnet34": (64, 128, 256, 512), "resnet50": (256, 512, 1024, 2048)}
 
@@ -32,7 +31,7 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, norm: str) -> None:
         super().__init__()
-        network = get_model(name, weights=None, norm_layer=FrozenBatchNorm2d if norm == "frozen" else group_norm)
+        network = get_model(name, weights=None, norm_layer=FrozenNorm if norm == "frozen" else group_norm)
         self.stem = nn.Sequential(OrderedDict(conv=network.conv1, norm=network.bn1, relu=network.relu, pool=network.maxpool))
         if norm == "group":  # nothing pretrained to agree with: pooling first saves a fifth of a training step on a CPU
             self.stem = nn.Sequential(OrderedDict(conv=network.conv1, pool=network.maxpool, norm=network.bn1, relu=network.relu))

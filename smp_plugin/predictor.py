@@ -25,6 +25,7 @@ from smp_plugin.config import set_value, to_dict
 from smp_plugin.drawing import OverlayWriter
 from smp_plugin.inference import FramePoses, choose_device, infer
 from smp_plugin.jobs import MACHINELABELS, Job, check, is_folder, plan
+from smp_plugin.normalization import fold
 from smp_plugin.progress import Reporter, Task
 
 
@@ -38,7 +39,7 @@ class Predictor:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         self.checkpoint, self.device, self.config = checkpoint, device, checkpoint.config
-        self.model = checkpoint.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = fold(checkpoint.model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.batch = self.config.predict.batch or (16 if device.type == "cuda" else 4)
 
     def __call__(self, images: torch.Tensor) -> list[FramePoses]:

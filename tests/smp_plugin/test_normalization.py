@@ -1,10 +1,12 @@
-"""The gradient of group normalisation against PyTorch's own, in double precision."""
+"""Our normalisation layers against PyTorch's and torchvision's."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.ops import FrozenBatchNorm2d
 
-from smp_plugin.group_norm import GroupNorm
+from smp_plugin.backbone import Backbone
+from smp_plugin.normalization import FrozenNorm, GroupNorm, fold
 
 
 def gradients(norm: torch.nn.GroupNorm, images: torch.Tensor, grad: torch.Tensor) -> list[torch.Tensor]:
@@ -44,3 +46,38 @@ def test_a_second_derivative_is_refused_and_not_wrong():
     first = torch.autograd.grad(norm(images).square().sum(), images, create_graph=True)[0]
     with pytest.raises(RuntimeError):
         torch.autograd.grad(first.sum(), images)
+
+
+def with_statistics(module: torch.nn.Module) -> torch.nn.Module:
+    """Frozen norms as of a trained network, which the fresh ones, that change nothing, are not."""
+    for part in module.modules():
+        if isinstance(part, FrozenBatchNorm2d):
+            part.weight.uniform_(0.5, 1.5)
+            part.bias.normal_()
+            part.running_mean.normal_()
+            part.running_var.uniform_(0.5, 2)
+    return module
+
+
+def test_frozen_norm_is_torchvisions_in_the_precision_it_is_given():
+    norm = with_statistics(FrozenNorm(8))
+    reference = FrozenBatchNorm2d(8)
+    reference.load_state_dict(norm.state_dict())
+    images = torch.randn(2, 8, 5, 6)
+    torch.testing.assert_close(norm(images), reference(images))
+    half = norm(images.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), reference(images), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_folded_the_backbone_is_the_same_function(name: str):
+    torch.manual_seed(0)
+    backbone = with_statistics(Backbone(name, "frozen")).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = backbone(images)
+        after = fold(backbone)(images)
+    assert not any(isinstance(part, FrozenBatchNorm2d) for part in backbone.modules())
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-3 * float(one.abs().max()))
