@@ -23,9 +23,8 @@ from smp_plugin import __version__
 from smp_plugin.checkpoint import Checkpoint, load_model
 from smp_plugin.config import set_value, to_dict
 from smp_plugin.drawing import OverlayWriter
-from smp_plugin.inference import FramePoses, choose_device, infer
+from smp_plugin.inference import FramePoses, choose_device, for_prediction, infer
 from smp_plugin.jobs import MACHINELABELS, Job, check, is_folder, plan
-from smp_plugin.normalization import fold
 from smp_plugin.progress import Reporter, Task
 
 
@@ -39,7 +38,7 @@ class Predictor:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         self.checkpoint, self.device, self.config = checkpoint, device, checkpoint.config
-        self.model = fold(checkpoint.model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = for_prediction(checkpoint.model, device, self.config.train.precision)
         self.batch = self.config.predict.batch or (16 if device.type == "cuda" else 4)
 
     def __call__(self, images: torch.Tensor) -> list[FramePoses]:

@@ -37,7 +37,7 @@ from smp_plugin.consistency import (
     select,
 )
 from smp_plugin.datasets import Batch, StepRange, TrainingSteps
-from smp_plugin.inference import choose_device, has_bf16
+from smp_plugin.inference import choose_device, in_bf16
 from smp_plugin.losses import supervised
 from smp_plugin.model import PoseModel, PoseOutputs
 from smp_plugin.optimizer import Muon, is_kernel
@@ -251,7 +251,7 @@ def train(
         write_config(config, out / "config.yaml")
     if not resume:
         (reporter.warn if sentence.startswith("NO") else reporter.say)(sentence)
-    reporter.say(f"{why}; {'bf16' if config.train.precision != 'fp32' and has_bf16(device) else 'fp32'}")
+    reporter.say(f"{why}; {'bf16' if in_bf16(device, config.train.precision) else 'fp32'}")
 
     torch.manual_seed(config.train.seed)
     budget = Budget(config.train.steps, config.train.minutes)
@@ -296,7 +296,7 @@ def fit(
             devices=[device.index] if device.index is not None else settings.devices,
             num_nodes=settings.num_nodes,
             strategy="ddp" if settings.devices * settings.num_nodes > 1 else "auto",
-            precision="bf16-mixed" if settings.precision == "bf16" or (settings.precision == "auto" and has_bf16(device)) else "32-true",
+            precision="bf16-mixed" if in_bf16(device, settings.precision) else "32-true",
             max_steps=-1 if budget.seconds else settings.steps - (saved["step"] if saved else 0),
             max_epochs=-1,
             reload_dataloaders_every_n_epochs=1,
