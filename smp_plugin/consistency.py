@@ -126,7 +126,7 @@ def label_confidence(outputs: PoseOutputs, labels: Instances) -> Tensor:
     near = (outputs.locations[None, :, None] - middle[:, None]).abs().amax(dim=-1) <= outputs.strides[:, None]  # N, L, M
     best = (outputs.scores[..., None] * near).amax(dim=1)
     counted = known.squeeze(-1).any(dim=-1) & (labels.weights > 0)
-    return best[counted].median() if bool(counted.any()) else best.new_tensor(torch.nan)
+    return best.where(counted, best.new_tensor(torch.nan)).nanmedian()  # no waiting for a GPU, as indexing with a mask would
 
 
 @torch.no_grad()
