@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from converters import FormatError, read_project
+from converters import FormatError, LabeledFrame, PredictedInstance, hdf5, read_project, write_predictions
 from converters.video import open_video, video_source
 from smp_plugin import inference
 from smp_plugin.checkpoint import Checkpoint
@@ -138,6 +139,21 @@ def test_a_full_disk(trained: Path, blobs: Any, tmp_path: Path, monkeypatch: pyt
     (line,) = capsys.readouterr().err.splitlines()
     assert "out.slp cannot be written" in line and "No space left on device" in line
     assert [path.name for path in tmp_path.iterdir()] == ["out.slp"] and (tmp_path / "out.slp").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["out.slp", "out.analysis.h5", "out.h5"])
+def test_a_disk_that_becomes_full_while_hdf5_is_written(
+    name: str, untrained: Checkpoint, blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """HDF5 must not be the one who finds out: it would leave a damaged file and no word."""
+    space = iter([2**30, 2**20, 2**20])
+    monkeypatch.setattr(hdf5.shutil, "disk_usage", lambda _: SimpleNamespace(free=next(space) if name == "out.slp" else 2**20))
+    (tmp_path / name).write_text("of before")
+    animals = [PredictedInstance(np.ones((3, 2)), None, 0.5)]
+    with pytest.raises(FormatError, match=rf"{name} cannot be written \(.*No space left on device"):
+        frames = [LabeledFrame(0, number, [], animals) for number in range(20)]
+        write_predictions(tmp_path / name, untrained.skeleton, [video_source(blobs.video)], frames, {})
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "of before"
 
 
 # --- videos ---
