@@ -54,7 +54,7 @@ def read_checkpoint(out: Path) -> dict[str, Any]:
     try:
         saved = load_plain(path)
         if absent := {"state_dict", "optimizer_states", "callbacks", "step", "seconds"} - {*saved}:
-            raise ValueError(f"it has no {', '.join(absent)}")
+            raise ValueError(f"it has no {', '.join(sorted(absent))}")
         return dict(saved)
     except (ValueError, TypeError) as error:
         raise FormatError(f"--resume: {path} is damaged; train anew in another folder (model.pt beside it still predicts).") from error
