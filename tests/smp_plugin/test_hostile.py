@@ -49,10 +49,10 @@ class Trap:
 
 
 class Long:
-    """Unpickled, it takes four gigabytes."""
+    """Unpickled, it would take as much memory as it names."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return bytearray, (1 << 32,)
+        return bytearray, (1 << 20,)
 
 
 def refused(command: Any, arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
