@@ -291,7 +291,7 @@ def _parsed(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or a number that can't be
-        raise FormatError(f"{where}: not readable as YAML ({str(error).splitlines()[0]}).") from error
+        raise FormatError(f"{where}: not a readable YAML ({str(error).splitlines()[0]}).") from error
 
 
 def _is_number(text: str) -> bool:

@@ -137,7 +137,7 @@ def edited(trained: Path, path: Path, edit: Callable[[dict[str, Any]], Any]) -> 
         (lambda header: header["config"]["model"].update(tower_depth=10**6), "tower_depth is 1000000; it must be at most 64"),
         (lambda header: header["config"]["predict"].update(batch=10**9), "predict.batch is 1000000000; it must be at most"),
         (lambda header: header["config"]["data"].update(input_scale=1e6), "input_scale is 1000000.0; it must be at most 64"),
-        (lambda header: header["config"]["train"].update(lr="[" * 9), "train.lr: not readable as YAML"),
+        (lambda header: header["config"]["train"].update(lr="[" * 9), "train.lr: not a readable YAML"),
         (lambda header: header.update(typical_length=float("nan")), "typical_length is nan"),
     ],
 )
@@ -184,7 +184,7 @@ def test_settings_of_strangers(text: str, words: str, tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("value", ["[", "!!python/name:os.system", "2001-13-45", "9" * 5000])
 def test_values_on_the_command_line(value: str):
-    with pytest.raises(FormatError, match=r"--set: train\.lr: not readable as YAML"):
+    with pytest.raises(FormatError, match=r"--set: train\.lr: not a readable YAML"):
         set_value(Config(), "train.lr", value)
 
 
