@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.hdf5 import check_hdf5
+from converters.hdf5 import check_hdf5, check_space
 from converters.labels import IMAGE_SUFFIXES, FormatError, Instance, PredictedInstance
 from converters.pickled import plain
 
@@ -276,6 +276,7 @@ def write_h5(
         values = _write_array(group, "block0_values", shape=(len(rows), len(columns)))
         start = 0
         for piece in pieces:
+            check_space(path)
             values[start : start + len(piece)] = piece
             start += len(piece)
 

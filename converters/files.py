@@ -109,6 +109,12 @@ def refuse_overwriting(path: Path, inputs: Iterable[Path]) -> None:
         raise FormatError(f"{path} is one of the inputs and would be overwritten; give the output another name.")
 
 
+def refuse_links(files: Iterable[Path]) -> None:
+    """FormatError if one of ``files``, which will be written to, is a link: it may have come with its folder, and lead anywhere."""
+    if link := next((path for path in files if path.is_symlink()), None):
+        raise FormatError(f"{link} is a link, and what is written there would go where it leads; remove it, or choose another folder.")
+
+
 def natural_order(path: Path) -> list[tuple[int, int | str]]:
     """What to sort files by: by name, numbers in it as numbers (frame2 before frame10)."""
     pieces = re.split(r"(\d+)", path.name)

@@ -1,4 +1,4 @@
-"""What reading an HDF5 file would cost, told before anything of it is read.
+"""What reading an HDF5 file would cost, told before anything of it is read; and whether there is room for writing one.
 
 Traps of the format, by which a small file takes a computer's memory before its library complains:
 
@@ -12,20 +12,32 @@ Traps of the format, by which a small file takes a computer's memory before its 
 
 from __future__ import annotations
 
+import errno
 import math
 import os
+import shutil
 import struct
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 _SMALL = 1 << 26  # bytes that are read without a question
+_SPARE = 1 << 25  # bytes on the disk, more than HDF5 and our writers hold back at a time
 # Only analysis files are compressed by the programs that write them, and those are read in pieces. Projects and tables are not; people may
 # compress these afterwards, but not to less than a 200th. What a file holds is therefore at most this many times what it stores.
 _EXPANSION = 200
 _HEAP_OBJECT = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])  # a text as a dataset or an attribute keeps it
 _CONTINUED, _ATTRIBUTE, _TEXTS = 0x10, 0x0C, 9  # numbers of the format: two messages in object headers, and a class of types
+
+
+def check_space(path: Path) -> None:
+    """OSError where the disk of a file that is being written is nearly full. Asked before each part is written: where HDF5 itself finds no
+    room, it keeps that to itself when the file is closed, and ends the process later.
+    """
+    if shutil.disk_usage(path.parent).free < _SPARE:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def check_hdf5(file: Any, at_once: Callable[[Any], int] | None = None) -> None:

@@ -22,6 +22,11 @@ _MOST_PIXELS = 1e9  # so far from the corner no picture reaches
 _UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and halves of characters
 
 
+def printable(text: str) -> str:
+    """The same on one line, without what a terminal would obey."""
+    return _UNWRITABLE.sub("?", " ".join(text.splitlines()))
+
+
 class FormatError(ValueError):
     """Bad input. The message names the file, the field and what to do about it, for a person to read.
 
@@ -29,7 +34,7 @@ class FormatError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        line = _UNWRITABLE.sub("?", " ".join(message.splitlines()))
+        line = printable(message)
         super().__init__(line if len(line) <= 1500 else f"{line[:1000]} ... {line[-495:]}")
 
 

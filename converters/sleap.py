@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from converters.files import Finder, written_whole
-from converters.hdf5 import check_hdf5
+from converters.hdf5 import check_hdf5, check_space
 from converters.labels import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
 from converters.video import at_once, open_video
 
@@ -219,6 +219,7 @@ def write_slp(
     if path.name.lower().endswith(".pkg.slp"):
         raise FormatError(f"{path} would be a package without images; give the file a name that ends in .slp alone.")
     with written_whole(path, [*_files(videos), *inputs]) as temporary:
+        check_space(temporary)
         _begin(temporary, skeleton, videos, provenance)
         with h5py.File(temporary, "r+") as file:
             return _append(file, path, skeleton, videos, frames)
@@ -332,6 +333,7 @@ class _Table:
 
     def flush(self) -> None:
         if self._buffer:
+            check_space(Path(self._dataset.file.filename))
             self._dataset.resize((self.rows,))
             self._dataset[self.rows - self._buffered :] = np.concatenate(self._buffer)
             self._buffer, self._buffered = [], 0

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from converters.files import Finder, written_whole
-from converters.hdf5 import check_hdf5, written_pieces
+from converters.hdf5 import check_hdf5, check_space, written_pieces
 from converters.labels import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
 from converters.video import table_length
 
@@ -188,6 +188,7 @@ class _Arrays:
                 block[place, :, index] = instance.point_scores
             elif isinstance(instance, PredictedInstance) and name == "instance_scores":
                 block[place, index] = instance.score
+        check_space(Path(dataset.file.filename))
         dataset[part] = block
 
 

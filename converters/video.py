@@ -30,6 +30,8 @@ from converters.labels import IMAGE_SUFFIXES, MOST_FRAMES, FormatError, VideoSou
 
 # A gap of this many frames is decoded through before the packets of the file are looked through for a nearer key frame.
 _NEAR = 32
+_PLAYLISTS = ("hls", "concat", "dash", "imf")  # FFmpeg would read whatever files these name
+_PICTURES = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # no EPS, of which Ghostscript runs the programs
 _INHERITED: list[dict[str, Any]] = []
 
 
@@ -352,6 +354,9 @@ def _container(path: Path) -> Any:
     except (av.error.FFmpegError, OSError) as error:
         what = f"{path} is not a video that can be read, or its recording was cut off ({error.strerror})"
         raise FormatError(f"{what}; if a player shows it, convert it to MP4.") from error
+    if container.format.name in _PLAYLISTS:
+        container.close()
+        raise FormatError(f"{path} is a list of other files ({container.format.name}) and no video; name the video itself.")
     if not container.streams.video:
         container.close()
         raise FormatError(f"{path} holds no pictures, only sound or text; name a video file.")
@@ -390,13 +395,13 @@ def _decode_image(file: Path | io.BytesIO, name: str) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=_PICTURES) as image:
             if image.format == "TIFF" and (pages := getattr(image, "n_frames", 1)) > 1:
                 raise FormatError(f"{name} is a TIFF stack of {pages} pages; save it as a video, or as one image per frame.")
             if image.mode.startswith("F"):
                 raise FormatError(f"{name} holds floating-point pixels; save it with 8 or 16 bits.")
             if image.mode.startswith("I"):
-                grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+                grey = np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)
                 return np.repeat(grey[:, :, None], 3, axis=2)
             return np.array(image.convert("RGB"))
     except FormatError:

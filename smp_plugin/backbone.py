@@ -6,12 +6,12 @@ import socket
 from collections import OrderedDict
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
 from converters.labels import FormatError
 from smp_plugin.normalization import FrozenNorm, GroupNorm
+from smp_plugin.unpickling import load_plain
 
 STAGE_CHANNELS = {"resnet18": (64, 128, 256, 512), "resnet34": (64, 128, 256, 512), "resnet50": (256, 512, 1024, 2048)}
 
@@ -47,7 +47,7 @@ class Backbone(nn.Module):
         return features
 
     def load_torchvision(self, state: dict[str, Tensor]) -> None:
-        """Take the weights of a torchvision ResNet of the same name; its classifier is left out. Raises RuntimeError if any is missing."""
+        """Take the weights of a torchvision ResNet of the same name; its classifier is left out. Raises FormatError if any is missing."""
         names = {
             "conv1": "stem.conv",
             "bn1": "stem.norm",
@@ -61,7 +61,11 @@ class Backbone(nn.Module):
             head, _, tail = key.removeprefix("backbone.model.").removeprefix("model.").removeprefix("module.").partition(".")
             if head in names and not tail.endswith("num_batches_tracked"):
                 renamed[f"{names[head]}.{tail}"] = value
-        self.load_state_dict(renamed)
+        try:
+            self.load_state_dict(renamed)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise FormatError(f"--weights: they are not those of this backbone ({reason}); set model.backbone to theirs.") from error
 
 
 def find_weights(choice: str, name: str) -> tuple[dict[str, Tensor] | None, str]:
@@ -103,7 +107,7 @@ def _weights_file(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_plain(path)
     except Exception as error:
         raise FormatError(f"--weights {path}: not a file of weights that loads without running code; save a plain state_dict.") from error
     for key in ("model", "state_dict"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,9 +77,14 @@ def load_model(path: Path) -> Checkpoint:
             tuple((int(a), int(b)) for a, b in header["skeleton"]["symmetries"]),
             header["skeleton"]["name"],
         )
+        with torch.device("meta"):  # takes no memory, while settings that the weights don't bear out may ask for any amount
+            PoseModel(config.model, len(skeleton)).load_state_dict(tensors, assign=True)
         model = PoseModel(config.model, len(skeleton))
         model.load_state_dict(tensors)
-        return Checkpoint(model.eval(), config, skeleton, float(header["typical_length"]), dict(header["facts"]))
+        typical = float(header["typical_length"])
+        if not 0 < typical < math.inf:
+            raise ValueError(f"typical_length is {typical}")
+        return Checkpoint(model.eval(), config, skeleton, typical, dict(header["facts"]))
     except FormatError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

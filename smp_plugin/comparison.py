@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from converters import FormatError, LabeledFrame, Labels, read_project, write_project
+from converters.files import refuse_links
 from smp_plugin.baselines import DLC, METHODS, OWN, SLEAP, Job, Outcome, own_settings
 from smp_plugin.baselines.__main__ import UNAVAILABLE
 from smp_plugin.comparison_report import write_comparison
@@ -209,8 +210,9 @@ def _claim(out: Path, project: Path, val: Path | float, judged: Labels, budget: 
     path = out / "comparison.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
+        refuse_links(itertools.chain(*map(out.glob, ("*", "data/*", "cells/*", "cells/*/*"))))
         if path.exists():
-            theirs = json.loads(path.read_text(encoding="utf-8"))
+            theirs = dict(json.loads(path.read_text(encoding="utf-8")))
             if other := [key for key in mine if theirs.get(key) != mine[key]]:
                 raise FormatError(
                     f"-o {out} holds a comparison with another {other[0]} ({theirs.get(other[0])}, now {mine[other[0]]}); "
@@ -218,7 +220,9 @@ def _claim(out: Path, project: Path, val: Path | float, judged: Labels, budget: 
                 )
             return
         path.write_text(json.dumps(mine, indent=1), encoding="utf-8")
-    except (OSError, json.JSONDecodeError) as error:
+    except FormatError:
+        raise
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         raise FormatError(f"-o {out}: it can't be used ({error}); choose another folder.") from error
 
 
@@ -258,10 +262,10 @@ def _run(job: Job, tick: Callable[[float], None]) -> _Problem | None:
 
 
 def _environment() -> dict[str, str]:
-    """The child finds this package where its parent did, installed or not."""
+    """The child finds this package where its parent did, installed or not, and imports nothing from the current folder."""
     here = str(Path(__file__).parent.parent)
     paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "ignore"}
 
 
 def _row(job: Job, labels: int, fraction: str) -> dict[str, object]:

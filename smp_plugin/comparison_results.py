@@ -153,7 +153,7 @@ def read_outcome(folder: Path, cell: Cell) -> Outcome | None:
     try:
         values = json.loads((cell.folder(folder) / "outcome.json").read_text(encoding="utf-8"))
         return Outcome.from_dict(values)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
@@ -281,7 +281,7 @@ def _cell(row: Mapping[str, str | None]) -> Cell | None:
         labels, seed = int(known["labels"]), int(known["seed"])
     except ValueError:
         return None
-    if not known["method"] or not known["fraction"]:
+    if not known["method"] or not known["fraction"] or {"/", "\\"} & {*known["method"], *known["fraction"]}:  # no name of a folder
         return None
     figures = {name: _number(known[name]) for name in FIGURES}
     return Cell(known["method"], labels, known["fraction"], seed, figures, known["version"])

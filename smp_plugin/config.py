@@ -213,6 +213,11 @@ AT_LEAST = {
     "train.steps": 1, "train.batch": 1, "train.val_every": 1, "train.val_frames": 1, "train.devices": 1, "train.num_nodes": 1,
     "train.workers": -1, "model.channels": 1, "model.heatmap_channels": 1, "data.animal_size": 1, "loss.max_candidates": 1,
 }  # fmt: skip  # any other number: 0
+# What somebody else's settings may ask of a machine; far more than is of use. Any other number: 1e9.
+AT_MOST = {
+    "train.batch": 4096, "train.unlabeled_batch": 4096, "train.workers": 256, "model.channels": 4096, "model.heatmap_channels": 4096,
+    "model.tower_depth": 64, "data.crop": 8192, "data.input_scale": 64, "loss.max_candidates": 10_000, "predict.batch": 4096,
+}  # fmt: skip
 
 
 def set_value(config: Config, key: str, value: Any, where: str = "--set") -> None:
@@ -225,6 +230,8 @@ def set_value(config: Config, key: str, value: Any, where: str = "--set") -> Non
     converted = _converted(value, kind, f"{where}: {key}")
     if isinstance(converted, (int, float)) and converted < AT_LEAST.get(key, 0):
         raise FormatError(f"{where}: {key} is {value!r}; it must be at least {AT_LEAST.get(key, 0)}.")
+    if isinstance(converted, (int, float)) and converted > AT_MOST.get(key, 1e9):
+        raise FormatError(f"{where}: {key} is {value!r}; it must be at most {AT_MOST.get(key, 1e9):,.0f}.")
     setattr(section, name, converted)
 
 
@@ -244,7 +251,7 @@ def _converted(value: Any, kind: Any, where: str) -> Any:
                 return choice
         raise FormatError(f"{where} is {value!r}; it must be one of {', '.join(map(str, choices))}.")
     if isinstance(value, str) and kind is not str:
-        value = yaml.safe_load(value)
+        value = _parsed(value, where)
         if isinstance(value, str):  # YAML reads 1e-3 as text
             value = float(value) if kind is float and _is_number(value) else value
     if kind == tuple[str, ...]:
@@ -269,6 +276,22 @@ def _converted(value: Any, kind: Any, where: str) -> Any:
     if kind in (int, float) and not (value == value and abs(value) != float("inf")):
         raise FormatError(f"{where} is {value!r}; it must be a finite number.")
     return value
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values. No aliases: a few lines of them stand for more than any memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias, *name; write the value itself")
+        return super().compose_node(parent, index)
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or a number that can't be
+        raise FormatError(f"{where}: not a readable YAML ({str(error).splitlines()[0]}).") from error
 
 
 def _is_number(text: str) -> bool:
@@ -300,12 +323,12 @@ def from_dict(values: Any, base: Config | None = None, where: str = "config") ->
 def read_config(path: Path, base: Config | None = None) -> Config:
     """Settings from a YAML file over ``base``."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise FormatError(f"{path}: no such settings file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (UnicodeDecodeError, OSError) as error:
         raise FormatError(f"{path}: not a readable YAML file ({str(error).splitlines()[0]}).") from error
-    return from_dict(values or {}, base, str(path))
+    return from_dict(_parsed(text, str(path)) or {}, base, str(path))
 
 
 def write_config(config: Config, path: Path) -> None:

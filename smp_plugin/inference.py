@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +18,7 @@ from smp_plugin.config import PredictConfig
 from smp_plugin.decode import decode
 from smp_plugin.model import PoseModel
 from smp_plugin.normalization import fold
+from smp_plugin.progress import Reporter
 
 
 @dataclass
@@ -26,17 +30,48 @@ class FramePoses:
     point_scores: np.ndarray
 
 
+_UNUSABLE = "NO USE OF THE NVIDIA GPU that is there"
+
+
+def _nvidia_is_there() -> bool:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return not hidden and (Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None)
+
+
+def _try(device: torch.device) -> None:
+    """RuntimeError where torch has no kernel for the device."""
+    torch.zeros(1, device=device).add_(1).item()
+
+
+def say_device(reporter: Reporter, why: str) -> None:
+    """What `choose_device` chose; that a GPU lies idle is a warning."""
+    (reporter.warn if why.startswith(_UNUSABLE) else reporter.say)(why)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch wanted more memory than there is; each of its devices says so in its own way."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
 def choose_device(name: str) -> tuple[torch.device, str]:
     """The device for ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, and a sentence why. Raises FormatError where torch can't use it."""
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda"), f"device: {torch.cuda.get_device_name()}"
+            try:
+                _try(torch.device("cuda"))
+                return torch.device("cuda"), f"device: {torch.cuda.get_device_name()}"
+            except RuntimeError as error:
+                return torch.device("cpu"), f"{_UNUSABLE} ({str(error).splitlines()[0]}): device: CPU"
+        if _nvidia_is_there():
+            built = f"for CUDA {torch.version.cuda}: is the driver older?" if torch.version.cuda else "without CUDA"
+            return torch.device("cpu"), f"{_UNUSABLE} (this torch, {torch.__version__}, is built {built}): device: CPU"
         if torch.backends.mps.is_available():
             return torch.device("mps"), "device: Apple GPU (MPS)"
         return torch.device("cpu"), f"device: CPU, {torch.get_num_threads()} threads (torch sees no GPU)"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        _try(device)
     except (RuntimeError, AssertionError) as error:
         raise FormatError(
             f"--device {name}: torch {torch.__version__} can't use it ({str(error).splitlines()[0]}); try --device auto."

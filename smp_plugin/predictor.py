@@ -8,7 +8,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ from smp_plugin import __version__
 from smp_plugin.checkpoint import Checkpoint, load_model
 from smp_plugin.config import set_value, to_dict
 from smp_plugin.drawing import OverlayWriter
-from smp_plugin.inference import FramePoses, choose_device, for_prediction, infer
+from smp_plugin.inference import FramePoses, choose_device, for_prediction, infer, out_of_memory, say_device
 from smp_plugin.jobs import MACHINELABELS, Job, check, is_folder, plan
 from smp_plugin.progress import Reporter, Task
+
+MOST_PIXELS = 2**27  # in a batch, 16 frames of 4K; four batches are in memory at once, and a video of a few kilobytes may claim any size
 
 
 class Predictor:
@@ -34,17 +36,48 @@ class Predictor:
     Args:
         checkpoint: from ``load_model``.
         device: where the network runs.
+        reporter: is told if its memory is too small for the batches wanted.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, reporter: Reporter | None = None) -> None:
         self.checkpoint, self.device, self.config = checkpoint, device, checkpoint.config
         self.model = for_prediction(checkpoint.model, device, self.config.train.precision)
         self.batch = self.config.predict.batch or (16 if device.type == "cuda" else 4)
+        self._warn: Callable[[str], None] | None = (reporter or Reporter(quiet=True)).warn  # once
 
     def __call__(self, images: torch.Tensor) -> list[FramePoses]:
-        """Predict frames of one size, (N, 3, H, W) uint8 from ``images``."""
-        config = self.config
-        return infer(self.model, images, config.data.input_scale, config.predict, self.checkpoint.typical_length, config.train.precision)
+        """Predict frames of one size, (N, 3, H, W) uint8 from ``images``.
+
+        Where the device's memory is too small, batches are halved from then on. FormatError where it is too small for one frame.
+        """
+        found: list[FramePoses] = []
+        while len(found) < len(images):
+            some = images[len(found) : len(found) + self.batch]
+            poses = self._attempt(some)
+            if poses is None:
+                self._halve(some)
+            else:
+                found += poses
+        return found
+
+    def _attempt(self, images: torch.Tensor) -> list[FramePoses] | None:
+        """None where memory is too small; on return all that was computed has been given back."""
+        config, typical = self.config, self.checkpoint.typical_length
+        try:
+            return infer(self.model, images, config.data.input_scale, config.predict, typical, config.train.precision)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+        return None
+
+    def _halve(self, images: torch.Tensor) -> None:
+        count, _, height, width = images.shape
+        if count == 1:
+            remedy = "choose another --device, or make the video smaller"
+            raise FormatError(f"{self.device}: its memory is not enough for a frame of {width} x {height} pixels; {remedy}.")
+        if self._warn:
+            self._warn(f"{self.device}: its memory is not enough for --batch {count}; smaller batches are tried.")
+        self.batch, self._warn = count // 2, None
 
     def images(self, frames: list[np.ndarray]) -> torch.Tensor:
         """Frames (H, W, 3) uint8 of one size -> (N, 3, H, W) on the device. A copy from pinned memory to a GPU holds nothing up."""
@@ -59,8 +92,14 @@ class Predictor:
 
     def _batches(self, frames: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[list[tuple[int, np.ndarray]], torch.Tensor]]:
         batch: list[tuple[int, np.ndarray]] = []
+        scale = self.config.data.input_scale
         for number, frame in frames:
-            if batch and (len(batch) == self.batch or batch[0][1].shape != frame.shape):
+            height, width = frame.shape[:2]
+            most = int(MOST_PIXELS / (height * width * max(1.0, scale) ** 2))
+            if not most:
+                read = f"{width} x {height} pixels, which the model reads at {scale:g} times their size"
+                raise FormatError(f"Frame {number} has {read}; {MOST_PIXELS:,} pixels are the most, so make the video smaller.")
+            if batch and (len(batch) >= min(self.batch, most) or batch[0][1].shape != frame.shape):
                 yield batch, self.images([frame for _, frame in batch])
                 batch = []
             batch.append((number, frame))
@@ -137,7 +176,7 @@ def predict(
         The outputs written, each file whole.
 
     Raises:
-        FormatError: bad input.
+        FormatError: bad input. Where a video turned out to be damaged, after the frames before the damage, and other videos, were written.
         KeyboardInterrupt: after the frames predicted so far were written.
     """
     reporter = reporter or Reporter(quiet=True)
@@ -147,14 +186,15 @@ def predict(
         set_value(checkpoint.config, key, value, key)
     where, why = choose_device(device)
     reporter.say(f"model: {path} ({', '.join(checkpoint.skeleton.keypoints)})" + ("" if model else ", the newest finished run"))
-    reporter.say(why)
+    say_device(reporter, why)
     skeleton = checkpoint.skeleton
     jobs = plan(inputs, output, suffix, frames, video_root, skeleton, reporter)
     if overlay:
         _check_overlay(overlay, jobs)
     with _folder_for(output):
         check(jobs, skeleton)
-    predictor, contents, notes = Predictor(checkpoint, where), Contents(), []
+    predictor, contents, notes = Predictor(checkpoint, where, reporter), Contents(), []
+    damage: list[FormatError] = []
     with _stoppable() as stopped, contextlib.ExitStack() as stack:
         drawn = stack.enter_context(OverlayWriter(overlay, skeleton, _fps(jobs[0]))) if overlay else None
         task = stack.enter_context(reporter.task("predicting", sum(j.total for j in jobs), "frames"))
@@ -164,7 +204,7 @@ def predict(
                 break
             started = time.time()
             provenance = _provenance(checkpoint, path, job, started)
-            with contextlib.closing(_predicted(predictor, job, drawn, task, done, stopped, reporter)) as made:
+            with contextlib.closing(_predicted(predictor, job, drawn, task, done, stopped, damage, reporter)) as made:
                 notes += _write(job, skeleton, _counted(made, contents), provenance)
             written.append(job.output)
             done += job.total
@@ -184,6 +224,8 @@ def predict(
         reporter.say(f"written: {overlay}")
     if stopped.is_set():
         raise KeyboardInterrupt
+    if damage:
+        raise FormatError(f"{' '.join(map(str, damage))} What comes before it was predicted and written.")
     return written
 
 
@@ -196,12 +238,19 @@ def newest_run(folder: Path = Path("runs")) -> Path:
 
 
 def _predicted(
-    predictor: Predictor, job: Job, drawn: OverlayWriter | None, task: Task, done: int, stopped: threading.Event, reporter: Reporter
+    predictor: Predictor,
+    job: Job,
+    drawn: OverlayWriter | None,
+    task: Task,
+    done: int,
+    stopped: threading.Event,
+    damage: list[FormatError],
+    reporter: Reporter,
 ) -> Generator[LabeledFrame, None, None]:
     for number, (source, wanted) in enumerate(zip(job.videos, job.wanted, strict=True)):
         with open_video(source) as video:
             promised = video.n_frames
-            for index, frame, found in predictor.stream(_to_the_end(video, wanted)):
+            for index, frame, found in predictor.stream(_up_to_damage(_to_the_end(video, wanted), damage)):
                 if drawn is not None:
                     drawn.write(frame, found.poses, point_scores=found.point_scores)
                 done += 1
@@ -212,7 +261,7 @@ def _predicted(
                 yield LabeledFrame(number, index, predicted=animals)
                 if stopped.is_set():
                     return
-            if len(wanted) and wanted[-1] >= video.n_frames:
+            if len(wanted) and wanted[-1] >= video.n_frames and not damage:
                 reporter.warn(f"{video.name} holds {video.n_frames:,} frames, not the {promised:,} that its header promises; all are done.")
 
 
@@ -230,6 +279,19 @@ def _to_the_end(video: Video, wanted: list[int] | range) -> Iterator[tuple[int, 
                 raise
             return
         yield index, frame
+
+
+def _up_to_damage(frames: Iterable[tuple[int, np.ndarray]], damage: list[FormatError]) -> Iterator[tuple[int, np.ndarray]]:
+    """The same frames; where one can't be read they end, and ``damage`` says why. The first one must be readable."""
+    any_read = False
+    try:
+        for each in frames:
+            yield each
+            any_read = True
+    except FormatError as error:
+        if not any_read:
+            raise
+        damage.append(error)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from converters.labels import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -50,6 +52,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """A sentence: what was chosen, and why."""
+        text = printable(text)
         self._said.append(text)
         self._write_log(text)
         if not self.quiet:
@@ -57,6 +60,7 @@ class Reporter:
 
     def warn(self, text: str) -> None:
         """Something the person should look at; shown even when quiet."""
+        text = printable(text)
         self._warned.append(text)
         self._write_log(f"Warning: {text}")
         self._show({"message": text, "warning": True}, f"Warning: {text}", "yellow")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import os
-import pickle
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import lightning as L
 import numpy as np
 import torch
 
+from converters.files import refuse_links
 from converters.labels import FormatError, LabeledFrame
 from smp_plugin.checkpoint import Checkpoint, load_model, save_model
 from smp_plugin.config import Config
@@ -25,6 +25,7 @@ from smp_plugin.model import PoseModel
 from smp_plugin.preparation import Material
 from smp_plugin.progress import Reporter, Task
 from smp_plugin.report import GalleryItem, frame_title, write_curves, write_gallery, write_report
+from smp_plugin.unpickling import load_plain
 
 if TYPE_CHECKING:
     from smp_plugin.training import PoseTraining
@@ -39,6 +40,7 @@ def open_folder(out: Path) -> None:
     """Make the run folder, or raise FormatError."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        refuse_links(out.iterdir())
         (out / "log.txt").open("a", encoding="utf-8").close()
     except OSError as error:
         raise FormatError(f"-o {out}: it can't be written to ({error.strerror}); choose a folder that you may write to.") from error
@@ -50,8 +52,11 @@ def read_checkpoint(out: Path) -> dict[str, Any]:
     if not path.exists():
         raise FormatError(f"--resume: {out} holds no last.ckpt; give the folder of a run that reached its first checkpoint, or start anew.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        saved = load_plain(path)
+        if absent := {"state_dict", "optimizer_states", "callbacks", "step", "seconds"} - {*saved}:
+            raise ValueError(f"it has no {', '.join(sorted(absent))}")
+        return dict(saved)
+    except (ValueError, TypeError) as error:
         raise FormatError(f"--resume: {path} is damaged; train anew in another folder (model.pt beside it still predicts).") from error
 
 

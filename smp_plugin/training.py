@@ -37,7 +37,7 @@ from smp_plugin.consistency import (
     select,
 )
 from smp_plugin.datasets import Batch, StepRange, TrainingSteps
-from smp_plugin.inference import choose_device, in_bf16
+from smp_plugin.inference import choose_device, in_bf16, out_of_memory, say_device
 from smp_plugin.losses import supervised
 from smp_plugin.model import PoseModel, PoseOutputs
 from smp_plugin.optimizer import Muon, is_kernel
@@ -251,7 +251,7 @@ def train(
         write_config(config, out / "config.yaml")
     if not resume:
         (reporter.warn if sentence.startswith("NO") else reporter.say)(sentence)
-    reporter.say(f"{why}; {'bf16' if in_bf16(device, config.train.precision) else 'fp32'}")
+    say_device(reporter, f"{why}; {'bf16' if in_bf16(device, config.train.precision) else 'fp32'}")
 
     torch.manual_seed(config.train.seed)
     budget = Budget(config.train.steps, config.train.minutes)
@@ -317,8 +317,12 @@ def fit(
         trainer.callbacks.append(keeper)  # type: ignore[attr-defined]
         module.train_dataloader = loader(steps, config, device, lambda: module.step)  # type: ignore[method-assign]
         if saved is not None:
-            module.resume(saved)
-            keeper.load_state_dict(saved["callbacks"][keeper.state_key])
+            try:
+                module.resume(saved)
+                keeper.load_state_dict(saved["callbacks"][keeper.state_key])
+            except (RuntimeError, LookupError, TypeError, ValueError) as error:
+                reason = " ".join(str(error).split())
+                raise FormatError(f"--resume: {out / 'last.ckpt'} does not fit its config.yaml ({reason}); train anew.") from error
         if module.step and budget.progress(module.step) >= 1:
             return False
         budget.started = time.monotonic()
@@ -330,6 +334,12 @@ def fit(
                 raise
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, handler)  # Lightning leaves Ctrl-C switched off
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            sizes = f"train.batch ({settings.batch}), train.unlabeled_batch ({settings.unlabeled_batch}) or data.crop ({config.data.crop})"
+            remedy = f"lower {sizes} with --set, or choose another --device; what was finished so far is kept"
+            raise FormatError(f"{device}: its memory is not enough for a training step of these sizes; {remedy}.") from error
         except FormatError as error:
             if "Traceback" not in str(error):
                 raise

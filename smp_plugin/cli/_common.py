@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shlex
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 from click.exceptions import Exit
 
-from converters.labels import FormatError
+from converters.labels import FormatError, printable
 from smp_plugin.config import Config, preset, read_config, set_value
 from smp_plugin.progress import Reporter
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DONE, BUG, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+# Errors that say something about the machine, and not about this program.
+MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EIO, errno.EFBIG}
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
@@ -59,12 +62,17 @@ def run(command: click.Command, argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except OSError as error:
+        if error.errno not in MACHINE:
+            return _fail(state, name, BUG, error, _apology(state, name, arguments))
+        what = f"{error.filename or 'a file'} could not be written or read ({error.strerror})"
+        return _fail(state, name, BAD_INPUT, error, f"{what}; look after the disk's space and the permissions of its folder.")
     except Exception as error:
         return _fail(state, name, BUG, error, _apology(state, name, arguments))
 
 
 def _fail(state: State, name: str, code: int, error: Exception, text: str) -> int:
-    sentence = " ".join(text.split())
+    sentence = printable(" ".join(text.split()))
     click.secho(f"{name}: {sentence}", fg="red", err=True)
     if state.reporter.json:
         import json
@@ -168,9 +176,9 @@ def build_config(
     """
     cuda = device.startswith("cuda")
     if preset_name == "auto" and device == "auto":
-        import torch
+        from smp_plugin.inference import choose_device
 
-        cuda = torch.cuda.is_available()
+        cuda = choose_device(device)[0].type == "cuda"
     config, reason = preset(preset_name, cuda)
     reasons = [reason]
     if config_file is not None:

@@ -65,9 +65,9 @@ def test_group_norm_backbone_has_no_statistics_of_batches() -> None:
 def test_missing_and_foreign_weights_are_refused(network: ResNet) -> None:
     state = network.state_dict()
     del state["layer3.0.conv1.weight"]
-    with pytest.raises(RuntimeError, match="stages.2.0.conv1.weight"):
+    with pytest.raises(FormatError, match="--weights: .*stages.2.0.conv1.weight"):
         Backbone("resnet18", "frozen").load_torchvision(state)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(FormatError):
         Backbone("resnet50", "frozen").load_torchvision(network.state_dict())
 
 

@@ -1,5 +1,6 @@
 """Flags, exit codes and one-line errors; no model is made here."""
 
+import errno
 import json
 import os
 import subprocess
@@ -186,6 +187,11 @@ def test_predict_defaults(calls: list[dict[str, Any]], in_folder: Path):
         (KeyboardInterrupt(), 130, "interrupted"),
         (BrokenPipeError(), 0, ""),
         (ZeroDivisionError("oh"), 1, "smp-predict-error.txt"),
+        (
+            OSError(errno.ENOSPC, "No space left", "out.slp"),
+            2,
+            "out.slp could not be written or read (No space left)",
+        ),
     ],
 )
 def test_exit_codes(

@@ -73,8 +73,8 @@ def _values(kind: Any) -> st.SearchStrategy[Any]:
         return st.lists(st.text(max_size=20), max_size=3).map(tuple)
     if get_origin(kind) is tuple:
         return st.tuples(_values(float), _values(float)).map(lambda pair: tuple(sorted(pair)))
-    floats = st.floats(min_value=1, allow_nan=False, allow_infinity=False)
-    return {bool: st.booleans(), int: st.integers(1, 10**9), float: floats, str: st.text(max_size=20)}[kind]
+    floats = st.floats(1, min(c.AT_MOST.values()))
+    return {bool: st.booleans(), int: st.integers(1, min(c.AT_MOST.values())), float: floats, str: st.text(max_size=20)}[kind]
 
 
 def _configs() -> st.SearchStrategy[c.Config]:

@@ -1,0 +1,218 @@
+"""Machines with too little memory, a full disk or a graphics card that torch can't use, and videos that are damaged midway."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from converters import FormatError, LabeledFrame, PredictedInstance, hdf5, read_project, write_predictions
+from converters.video import open_video, video_source
+from smp_plugin import inference
+from smp_plugin.checkpoint import Checkpoint
+from smp_plugin.cli.predict import main
+from smp_plugin.inference import choose_device, say_device
+from smp_plugin.model import PoseModel
+from smp_plugin.predictor import Predictor
+from smp_plugin.training import train
+
+pytestmark = pytest.mark.usefixtures("thin_backbone")
+
+
+# --- memory ---
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A device that holds at most two images; how many each attempt had."""
+    asked: list[int] = []
+    forward = PoseModel.forward
+
+    def limited(self: PoseModel, images: torch.Tensor) -> Any:
+        asked.append(len(images))
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(self, images)
+
+    monkeypatch.setattr(PoseModel, "forward", limited)
+    return asked
+
+
+@pytest.fixture
+def untrained(make_config: Callable[..., Any]) -> Checkpoint:
+    from converters.labels import Skeleton
+
+    config = make_config(model__norm="group", data__input_scale=1.0, predict__batch=8)
+    return Checkpoint(PoseModel(config.model, 3).eval(), config, Skeleton(("a", "b", "c")), 28.0, {})
+
+
+def test_batches_become_smaller_where_memory_is_too_small(untrained: Checkpoint, narrow: list[int], listener: Any):
+    made = Predictor(untrained, torch.device("cpu"), listener)
+    frames = [(n, np.zeros((64, 64, 3), np.uint8)) for n in range(13)]
+    assert [number for number, _, _ in made.stream(frames)] == list(range(13))
+    assert narrow[:4] == [8, 4, 2, 2] and set(narrow[2:]) <= {1, 2} and sum(narrow[2:]) == 13
+    (alarm,) = listener.alarms
+    assert alarm == "cpu: its memory is not enough for --batch 8; smaller batches are tried."
+
+
+@pytest.mark.parametrize("word", ["CUDA out of memory.", "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried", "other"])
+def test_too_little_memory_for_one_frame(word: str, untrained: Checkpoint, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: Any) -> None:
+        raise RuntimeError(word)
+
+    monkeypatch.setattr(PoseModel, "forward", fail)
+    made = Predictor(untrained, torch.device("cpu"))
+    frames = [(0, np.zeros((32, 48, 3), np.uint8))]
+    with pytest.raises(RuntimeError if word == "other" else FormatError) as caught:
+        list(made.stream(frames))
+    expected = "cpu: its memory is not enough for a frame of 48 x 32 pixels; choose another --device, or make the video smaller."
+    assert str(caught.value) == (word if word == "other" else expected)
+
+
+def test_training_says_what_to_lower(narrow: list[int], blobs: Any, make_config: Callable[..., Any], tmp_path: Path):
+    config = make_config(train__batch=3)
+    with pytest.raises(FormatError, match=r"cpu: its memory is not enough .* lower train\.batch \(3\), train\.unlabeled_batch \(1\)"):
+        train([blobs.project], config=config, out=tmp_path / "run")
+    assert narrow == [3] and (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_an_untrained_model_on_a_large_frame(untrained: Checkpoint, monkeypatch: pytest.MonkeyPatch):
+    untrained.config.predict.min_score, untrained.config.predict.batch = 0.0, 1
+    assert untrained.model.presence.logits.bias is not None
+    torch.nn.init.constant_(untrained.model.presence.logits.bias, 5.0)  # an animal everywhere
+    (found,) = (poses for _, _, poses in Predictor(untrained, torch.device("cpu")).stream([(0, np.zeros((512, 512, 3), np.uint8))]))
+    assert 0 < len(found.scores) <= 150
+
+
+# --- graphics cards ---
+
+
+def test_a_card_that_torch_cannot_use_is_said_aloud(monkeypatch: pytest.MonkeyPatch, listener: Any):
+    def no_kernel(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", no_kernel)
+    device, why = choose_device("auto")
+    say_device(listener, why)
+    assert device.type == "cpu" and listener.alarms == [why] and "no kernel image is available for execution on the device)" in why
+    with pytest.raises(FormatError, match="--device cuda: torch .* can't use it .*no kernel image"):
+        choose_device("cuda")
+
+
+@pytest.mark.parametrize(("hidden", "seen"), [(None, True), ("", False), ("-1", False)])
+def test_a_card_without_a_driver_for_torch(hidden: str | None, seen: bool, monkeypatch: pytest.MonkeyPatch, listener: Any):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(inference.shutil, "which", lambda name: f"/usr/bin/{name}")
+    device, why = choose_device("auto")
+    say_device(listener, why)
+    assert device.type == "cpu" and bool(listener.alarms) == seen and why.startswith("NO USE OF THE NVIDIA GPU") == seen
+
+
+# --- disks ---
+
+
+def test_a_full_disk(trained: Path, blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    real = os.fsync
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    arguments = [str(blobs.video), "-o", str(tmp_path / "out.slp"), "--model", str(trained), "--device", "cpu", "--quiet"]
+    assert main(arguments) == 0
+    before = (tmp_path / "out.slp").read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(arguments) == 2
+    monkeypatch.setattr(os, "fsync", real)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "out.slp cannot be written" in line and "No space left on device" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["out.slp"] and (tmp_path / "out.slp").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["out.slp", "out.analysis.h5", "out.h5"])
+def test_a_disk_that_becomes_full_while_hdf5_is_written(
+    name: str, untrained: Checkpoint, blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """HDF5 must not be the one who finds out: it would leave a damaged file and no word."""
+    space = iter([2**30, 2**20, 2**20])
+    monkeypatch.setattr(hdf5.shutil, "disk_usage", lambda _: SimpleNamespace(free=next(space) if name == "out.slp" else 2**20))
+    (tmp_path / name).write_text("of before")
+    animals = [PredictedInstance(np.ones((3, 2)), None, 0.5)]
+    with pytest.raises(FormatError, match=rf"{name} cannot be written \(.*No space left on device"):
+        frames = [LabeledFrame(0, number, [], animals) for number in range(20)]
+        write_predictions(tmp_path / name, untrained.skeleton, [video_source(blobs.video)], frames, {})
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "of before"
+
+
+# --- videos ---
+
+
+def damaged(path: Path, frames: int = 30) -> Path:
+    """A video of PNG images, one of which is damaged somewhere in the middle."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("png", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 96, "rgb24"
+        for _ in range(frames):
+            noise = np.random.default_rng(0).integers(0, 255, (96, 96, 3), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        container.mux(stream.encode())
+    content = bytearray(path.read_bytes())
+    places = [i for i in range(len(content)) if content[i : i + 4] == b"IHDR"]
+    middle = places[frames // 2]
+    content[middle : middle + 200] = bytes(200)
+    path.write_bytes(content)
+    return path
+
+
+def test_what_comes_before_the_damage_is_kept(trained: Path, blobs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    bad = damaged(tmp_path / "bad.mov")
+    output, overlay = tmp_path / "out.slp", tmp_path / "overlay.mp4"
+    arguments = [str(bad), str(blobs.video), "-o", str(output), "--overlay", str(overlay), "--model", str(trained), "--device", "cpu"]
+    assert main([*arguments, "--quiet"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "bad.mov is damaged at or after frame 15" in line and "What comes before it was predicted and written" in line
+    found = read_project(output, require_videos=False)
+    assert [f.index for f in found.frames if f.video == 0] == list(range(15))
+    assert [f.index for f in found.frames if f.video == 1] == list(range(20))
+    with open_video(video_source(overlay)) as video:
+        assert len(list(video.stream())) == 35
+
+
+def test_where_nothing_comes_before_the_damage_nothing_is_written(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    bad, output = damaged(tmp_path / "bad.mov"), tmp_path / "out.slp"
+    output.write_text("of before")
+    assert main([str(bad), "-o", str(output), "--frames", "15-20", "--model", str(trained), "--device", "cpu", "--quiet"]) == 2
+    assert "bad.mov is damaged" in capsys.readouterr().err
+    assert output.read_text() == "of before" and sorted(path.name for path in tmp_path.iterdir()) == ["bad.mov", "out.slp"]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels", "size"),
+    [
+        ("käfig [1] %d \u202e.mkv", "ffv1", "gray16le", (63, 47)),
+        ("transparent.mov", "qtrle", "argb", (64, 48)),
+        ("odd.mkv", "ffv1", "bgr0", (33, 31)),
+    ],
+)
+def test_one_frame_of_any_kind(name: str, codec: str, pixels: str, size: tuple[int, int], untrained: Checkpoint, tmp_path: Path):
+    with av.open(str(tmp_path / name), "w") as container:
+        stream: Any = container.add_stream(codec, rate=25)
+        (stream.width, stream.height), stream.pix_fmt = size, pixels
+        frame = av.VideoFrame.from_ndarray(np.full((size[1], size[0], 3), 200, np.uint8), format="rgb24").reformat(format=pixels)
+        for packet in (*stream.encode(frame), *stream.encode()):
+            container.mux(packet)
+    with open_video(video_source(tmp_path / name)) as video:
+        ((index, image, _),) = Predictor(untrained, torch.device("cpu")).stream(video.stream())
+    assert index == 0 and image.shape == (size[1], size[0], 3) and abs(float(image.mean()) - 200) < 4
