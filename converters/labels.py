@@ -76,6 +76,31 @@ class Skeleton:
         return order
 
 
+def symmetric_pairs(skeleton: Skeleton) -> list[tuple[int, int]]:
+    """Keypoints (left, right) that are each other's mirror image.
+
+    A pair is a symmetry of the skeleton, or two names that differ in "left"/"right" or one letter l/r. A symmetry whose names do not tell
+    (A1, A2) counts its first keypoint as left: which of the two is meant matters less than that they differ.
+    """
+    names = [name.casefold().replace("left", "l").replace("right", "r") for name in skeleton.keypoints]
+    pairs = {frozenset(pair): pair for pair in skeleton.symmetries}
+    for a in range(len(names)):
+        for b in range(len(names)):
+            pair = frozenset((a, b))
+            taken = any(pair & other for other in pairs if pair != other)  # a keypoint has one mirror image
+            if not taken and _side_letters(names[a], names[b]) == ("l", "r"):
+                pairs[pair] = (a, b)
+    return list(pairs.values())
+
+
+def _side_letters(a: str, b: str) -> tuple[str, str] | None:
+    """The letters in the only place where two names of one length differ."""
+    if len(a) != len(b):
+        return None
+    different = [(x, y) for x, y in zip(a, b, strict=True) if x != y]
+    return different[0] if len(different) == 1 else None
+
+
 @dataclass(eq=False)
 class Instance:
     """One labelled animal. ``points``: (K, 2) frame pixels, NaN where not labelled."""

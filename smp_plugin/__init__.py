@@ -1,7 +1,7 @@
 """Semi-supervised one-stage multi-animal pose estimation for SLEAP and DeepLabCut projects.
 
-``train``, ``predict``, ``evaluate`` and ``compare`` are loaded when first used: importing this package imports neither torch nor a format
-library.
+``train``, ``check``, ``predict``, ``evaluate`` and ``compare`` are loaded when first used: importing this package imports neither torch
+nor a format library.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from smp_plugin.checking import check
     from smp_plugin.comparison import compare
     from smp_plugin.evaluation import evaluate
     from smp_plugin.predictor import predict
     from smp_plugin.training import train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "compare", "evaluate", "predict", "train"]
+__all__ = ["__version__", "check", "compare", "evaluate", "predict", "train"]
 
 _HOMES = {
     "train": "smp_plugin.training",
+    "check": "smp_plugin.checking",
     "predict": "smp_plugin.predictor",
     "evaluate": "smp_plugin.evaluation",
     "compare": "smp_plugin.comparison",

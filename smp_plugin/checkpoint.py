@@ -17,7 +17,7 @@ from smp_plugin import __version__
 from smp_plugin.config import Config, from_dict, to_dict
 from smp_plugin.model import PoseModel
 
-FORMAT = "smp-plugin model 1"
+KIND, FORMAT = "smp-plugin model", 1  # the number rises when what is in the files changes
 
 
 @dataclass
@@ -31,11 +31,26 @@ class Checkpoint:
     facts: dict[str, object]
 
 
+def written_by() -> dict[str, object]:
+    """What a file says about the version that wrote it."""
+    return {"format": f"{KIND} {FORMAT}", "version": __version__}
+
+
+def check_version(where: str, header: object) -> None:
+    """Raise FormatError where ``written_by`` is absent from a file's header, or of a version that writes other files."""
+    told = header if isinstance(header, dict) else {}
+    kind, _, number = str(told.get("format")).rpartition(" ")
+    if kind != KIND or not number.isdecimal():
+        raise FormatError(f"{where}: the file does not say which version of smp-plugin wrote it, so it is no model of it; train it again.")
+    if int(number) != FORMAT:
+        remedy = "update smp-plugin" if int(number) > FORMAT else "train it again, or use it with the version that wrote it"
+        writer = f"smp-plugin {told.get('version')} (format {number})"
+        raise FormatError(f"{where}: written by {writer}, but smp-plugin {__version__} reads format {FORMAT}; {remedy}.")
+
+
 def save_model(path: Path, checkpoint: Checkpoint) -> None:
     """Write whole or not at all."""
-    header = {
-        "format": FORMAT,
-        "version": __version__,
+    header = written_by() | {
         "torch": torch.__version__,
         "config": to_dict(checkpoint.config),
         "skeleton": {
@@ -67,8 +82,7 @@ def load_model(path: Path) -> Checkpoint:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise FormatError(f"--model {path}: the file is damaged or is no model of smp-train ({str(error).splitlines()[0]}).") from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise FormatError(f"--model {path}: not a model that this version ({__version__}) reads; train it again with smp-train.")
+    check_version(f"--model {path}", header)
     try:
         config = from_dict(header["config"], where=str(path))
         skeleton = Skeleton(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from converters.labels import FormatError, LabeledFrame, Skeleton, VideoSource
+from converters.labels import FormatError, Instance, LabeledFrame, Skeleton, VideoSource
 from converters.video import Video, open_video
 from smp_plugin import transforms
 from smp_plugin.config import Config
@@ -137,12 +138,13 @@ def _disjoint(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 class LabelSource:
     """The labels of one project. ``partial``: animals without a label are not background.
 
-    ``keypoints``: which of the skeleton's it has, indices; every keypoint where projects do not differ.
+    ``keypoints``: which of the skeleton's it has, indices; every keypoint where projects do not differ. ``path``: for messages.
     """
 
     frames: list[LabeledFrame]
     keypoints: list[int]
     partial: bool
+    path: Path | None = None
 
 
 class TrainingSteps(Dataset[Batch]):
@@ -175,7 +177,7 @@ class TrainingSteps(Dataset[Batch]):
         self.first_unlabeled_step = torch.tensor([NEVER]).share_memory_()
         self.complete = [[(f, i) for f in s.frames for i in f.instances if i.labelled[s.keypoints].all()] for s in sources]
         self.donors = [donor for of_source in self.complete for donor in of_source]
-        self._block: tuple[int, list[Tensor]] = (-1, [])
+        self._block: tuple[int, list[tuple[tuple[int, int], Tensor]]] = (-1, [])
 
     def __len__(self) -> int:
         return NEVER
@@ -201,19 +203,25 @@ class TrainingSteps(Dataset[Batch]):
             strong=torch.stack([v[1] for v in views]) if views else empty,
         )
 
-    def _labelled_crop(self, number: int) -> tuple[Tensor, np.ndarray, np.ndarray, float]:
-        """Crop, keypoints (M, K, 2) and weights (M,) of its animals, and the weight of its background."""
-        config, size = self.config, self.config.data.crop
+    def _drawn(self, number: int) -> tuple[np.random.Generator, LabelSource, LabeledFrame, Instance | None]:
+        """For a labelled crop: what is random about it, the project, the frame, and the animal to be laid on, if any."""
+        config = self.config
         turn, which = divmod(number, len(self.sources))
         source = self.sources[which]
         epoch, place = divmod(turn, len(source.frames))
         order = np.random.default_rng((config.train.seed, 1, epoch * len(self.sources) + which)).permutation(len(source.frames))
         frame = source.frames[order[place]]
         rng = np.random.default_rng((config.train.seed, 2, number))
-        focus = None
+        focus: Instance | None = None
         if source.partial and self.complete[which] and rng.random() < config.augment.focus:
             # Where most animals have one keypoint, few crops would show a whole pose other than a pasted one, which its edge gives away.
             frame, focus = self.complete[which][rng.integers(len(self.complete[which]))]
+        return rng, source, frame, focus
+
+    def _labelled_crop(self, number: int) -> tuple[Tensor, np.ndarray, np.ndarray, float]:
+        """Crop, keypoints (M, K, 2) and weights (M,) of its animals, and the weight of its background."""
+        config, size = self.config, self.config.data.crop
+        rng, source, frame, focus = self._drawn(number)
         image, to_input = self.reader.get(frame.video, frame.index)
         points = [transforms.apply_matrix(to_input, i.points) for i in frame.instances]
         unsure = []
@@ -281,22 +289,35 @@ class TrainingSteps(Dataset[Batch]):
         keypoints = np.where(hidden[..., None], np.nan, keypoints)
         return crop, np.concatenate((keypoints, points[None]))
 
+    def _drawn_unlabeled(self, step: int, rng: np.random.Generator) -> tuple[tuple[int, int], Tensor]:
+        """(video, index) and image of a frame without labels."""
+        train, block = self.config.train, step // BLOCK_STEPS
+        if self._block[0] != block:
+            drawn = self.pool.draw(np.random.default_rng((train.seed, 4, block, self.rank)), BLOCK_FRAMES * train.unlabeled_batch)
+            frames = [
+                ((video, index), image)
+                for video, indices in drawn.items()
+                for index, image in zip(indices, self.unlabeled_reader.get_many(video, indices), strict=False)  # the rest can't be read
+            ]
+            if not frames:
+                names = ", ".join(self.unlabeled_reader.videos[video].name for video in drawn)
+                raise FormatError(f"{names}: no unlabelled frame can be read; convert the video to MP4, or name another with --unlabeled.")
+            self._block = (block, frames)
+        return self._block[1][rng.integers(len(self._block[1]))]
+
+    def crops_of(self, step: int, unlabeled: int) -> tuple[list[tuple[LabelSource, LabeledFrame]], list[tuple[int, int]]]:
+        """What a step's crops show: project and frame of the labelled ones, (video, index) of the first ``unlabeled`` others."""
+        train, number = self.config.train, step * self.world + self.rank
+        labelled = [self._drawn(number * train.batch + i)[1:3] for i in range(train.batch)]
+        rngs = [np.random.default_rng((train.seed, 3, number * train.unlabeled_batch + i)) for i in range(unlabeled)]
+        return labelled, [self._drawn_unlabeled(step, rng)[0] for rng in rngs]
+
     def _unlabeled_crop(self, step: int, i: int) -> tuple[Tensor, Tensor]:
         """The teacher's and the student's view of one crop: the same place, other colours."""
         config, size = self.config, self.config.data.crop
         number = (step * self.world + self.rank) * config.train.unlabeled_batch + i
         rng = np.random.default_rng((config.train.seed, 3, number))
-        block = step // BLOCK_STEPS
-        if self._block[0] != block:
-            drawn = self.pool.draw(
-                np.random.default_rng((config.train.seed, 4, block, self.rank)), BLOCK_FRAMES * config.train.unlabeled_batch
-            )
-            frames = [f for video, indices in drawn.items() for f in self.unlabeled_reader.get_many(video, indices)]
-            if not frames:
-                names = ", ".join(self.unlabeled_reader.videos[video].name for video in drawn)
-                raise FormatError(f"{names}: no unlabelled frame can be read; convert the video to MP4, or name another with --unlabeled.")
-            self._block = (block, frames)
-        image = self._block[1][rng.integers(len(self._block[1]))]
+        _, image = self._drawn_unlabeled(step, rng)
         height, width = image.shape[1:]
         # Crops lie within the frame where it is large enough: unlabelled frames have no animals to centre on, and border shows nothing.
         margin = np.minimum((width / 2, height / 2), size / 3)

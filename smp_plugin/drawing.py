@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from converters.labels import FormatError, Skeleton
+from converters.labels import FormatError, Skeleton, symmetric_pairs
 from smp_plugin.similarity import animal_areas, assign
 
 if TYPE_CHECKING:
@@ -56,29 +56,11 @@ def animal_colours(count: int, start: int = 0) -> list[Colour]:
 
 
 def keypoint_sides(skeleton: Skeleton) -> list[str]:
-    """ "left", "right" or "" for each keypoint.
-
-    A pair is a symmetry of the skeleton, or two names that differ in "left"/"right" or one letter l/r. A symmetry whose names do not tell
-    (A1, A2) counts its first keypoint as left: which of the two is meant matters less than that they look different.
-    """
+    """ "left", "right" or "" for each keypoint."""
     sides = [""] * len(skeleton)
-    names = [name.casefold().replace("left", "l").replace("right", "r") for name in skeleton.keypoints]
-    pairs = {frozenset(pair): pair for pair in skeleton.symmetries}
-    for a in range(len(names)):
-        for b in range(len(names)):
-            if _side_letters(names[a], names[b]) == ("l", "r"):
-                pairs[frozenset((a, b))] = (a, b)
-    for a, b in pairs.values():
+    for a, b in symmetric_pairs(skeleton):
         sides[a], sides[b] = "left", "right"
     return sides
-
-
-def _side_letters(a: str, b: str) -> tuple[str, str] | None:
-    """The letters in the only place where two names of one length differ."""
-    if len(a) != len(b):
-        return None
-    different = [(x, y) for x, y in zip(a, b, strict=True) if x != y]
-    return different[0] if len(different) == 1 else None
 
 
 def line_width(poses: Array, size: tuple[int, int]) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from converters import FormatError, LabeledFrame, Labels, Skeleton, VideoSource, read_project
+from converters.labels import symmetric_pairs
 from converters.mixing import moved, read_aliases, unite
 from converters.video import open_video, video_source
 from smp_plugin.completeness import looks_partial
@@ -34,6 +35,11 @@ class Material:
     def frames(self) -> list[LabeledFrame]:
         """The labelled frames of all projects that are trained on."""
         return [frame for source in self.sources for frame in source.frames]
+
+    @property
+    def labels(self) -> Labels:
+        """What is trained and validated on."""
+        return Labels(self.skeleton, self.videos, self.frames + self.val_frames)
 
     @property
     def partial(self) -> bool:
@@ -75,7 +81,7 @@ def prepare(config: Config, reporter: Reporter) -> Material:
     labels, columns = unite(parts, aliases)
     for note in labels.notes:
         reporter.warn(note)
-    skeleton, frames, videos = labels.skeleton, labels.labelled_frames, list(labels.videos)
+    skeleton, frames, videos = _with_sides(labels.skeleton, reporter), labels.labelled_frames, list(labels.videos)
     if not any(f.instances for f in frames):
         raise FormatError(f"{', '.join(map(str, projects))}: no animal is labelled; label some frames (20 is a good start) and try again.")
     animals = sum(len(f.instances) for f in frames)
@@ -103,9 +109,8 @@ def prepare(config: Config, reporter: Reporter) -> Material:
         of_part = [f for f in frames if first <= f.video < first + len(part.videos)]
         first += len(part.videos)
         if of_part:
-            sources.append(
-                LabelSource(of_part, own, _is_partial(config, of_part, len(own), part.path if len(parts) > 1 else None, reporter))
-            )
+            partial = _is_partial(config, of_part, len(own), part.path if len(parts) > 1 else None, reporter)
+            sources.append(LabelSource(of_part, own, partial, part.path))
     config.data.labels = "partial" if any(source.partial for source in sources) else "complete"
     config.loss.keypoint_anchors |= config.data.labels == "partial"
     taken = labelled | {(f.video, f.index) for f in val_frames}
@@ -132,6 +137,27 @@ def _read(path: Path, data: DataConfig) -> Labels:
                     "If this is another video than the labelled one, name the right one's folder with --video-root."
                 ) from error
     return labels
+
+
+def _with_sides(skeleton: Skeleton, reporter: Reporter) -> Skeleton:
+    """The skeleton with left and right paired by name where its format has no symmetries (DeepLabCut, COCO): without them, mirrored crops
+    would teach that left is right.
+    """
+    if skeleton.symmetries or not (pairs := symmetric_pairs(skeleton)):
+        return skeleton
+    names = ", ".join(f"{skeleton.keypoints[a]} and {skeleton.keypoints[b]}" for a, b in pairs)
+    reporter.say(f"left and right, by their names: {names}; mirrored crops exchange them")
+    return replace(skeleton, symmetries=tuple(pairs))
+
+
+def frame_sizes(labels: Labels) -> dict[tuple[int, int], tuple[int, int]]:
+    """(height, width) of the labelled frames of video files, by (video, index); images may all differ, and would have to be read."""
+    sizes: dict[tuple[int, int], tuple[int, int]] = {}
+    for number in sorted({f.video for f in labels.frames}):
+        if labels.videos[number].kind == "file":
+            with open_video(labels.videos[number]) as video:
+                sizes |= {(number, f.index): (video.height, video.width) for f in labels.frames if f.video == number}
+    return sizes
 
 
 def _held_out(held: Labels, skeleton: Skeleton, aliases: dict[str, str], first_video: int) -> list[LabeledFrame]:

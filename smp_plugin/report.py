@@ -267,10 +267,11 @@ class Crop:
         image: (H, W, 3) uint8, the whole frame.
         points: (n, 2) frame pixels, which have to be inside.
         width: of the panel, pixels.
+        least: share of the frame's width that is shown at least.
     """
 
-    def __init__(self, image: Frame, points: Array, width: int = PANEL) -> None:
-        x0, y0, x1, y1 = _window(image.shape[1], image.shape[0], points)
+    def __init__(self, image: Frame, points: Array, width: int = PANEL, least: float = 1 / 3) -> None:
+        x0, y0, x1, y1 = _window(image.shape[1], image.shape[0], points, least)
         self.corner, self.factor = np.array([x0, y0]), width / (x1 - x0)
         size = (width, max(1, round((y1 - y0) * self.factor)))
         way = Image.Resampling.BICUBIC if self.factor > 1 else Image.Resampling.BOX
@@ -290,8 +291,8 @@ def _gallery_pair(item: GalleryItem, skeleton: Skeleton) -> tuple[Image.Image, I
     return Image.fromarray(left), Image.fromarray(right), verdict
 
 
-def _window(width: int, height: int, points: Array) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of the part that holds all points with a margin; at least a third of the frame wide, not taller than 1.2
+def _window(width: int, height: int, points: Array, least: float) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the part that holds all points with a margin; at least ``least`` of the frame wide, not taller than 1.2
     widths.
     """
     points = points[np.isfinite(points).all(axis=1)]
@@ -299,7 +300,7 @@ def _window(width: int, height: int, points: Array) -> tuple[int, int, int, int]
         return 0, 0, width, height
     low, high = np.clip(points.min(axis=0), 0, (width, height)), np.clip(points.max(axis=0), 0, (width, height))
     margin = 0.12 * float(max(high - low)) + 10
-    wanted = np.maximum(high - low + 2 * margin, width / 3)
+    wanted = np.maximum(high - low + 2 * margin, least * width)
     wanted = np.minimum([max(wanted[0], wanted[1] / 1.2), max(wanted[1], wanted[0] * 0.45)], [width, height])
     start = np.clip((low + high - wanted) / 2, 0, np.array([width, height]) - wanted)
     (x0, y0), (x1, y1) = np.floor(start).astype(int), np.ceil(start + wanted).astype(int)

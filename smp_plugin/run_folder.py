@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import math
 import os
 import time
@@ -16,7 +17,7 @@ import torch
 
 from converters.files import refuse_links
 from converters.labels import FormatError, LabeledFrame
-from smp_plugin.checkpoint import Checkpoint, load_model, save_model
+from smp_plugin.checkpoint import Checkpoint, check_version, load_model, save_model
 from smp_plugin.config import Config
 from smp_plugin.datasets import Batch, FrameReader, TrainingSteps
 from smp_plugin.inference import FramePoses, infer
@@ -36,6 +37,11 @@ COLUMNS = (
 )  # fmt: skip
 
 
+def dated_folder() -> Path:
+    """Where a run is kept that was given no name."""
+    return Path("runs") / datetime.datetime.now().strftime("%y%m%d_%H%M%S")
+
+
 def open_folder(out: Path) -> None:
     """Make the run folder, or raise FormatError."""
     try:
@@ -51,13 +57,15 @@ def read_checkpoint(out: Path) -> dict[str, Any]:
     path = out / "last.ckpt"
     if not path.exists():
         raise FormatError(f"--resume: {out} holds no last.ckpt; give the folder of a run that reached its first checkpoint, or start anew.")
+    remedy = "train anew in another folder (model.pt beside it still predicts)"
     try:
-        saved = load_plain(path)
-        if absent := {"state_dict", "optimizer_states", "callbacks", "step", "seconds"} - {*saved}:
-            raise ValueError(f"it has no {', '.join(sorted(absent))}")
-        return dict(saved)
+        saved = dict(load_plain(path))
     except (ValueError, TypeError) as error:
-        raise FormatError(f"--resume: {path} is damaged; train anew in another folder (model.pt beside it still predicts).") from error
+        raise FormatError(f"--resume: {path} is damaged; {remedy}.") from error
+    check_version(f"--resume: {path}", saved)
+    if absent := {"state_dict", "optimizer_states", "callbacks", "step", "seconds"} - {*saved}:
+        raise FormatError(f"--resume: {path} is damaged (it has no {', '.join(sorted(absent))}); {remedy}.")
+    return saved
 
 
 class RunFolder(L.Callback):
@@ -109,7 +117,7 @@ class RunFolder(L.Callback):
                     score = chosen_by
                 else:
                     module.budget.started += time.monotonic() - started
-            if score >= self.best:
+            if not score < self.best:  # figures may be NaN, where validation frames show no animal
                 self.best, self.best_step = score, module.step
                 self.save(module)
             append_row(self.out / "metrics.csv", row)
@@ -130,7 +138,7 @@ class RunFolder(L.Callback):
             "val_pixel_error": result.pixel_error[50],
         }
         self.task.update(module.budget.elapsed if module.budget.seconds else module.step, step=module.step, AP=f"{ap[PAPER_S2]:.3f}")
-        return float(np.nanmean(list(ap.values()))), {k: f"{v:.4f}" for k, v in figures.items()}
+        return float(np.mean(list(ap.values()))), {k: f"{v:.4f}" for k, v in figures.items()}
 
     def save(self, module: PoseTraining) -> None:
         """The moving average of the weights as model.pt."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import datetime
 import logging
 import math
 import os
@@ -24,7 +23,7 @@ from torch.utils.data import DataLoader
 from converters.labels import FormatError
 from smp_plugin import __version__
 from smp_plugin.backbone import find_weights
-from smp_plugin.checkpoint import load_model
+from smp_plugin.checkpoint import load_model, written_by
 from smp_plugin.config import Config, read_config, write_config
 from smp_plugin.consistency import (
     agreement,
@@ -37,13 +36,15 @@ from smp_plugin.consistency import (
     select,
 )
 from smp_plugin.datasets import Batch, StepRange, TrainingSteps
+from smp_plugin.diagnosis import certain
+from smp_plugin.finite import FiniteGuard
 from smp_plugin.inference import choose_device, in_bf16, out_of_memory, say_device
 from smp_plugin.losses import supervised
-from smp_plugin.model import PoseModel, PoseOutputs
+from smp_plugin.model import LEVEL_STRIDES, PoseModel, PoseOutputs
 from smp_plugin.optimizer import Muon, is_kernel
-from smp_plugin.preparation import Material, name_sources, prepare
+from smp_plugin.preparation import Material, frame_sizes, name_sources, prepare
 from smp_plugin.progress import Reporter
-from smp_plugin.run_folder import RunFolder, finish, open_folder, read_checkpoint
+from smp_plugin.run_folder import RunFolder, dated_folder, finish, open_folder, read_checkpoint
 from smp_plugin.targets import Instances
 
 
@@ -81,6 +82,8 @@ class PoseTraining(L.LightningModule):
         self.teacher = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.register_buffer("confidence", torch.tensor(0.3))  # score of a typical labelled animal, moving average
         self.terms: dict[str, list[Tensor]] = defaultdict(list)  # since the last row of metrics.csv
+        self.latest: dict[str, Tensor] = {}  # of the last step
+        self.gradient_norm = torch.zeros(())  # of the last step, before clipping
         self.first_step = 0  # this and the next are set where a run is resumed
         self.optimizer_state: dict[str, Any] | None = None
 
@@ -103,6 +106,15 @@ class PoseTraining(L.LightningModule):
         return "labelled fusion" if progress >= train.labeled_fusion_start and loss.alpha > 0 else "supervised"
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
+        terms = self.loss_terms(batch)
+        total = torch.stack(list(terms.values())).sum()
+        self.latest = {"loss": total.detach()} | {f"loss_{name}": value.detach() for name, value in terms.items()}
+        for name, value in self.latest.items():
+            self.terms[name].append(value)
+        return total
+
+    def loss_terms(self, batch: Batch) -> dict[str, Tensor]:
+        """The weighted terms of the loss, each a scalar."""
         loss, labelled = self.config.loss, len(batch.images)
         outputs = self.model(torch.cat((batch.images, batch.strong)))
         on_labelled = outputs.images(slice(0, labelled))
@@ -114,10 +126,7 @@ class PoseTraining(L.LightningModule):
             terms["fusion_labeled"] = weight * self.fusion(on_labelled, on_labelled)
         if len(batch.strong):
             terms |= self.unlabelled_terms(batch, outputs.images(slice(labelled, None)))
-        total = torch.stack(list(terms.values())).sum()
-        for name, value in (("loss", total), *((f"loss_{k}", v) for k, v in terms.items())):
-            self.terms[name].append(value.detach())
-        return total
+        return terms
 
     def completed(self, labels: Instances, batch: Batch) -> Instances:
         """The labels; where they are partial, later in the run, completed by what the teacher is sure of."""
@@ -152,7 +161,10 @@ class PoseTraining(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Lightning's own clipping refuses fused optimisers for the sake of fp16 scaling, which bf16 does not have.
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip)
+        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip)
+        for parameter in self.model.parameters():  # where it is not finite it counts as zero; to ask first would be to wait for the GPU
+            if parameter.grad is not None:
+                parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
 
     @torch.no_grad()
     def on_train_batch_end(self, *_: object) -> None:
@@ -174,7 +186,7 @@ class PoseTraining(L.LightningModule):
         return Muon(options, lr=train.lr, betas=(0.9, 0.99), fused=self.device.type != "mps")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint |= {"step": self.step, "seconds": self.budget.elapsed}
+        checkpoint |= written_by() | {"step": self.step, "seconds": self.budget.elapsed}
 
     def resume(self, checkpoint: dict[str, Any]) -> None:
         """Stand where the run was saved. Not left to Lightning, whose counters of epochs make the first one after a resume shorter."""
@@ -218,7 +230,7 @@ def train(
         KeyboardInterrupt: after everything finished so far was saved.
     """
     reporter = reporter or Reporter(quiet=True)
-    out = out or Path("runs") / datetime.datetime.now().strftime("%y%m%d_%H%M%S")
+    out = out or dated_folder()
     saved = read_checkpoint(out) if resume else None
     if resume:  # the network and its data stay as they were; a longer budget or another device may be asked for
         stored = read_config(out / "config.yaml")
@@ -233,6 +245,8 @@ def train(
         reporter.say(f"resuming {out} at step {saved['step']}, with its settings ({out / 'config.yaml'})")
     device, why = choose_device(config.train.device)
     material = prepare(config, reporter)
+    for finding in certain(material.labels, frame_sizes(material.labels), config.data.input_scale, config.data.crop, LEVEL_STRIDES[0]):
+        reporter.warn(finding.sentence)
     if resume:
         kept = load_model(out)
         if kept.skeleton.keypoints != material.skeleton.keypoints:
@@ -314,7 +328,8 @@ def fit(
         if not budget.seconds and (config.loss.beta > 0 or config.loss.agreement > 0):
             steps.first_unlabeled_step.fill_(math.ceil(settings.unlabeled_fusion_start * settings.steps))
         keeper = RunFolder(out, config, material, steps, task, facts)
-        trainer.callbacks.append(keeper)  # type: ignore[attr-defined]
+        guard = FiniteGuard(out, steps, reporter)
+        trainer.callbacks += [guard, keeper]  # type: ignore[attr-defined]  # what is not finite is noticed before it is kept
         module.train_dataloader = loader(steps, config, device, lambda: module.step)  # type: ignore[method-assign]
         if saved is not None:
             try:

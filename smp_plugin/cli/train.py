@@ -43,6 +43,7 @@ EPILOG = "Example:  smp-train --slp flies.slp -o runs/flies --minutes 30"
 @click.option("--weights", metavar="NAME|FILE", help="Of the backbone: auto | imagenet | none | FILE.")
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Of everything random.")
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder of -o.")
+@click.option("--check", is_flag=True, help="Train nothing: say what looks wrong with the labels, with pictures.")
 @click.option("--config", "config_file", type=FILE, metavar="FILE", help="Settings, as in a run's config.yaml.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. train.lr=0.0005; repeatable.")
 @_common.device_option
@@ -65,7 +66,9 @@ EPILOG = "Example:  smp-train --slp flies.slp -o runs/flies --minutes 30"
         "--labels",
     ],
 )
-@click.option_panel("Run", options=["--output", "--preset", "--steps", "--minutes", "--weights", "--seed", "--resume", "--config", "--set"])
+@click.option_panel(
+    "Run", options=["--output", "--preset", "--steps", "--minutes", "--weights", "--seed", "--resume", "--check", "--config", "--set"]
+)
 @click.option_panel("Machine and output", options=["--device", "--devices", "--num-nodes", "--quiet", "--json", "--help"])
 @click.pass_obj
 def command(state: _common.State, **options: Any) -> None:
@@ -77,6 +80,8 @@ def command(state: _common.State, **options: Any) -> None:
     if options["unlabeled_frames"]:
         parse_ranges(options["unlabeled_frames"], "--unlabeled-frames")
     config_file = options["config_file"]
+    if options["check"] and options["resume"]:
+        raise click.UsageError("--check trains nothing, so there is nothing to --resume; leave one of them out.")
     if options["resume"]:
         if options["output"] is None:
             raise click.UsageError("--resume needs -o: the folder of the run to go on with.")
@@ -90,6 +95,19 @@ def command(state: _common.State, **options: Any) -> None:
     for reason in reasons:
         reporter.say(reason)
 
+    if options["check"]:
+        from smp_plugin import checking
+
+        checking.check(
+            projects or None,
+            config=config,
+            out=options["output"],
+            val=val,
+            video_root=options["video_root"],
+            unlabeled=unlabeled,
+            reporter=reporter,
+        )
+        return
     from smp_plugin import training
 
     run = training.train(

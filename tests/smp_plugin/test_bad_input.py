@@ -73,6 +73,8 @@ PREDICT = "good.mp4 --model model.pt -o out.slp --device cpu"
         (train, "--slp unlabelled.slp", ["unlabelled.slp", "no animal is labelled", "label some frames"]),
         (train, "--slp lost.slp", ["lost.slp", "lost.mp4", "not found", "--video-root"]),
         (train, "--slp long.slp", ["long.slp", "frame 8", "good.mp4 has 4 frames", "--video-root"]),
+        (train, "--slp long.slp --check", ["long.slp", "frame 8", "--video-root"]),
+        (train, "--slp good.slp --check -o text.slp", ["text.slp", "choose"]),
         (train, "--slp good.slp --dlc other.slp", ["--dlc other.slp is a SLEAP file", "--slp"]),
         (train, f"{TRAIN} --aliases broken.csv", ["broken.csv", "no such file"]),
         (train, f"{TRAIN} --val other.slp", ["other.slp", "neck", "same keypoints"]),

@@ -14,9 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from converters.labels import FormatError, Skeleton
-from smp_plugin.checkpoint import Checkpoint, load_model, save_model
+from smp_plugin import __version__
+from smp_plugin.checkpoint import FORMAT, Checkpoint, load_model, save_model
 from smp_plugin.config import Config, ModelConfig, to_dict
 from smp_plugin.model import PoseModel
+from smp_plugin.run_folder import read_checkpoint
 
 SKELETON = Skeleton(("nose", "left ear", "right ear"), ((0, 1), (0, 2)), ((1, 2),), "mouse")
 
@@ -116,6 +118,32 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path: Path, metadata: dict[st
     save_file({"weight": torch.zeros(3)}, path, metadata=metadata)
     with pytest.raises(FormatError, match=r"model.pt.*(train it again|damaged)"):
         load_model(path)
+
+
+VERSIONS = [
+    ({}, r"does not say which version of smp-plugin wrote it, so it is no model of it; train it again\.$"),
+    ({"format": "smp-plugin model"}, "does not say which version"),
+    (
+        {"format": f"smp-plugin model {FORMAT - 1}", "version": "0.0.7"},
+        rf"smp-plugin 0\.0\.7 \(format 0\), but smp-plugin {__version__} reads",
+    ),
+    (
+        {"format": f"smp-plugin model {FORMAT + 1}", "version": "9.1"},
+        rf"smp-plugin 9\.1 \(format 2\), but .* format {FORMAT}; update smp-plugin\.$",
+    ),
+]
+
+
+@pytest.mark.parametrize(("told", "sentence"), VERSIONS, ids=["missing", "without a number", "older", "newer"])
+def test_models_and_checkpoints_of_other_versions_are_refused(saved: Path, told: dict[str, str], sentence: str) -> None:
+    header, tensors = contents(saved)
+    stripped = {name: value for name, value in header.items() if name not in ("format", "version")}
+    rewrite(saved, stripped | told, tensors)
+    with pytest.raises(FormatError, match=f"^--model {saved}: .*{sentence}"):
+        load_model(saved)
+    torch.save({"step": 3} | told, saved.parent / "last.ckpt")
+    with pytest.raises(FormatError, match=f"^--resume: {saved.parent / 'last.ckpt'}: .*{sentence}"):
+        read_checkpoint(saved.parent)
 
 
 def edit_unknown_setting(header: dict[str, Any], _: dict[str, torch.Tensor]) -> None:

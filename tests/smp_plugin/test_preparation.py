@@ -148,6 +148,20 @@ def test_the_scale_brings_animals_to_the_wanted_length(blobs: Any, make_config: 
     assert config.data.input_scale == 0.25 and listener.sentences[-3].endswith("0.25, as asked for")
 
 
+def test_left_and_right_are_paired_by_name_where_nobody_says_so(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+    """As in DeepLabCut: without pairs, mirrored crops would teach that the left ear is the right one."""
+    project = make_blobs(keypoints=("left ear", "nose", "right ear")).project
+    material = material_of(project, config=make_config(), listener=listener)
+    assert material.skeleton.symmetries == ((0, 2),) and material.skeleton.mirrored == [2, 1, 0]
+    assert "left ear and right ear" in sentence(listener, "left and right, by their names")
+
+
+def test_symmetries_that_are_given_stay(make_project: Any, make_config: Callable[..., Config], listener: Any):
+    project = make_project(keypoints=("left ear", "right ear", "nose"))  # which pairs the last two
+    assert material_of(project, config=make_config(), listener=listener).skeleton.symmetries == ((1, 2),)
+    assert not [text for text in listener.sentences if text.startswith("left and right")]
+
+
 def test_one_keypoint_says_no_size(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
     config = make_config()
     material = material_of(make_blobs(keypoints=["head"]).project, config=config, listener=listener)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from converters.labels import FormatError, Skeleton, VideoSource
+from converters.labels import FormatError, Skeleton, VideoSource, symmetric_pairs
 from smp_plugin.config import Config, write_config
 from smp_plugin.drawing import OverlayWriter, animal_colours, draw_poses, keypoint_sides
 from smp_plugin.metrics import evaluate_poses
@@ -64,6 +64,8 @@ def test_left_and_right():
     assert keypoint_sides(Skeleton(("head", "RAnt", "LAnt", "LegL1", "LegR1"))) == ["", "right", "left", "left", "right"]
     assert keypoint_sides(Skeleton(("a", "b", "rail", "lair"), symmetries=((1, 0),))) == ["right", "left", "", ""]
     assert keypoint_sides(Skeleton(("Tail", "Head"))) == ["", ""]
+    crossed = Skeleton(("fore L l", "fore L r", "fore R l", "fore R r"))  # each differs from two others: a keypoint has one partner
+    assert sorted(k for pair in symmetric_pairs(crossed) for k in pair) == [0, 1, 2, 3]
 
 
 def test_colours_repeat_after_eight():

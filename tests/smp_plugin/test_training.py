@@ -118,13 +118,20 @@ def frames_of(video: Path) -> list[torch.Tensor]:
         return [torch.from_numpy(frame).permute(2, 0, 1)[None] for _, frame in opened.stream()]
 
 
+AUGMENT = {f"augment__{name}": value for name, value in vars(Config().augment).items()}
+PHASES = {"train__labeled_fusion_start": 0.3, "train__unlabeled_fusion_start": 0.5}
+
+
 def test_the_same_seed_is_the_same_model(blobs: Any, make_config: Callable[..., Config], tmp_path: Path):
-    config = make_config(train__steps=1)
+    """To the last bit, the optimiser's state included, with everything that is random switched on; also where two processes load."""
+    config = make_config(train__steps=4, **AUGMENT, **PHASES)
     before = to_dict(config)
-    a, b = (weights_of(train([blobs.project], config=config, out=tmp_path / name)) for name in ("a", "b"))
-    config.train.seed = 1
-    other = weights_of(train([blobs.project], config=config, out=tmp_path / "other"))
-    assert same(a, b) and not same(a, other)
+    first, again = (state(train([blobs.project], config=config, out=tmp_path / name)) for name in ("first", "again"))
+    config.train.workers = 2
+    helped = state(train([blobs.project], config=config, out=tmp_path / "helped"))
+    config.train.workers, config.train.seed = 0, 1
+    other = state(train([blobs.project], config=config, out=tmp_path / "other"))
+    assert same(first, again) and same(first, helped) and not same(first[0], other[0])
     config.train.seed = 0
     assert to_dict(config) == before  # the caller's settings stay
 
@@ -147,13 +154,17 @@ def test_the_same_seed_is_the_same_model(blobs: Any, make_config: Callable[..., 
 )
 def test_trains_on(project: dict[str, Any], make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path):
     """Through all three phases, with everything that augments switched on."""
-    augment = {f"augment__{k}": v for k, v in vars(Config().augment).items()}
-    starts = {"train__labeled_fusion_start": 0.3, "train__unlabeled_fusion_start": 0.6}
-    config = make_config(train__steps=3, train__val_every=3, **starts, **augment)
+    config = make_config(train__steps=3, train__val_every=3, **PHASES, **AUGMENT)
     run = train([make_blobs(**project).project], config=config, out=tmp_path / "run")
     assert {path.name for path in run.iterdir()} == RUN_FILES
     assert all(np.isfinite(float(row["loss"])) for row in rows_of(run))
     assert all(torch.isfinite(value).all() for value in weights_of(run).values())
+
+
+def test_validation_frames_without_an_animal_choose_nothing(make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path):
+    empty = make_blobs("empty", counts=[0, 0], labelled=[0, 1], negative=[0, 1])
+    run = train([make_blobs().project], config=make_config(train__val_every=1), val=empty.project, out=tmp_path / "run")
+    assert load_model(run).facts["step"] == 2  # the last one is kept
 
 
 def test_unlabelled_video_that_ends_early(make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path):
@@ -170,11 +181,7 @@ def test_unlabelled_video_that_ends_early(make_blobs: Any, make_config: Callable
     train([make_blobs().project], config=config, out=tmp_path / "run", unlabeled=[tmp_path / "cut.mp4"])
 
 
-def test_loader_processes(blobs: Any, make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path):
-    settings: dict[str, Any] = {"train__unlabeled_fusion_start": 0.5}
-    alone = train([blobs.project], config=make_config(**settings), out=tmp_path / "alone")
-    helped = train([blobs.project], config=make_config(train__workers=1, **settings), out=tmp_path / "helped")
-    assert same(weights_of(alone), weights_of(helped))
+def test_what_a_loader_process_can_not_read(make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path):
     broken = make_blobs("broken", images=True)
     (broken.video / "img005.png").write_bytes(b"no image")
     config = make_config(train__workers=1, train__steps=12, data__val_fraction=0.0)
