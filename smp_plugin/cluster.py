@@ -23,6 +23,7 @@ from smp_plugin.progress import Reporter
 Key = TypeVar("Key")
 
 own_device: str | None = None  # of a process that was started for one
+_PATIENCE = 10.0  # seconds in which a scheduler answers
 _RETRIES = 3  # of a segment that failed on a worker; a worker that is lost counts for Dask's own "allowed-failures"
 
 
@@ -94,7 +95,7 @@ def workers_of(scheduler: str, reporter: Reporter) -> Iterator[Executor]:
     from distributed import Client, KilledWorker
 
     try:
-        client = Client(scheduler, timeout=10, set_as_default=False)
+        client = Client(scheduler, timeout=_PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
         raise FormatError(
             f"--scheduler {scheduler}: no Dask scheduler answers there ({error}); start one with `dask scheduler`."
