@@ -271,8 +271,11 @@ def _done_here(
         for (number, missing), group in itertools.groupby([(s, (s.video, s.place in work.missing)) for s in work.segments], lambda p: p[1]):
             run = [segment for segment, _ in group]
             if missing:
-                with open_video(work.job.videos[number]) as video:
-                    for segment, found in _in_segments(predictor, video, video.n_frames, run, seen, stopped):
+                with (
+                    open_video(work.job.videos[number]) as video,
+                    contextlib.closing(_in_segments(predictor, video, video.n_frames, run, seen, stopped)) as pieces,
+                ):
+                    for segment, found in pieces:
                         work.save(segment, found)
             elif drawn is not None:
                 _draw(work, run, drawn, stopped)
@@ -388,15 +391,14 @@ def _merged(work: Work, reporter: Reporter) -> Iterator[LabeledFrame]:
 
 def _draw(work: Work, run: list[Segment], drawn: OverlayWriter, stopped: threading.Event) -> None:
     """Draw segments that were predicted earlier, or elsewhere."""
-    with open_video(work.job.videos[run[0].video]) as video:
-        for segment in run:
-            found = work.read(segment)
-            assert found is not None
-            for labelled, (_, frame) in zip(found.frames(segment.video), video.stream(found.numbers.tolist()), strict=True):
-                poses = np.array([animal.points for animal in labelled.predicted])
-                drawn.write(frame, poses, point_scores=np.array([animal.point_scores for animal in labelled.predicted]))
-                if stopped.is_set():
-                    return
+    for number, group in itertools.groupby(run, lambda segment: segment.video):
+        with open_video(work.job.videos[number]) as video:
+            for found in filter(None, map(work.read, group)):
+                for labelled, (_, frame) in zip(found.frames(number), video.stream(found.numbers.tolist()), strict=True):
+                    if stopped.is_set():
+                        return
+                    poses = np.array([animal.points for animal in labelled.predicted])
+                    drawn.write(frame, poses, point_scores=np.array([animal.point_scores for animal in labelled.predicted]))
 
 
 @contextlib.contextmanager

@@ -191,7 +191,8 @@ class Work:
                 reporter.say(f"{self.name}: {self._done:,} of {self.job.total:,} frames were predicted earlier")
                 return
             if self.folder.exists():
-                reporter.warn(f"{self.name}: an unfinished run is started again from its first frame; --resume goes on with one.")
+                if self.begun:
+                    reporter.warn(f"{self.name}: an unfinished run is started again from its first frame; --resume goes on with one.")
                 shutil.rmtree(self.folder)
             self.folder.mkdir()
             with written_whole(self.folder / _RECORD) as path:

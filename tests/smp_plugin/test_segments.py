@@ -67,11 +67,13 @@ def whole(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Labels:
     return read_project(path)
 
 
-def assert_same(a: Labels, b: Labels) -> None:
+def assert_same(a: Labels, b: Labels, video: int = 0) -> None:
     """To the last bit."""
-    assert [f.index for f in a.frames] == [f.index for f in b.frames] == list(range(FRAMES))
-    assert sum(len(f.predicted) for f in a.frames) > FRAMES
-    for f, g in zip(a.frames, b.frames, strict=True):
+    frames = [f for f in a.frames if f.video == video]
+    assert [f.index for f in frames] == [f.index for f in b.frames] == list(range(FRAMES))
+    assert sum(len(f.predicted) for f in frames) > FRAMES
+    for f, g in zip(frames, b.frames, strict=True):
+        assert len(f.predicted) == len(g.predicted)
         for i, j in zip(f.predicted, g.predicted, strict=True):
             assert np.array_equal(i.points, j.points, equal_nan=True) and i.score == j.score
             assert np.array_equal(i.point_scores, j.point_scores)
@@ -87,12 +89,12 @@ class Counted(Predictor):
     seen = 0
     stop = -1
 
-    def __call__(self, frames: list[np.ndarray]) -> list[FramePoses]:
-        type(self).seen += len(frames)
+    def __call__(self, images: torch.Tensor) -> list[FramePoses]:
+        type(self).seen += len(images)
         if 0 <= type(self).stop <= type(self).seen:
             type(self).stop = -1
             signal.raise_signal(signal.SIGINT)
-        return super().__call__(frames)
+        return super().__call__(images)
 
 
 @pytest.fixture
@@ -220,7 +222,7 @@ def test_finished_videos_are_skipped(
     suffix: str, place: Path, video: Path, monkeypatch: pytest.MonkeyPatch, counted: type[Counted], listener: Any
 ):
     monkeypatch.setattr(
-        Predictor, "__call__", lambda self, frames: [FramePoses(np.ones((1, 3, 2)), np.ones(1), np.ones((1, 3)))] * len(frames)
+        Predictor, "__call__", lambda self, images: [FramePoses(np.ones((1, 3, 2)), np.ones(1), np.ones((1, 3)))] * len(images)
     )
     videos = [Path(os.link(video, video.with_name(name)) or video.with_name(name)) for name in ("a.mp4", "b.mp4", "c.mp4")]
     out, options = video.with_name("out"), {"model": place / "model.pt", "device": "cpu", "suffix": suffix}
@@ -250,10 +252,14 @@ def test_finished_videos_are_skipped(
 def test_a_process_for_each_device(place: Path, video: Path, whole: Labels, monkeypatch: pytest.MonkeyPatch, listener: Any):
     monkeypatch.setattr(predictor, "every_device", lambda name: ["cpu", "cpu"])
     monkeypatch.setattr(predictor, "_done_here", None)
-    out, overlay = video.with_name("out.slp"), video.with_name("o.mp4")
-    predict([video], out, model=place / "model.pt", overlay=overlay, reporter=listener)
-    assert_same(read_project(out), whole)
-    assert leftovers(video.parent) == ["clip.mp4", "o.mp4", "out.slp"]
+    out, overlay, twin = video.with_name("out.slp"), video.with_name("o.mp4"), video.with_name("twin.mp4")
+    os.link(video, twin)
+    predict([video, twin], out, model=place / "model.pt", overlay=overlay, reporter=listener)
+    for number in range(2):
+        assert_same(read_project(out), whole, number)
+    with predictor.open_video(VideoSource((overlay,))) as drawn:
+        assert len(list(drawn.stream())) == 2 * FRAMES
+    assert leftovers(video.parent) == ["clip.mp4", "o.mp4", "out.slp", "twin.mp4"]
     assert "predicting on cpu, cpu, a process each" in listener.sentences
 
 
