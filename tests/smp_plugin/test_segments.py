@@ -53,9 +53,15 @@ def place(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Pa
     return folder
 
 
+def linked(path: Path, other: Path) -> Path:
+    """The same file under another name."""
+    os.link(path, other)
+    return other
+
+
 @pytest.fixture
 def video(place: Path, tmp_path: Path) -> Path:
-    return Path(os.link(place / "clip.mp4", tmp_path / "clip.mp4") or tmp_path / "clip.mp4")
+    return linked(place / "clip.mp4", tmp_path / "clip.mp4")
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +140,7 @@ def test_what_was_found_survives_a_file():
 
 def test_the_network_sees_whole_batches(place: Path, video: Path, counted: type[Counted], monkeypatch: pytest.MonkeyPatch):
     lengths: list[int] = []
-    monkeypatch.setattr(Work, "save", lambda self, segment, data: lengths.append(len(segment.frames)) or self.missing.clear())
+    monkeypatch.setattr(Work, "save", lambda self, segment, data: lengths.append(len(segment.frames)))
     predict([video], video.with_name("out.json"), model=place / "model.pt", device="cpu", config_overrides={"predict.batch": 3})
     assert lengths == [9] * 6 + [6]
 
@@ -160,22 +166,24 @@ predict([Path(sys.argv[1])], Path(sys.argv[2]), model=Path(sys.argv[3]), device=
 
 
 def test_a_killed_run_goes_on(place: Path, video: Path, whole: Labels, counted: type[Counted], listener: Any):
-    out, options = video.with_name("out.slp"), {"model": place / "model.pt", "device": "cpu", "resume": True}
+    out = video.with_name("out.slp")
+    options: dict[str, Any] = {"model": place / "model.pt", "device": "cpu", "resume": True}
     command = [sys.executable, "-c", KILLED, str(video), str(out), str(place / "model.pt"), str(LENGTH)]
     environment = {**os.environ, "PYTHONPATH": str(Path(smp_plugin.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     assert subprocess.run(command, env=environment).returncode == -signal.SIGKILL
     assert leftovers(video.parent) == [".out.slp.segments", "clip.mp4"]
     before = leftovers(video.with_name(".out.slp.segments"))
-    for words, change in [
+    changes: list[tuple[str, dict[str, Any]]] = [
         ("with another model", {"model": place / "other.pt"}),
         ("with other settings", {"config_overrides": {"predict.min_score": 0.5}}),
         ("for other frames", {"frames": "0-30"}),
-    ]:
+    ]
+    for words, change in changes:
         with pytest.raises(FormatError, match=rf"--resume: .*out\.slp was begun {words}; call it as before, or leave --resume out"):
-            predict([video], out, **{**options, **change})  # type: ignore[arg-type]
+            predict([video], out, **{**options, **change})
     assert leftovers(video.with_name(".out.slp.segments")) == before
     (video.with_name(".out.slp.segments") / "000001.safetensors").write_bytes(b"damaged")
-    predict([video], out, **options, config_overrides={"predict.batch": 4}, reporter=listener)  # type: ignore[arg-type]
+    predict([video], out, **options, config_overrides={"predict.batch": 4}, reporter=listener)
     assert counted.seen == FRAMES - 3 * LENGTH
     assert f"{out}: 24 of 60 frames were predicted earlier" in listener.sentences
     assert_same(read_project(out), whole)
@@ -224,25 +232,26 @@ def test_finished_videos_are_skipped(
     monkeypatch.setattr(
         Predictor, "__call__", lambda self, images: [FramePoses(np.ones((1, 3, 2)), np.ones(1), np.ones((1, 3)))] * len(images)
     )
-    videos = [Path(os.link(video, video.with_name(name)) or video.with_name(name)) for name in ("a.mp4", "b.mp4", "c.mp4")]
-    out, options = video.with_name("out"), {"model": place / "model.pt", "device": "cpu", "suffix": suffix}
+    videos = [linked(video, video.with_name(name)) for name in ("a.mp4", "b.mp4", "c.mp4")]
+    out = video.with_name("out")
+    options: dict[str, Any] = {"model": place / "model.pt", "device": "cpu", "suffix": suffix}
     for name in ("a.mp4", "b.mp4", "c.mp4", "clip.mp4"):
         os.utime(video.with_name(name), (10**9, 10**9))
-    predict(videos, out, **options)  # type: ignore[arg-type]
+    predict(videos, out, **options)
     files = leftovers(out)
     counted.seen, counted.stop = 0, FRAMES + 20  # the next call, with other settings, is interrupted in the second video
     overrides: dict[str, object] = {"predict.min_score": 0.5}
     with pytest.raises(KeyboardInterrupt):
-        predict(videos, out, **options, config_overrides=overrides)  # type: ignore[arg-type]
+        predict(videos, out, **options, config_overrides=overrides)
     counted.seen = 0
-    assert predict(videos, out, **options, resume=True, config_overrides=overrides, reporter=listener)  # type: ignore[arg-type]
+    assert predict(videos, out, **options, resume=True, config_overrides=overrides, reporter=listener)
     assert [re.sub(r".*/", "", s) for s in listener.sentences if "skipped" in s] == [
         {"h5": f"a{SCORER}"}.get(suffix, f"a.predictions.{suffix}") + ": finished earlier, skipped"
     ]
     assert counted.seen == 2 * FRAMES - 16 and leftovers(out) == files
     counted.seen = 0
     os.utime(place / "model.pt")  # learnt anew
-    predict(videos[:1], out, **options, resume=True)  # type: ignore[arg-type]
+    predict(videos[:1], out, **options, resume=True)
     assert counted.seen == FRAMES
 
 
@@ -253,8 +262,7 @@ def test_a_process_for_each_device(place: Path, video: Path, whole: Labels, monk
     monkeypatch.setattr(predictor, "every_device", lambda name: ["cpu", "cpu"])
     monkeypatch.setattr(predictor, "_done_here", None)
     out, overlay, twin = video.with_name("out.slp"), video.with_name("o.mp4"), video.with_name("twin.mp4")
-    os.link(video, twin)
-    predict([video, twin], out, model=place / "model.pt", overlay=overlay, reporter=listener)
+    predict([video, linked(video, twin)], out, model=place / "model.pt", overlay=overlay, reporter=listener)
     for number in range(2):
         assert_same(read_project(out), whole, number)
     with predictor.open_video(VideoSource((overlay,))) as drawn:

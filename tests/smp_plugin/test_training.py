@@ -305,8 +305,9 @@ def test_two_processes(blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     class Shards(TrainingSteps):
         def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments[:-2], 0, 2)
-            self.second = TrainingSteps(*arguments[:-2], 1, 2)
+            super().__init__(*arguments)
+            self.second = TrainingSteps(*arguments)
+            self.rank, self.second.rank, self.world, self.second.world = 0, 1, 2, 2
             self.second.first_unlabeled_step = self.first_unlabeled_step
 
         def __getitem__(self, step: int) -> Any:
