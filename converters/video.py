@@ -17,6 +17,7 @@ import itertools
 import os
 from abc import ABC, abstractmethod
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -73,9 +74,9 @@ class Video(ABC):
         for index in ascending:
             yield index, self.read(index)
 
-    def stream(self, indices: Iterable[int] | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (number, frame) for ``indices``, or for every frame to the real end of the video; one frame in memory at a time."""
-        return self.read_many(self.frame_numbers if indices is None else indices)
+    def stream(self, indices: Iterable[int] | None = None, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (number, frame) for ``indices``, or for every frame from ``start`` to the video's real end; one in memory at a time."""
+        return self.read_many(self.frame_numbers[bisect_left(self.frame_numbers, start) :] if indices is None else indices)
 
     def close(self) -> None:
         """Give back file handles. Reading again opens them again."""
@@ -207,11 +208,11 @@ class _FileVideo(Video):
         super().close()
         self._decoded = iter(())  # the decoder's threads end with it
 
-    def stream(self, indices: Iterable[int] | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    def stream(self, indices: Iterable[int] | None = None, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         if indices is not None:
             yield from self.read_many(indices)
             return
-        for index in itertools.count():  # to the real end, whatever the header says
+        for index in itertools.count(start):  # to the real end, whatever the header says
             frame = self._frame_at(index)
             if frame is None:
                 return

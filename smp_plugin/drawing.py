@@ -258,6 +258,11 @@ class OverlayWriter:
         self._stream: Any = None
         self._width: float | None = None
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a frame."""
+        return self._stream is not None
+
     def write(self, image: Frame, poses: Array, colours: Sequence[Colour] | None = None, point_scores: Array | None = None) -> None:
         """One frame more; arguments as in ``draw_poses``."""
         import av

@@ -79,6 +79,12 @@ def choose_device(name: str) -> tuple[torch.device, str]:
     return device, f"device: {name}, as asked for"
 
 
+def every_device(name: str) -> list[str]:
+    """Names of the devices that predict: for ``auto`` all GPUs where there are several, else the one that `choose_device` chooses."""
+    count = torch.cuda.device_count() if name == "auto" else 0
+    return [f"cuda:{index}" for index in range(count)] if count > 1 else [name]
+
+
 def has_bf16(device: torch.device) -> bool:
     """Does bfloat16 pay on this device?"""
     if device.type == "cuda":

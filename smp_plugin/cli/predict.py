@@ -34,10 +34,15 @@ FORMATS = ("slp", "h5", "csv", "json", "analysis.h5")
 @click.option("--overlay", type=FILE, metavar="OUT.mp4", help="Also draw the poses on a video.")
 @_common.device_option
 @click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Frames a batch.")
+@click.option("--resume", is_flag=True, help="Go on with the same command where it was cut off; skip finished files.")
+@click.option("--scheduler", metavar="ADDRESS", help="Predict on the workers of a Dask scheduler, such as tcp://host:8786.")
+@click.option("--local-cluster", type=click.IntRange(min=1), metavar="N", help="Predict on N Dask workers of this machine.")
 @_common.output_options
-@click.option_panel("Input and output", options=["--output", "--format", "--model", "--frames", "--video-root", "--overlay"])
+@click.option_panel("Input and output", options=["--output", "--format", "--model", "--frames", "--video-root", "--overlay", "--resume"])
 @click.option_panel("Poses", options=["--max-animals", "--min-score", "--refine"])
-@click.option_panel("Machine and messages", options=["--device", "--batch", "--quiet", "--json", "--help"])
+@click.option_panel(
+    "Machine and messages", options=["--device", "--batch", "--scheduler", "--local-cluster", "--quiet", "--json", "--help"]
+)
 @click.pass_obj
 def command(state: _common.State, **options: Any) -> None:
     """Predict poses in videos, image folders, or the frames of a project (.slp, .pkg.slp, config.yaml, COCO .json).
@@ -49,6 +54,8 @@ def command(state: _common.State, **options: Any) -> None:
     inputs = [_common.existing(path) for path in options["inputs"]]
     if options["model"] is not None:
         _common.existing(options["model"])
+    if options["scheduler"] and options["local_cluster"]:
+        raise click.UsageError("--scheduler and --local-cluster exclude each other.")
     frames = options["frames"]
     if frames is not None and frames not in ("all", "labeled", "unlabeled"):
         if not frames[:1].isdigit():
@@ -69,6 +76,9 @@ def command(state: _common.State, **options: Any) -> None:
         video_root=options["video_root"],
         device=options["device"] or "auto",
         overlay=options["overlay"],
+        resume=options["resume"],
+        scheduler=options["scheduler"],
+        local_cluster=options["local_cluster"] or 0,
         reporter=reporter,
     )
 

@@ -64,6 +64,7 @@ def test_a_frames_number_is_its_place_in_a_decode_from_the_start(
 ) -> None:
     with opened(make_video(tmp_path / name, options=options)) as video:
         assert [(index, number_of(frame)) for index, frame in video.stream()] == [(i, i) for i in range(40)]
+        assert [(index, number_of(frame)) for index, frame in video.stream(start=33)] == [(i, i) for i in range(33, 40)]
         assert video.n_frames == 40
         for index in ORDER:
             assert number_of(video.read(index)) == index

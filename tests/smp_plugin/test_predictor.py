@@ -19,7 +19,7 @@ import torch
 from converters import FormatError, Labels, read_project, write_project
 from converters.deeplabcut_predictions import SCORER
 from converters.video import open_video, video_source
-from smp_plugin import jobs, predictor
+from smp_plugin import jobs, predictor, segments
 from smp_plugin.checkpoint import load_model
 from smp_plugin.cli.predict import main
 from smp_plugin.evaluation import evaluate
@@ -356,7 +356,7 @@ def test_interrupted_it_keeps_what_is_finished(
     assert main(text.split()) == 130
     assert "everything finished so far is kept" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
-    assert leftovers(tmp_path) == ["o.mp4", "out.slp"]
+    assert leftovers(tmp_path) == [".out.slp.segments", "o.mp4", "out.slp"]
     count = len(read_project(tmp_path / "out.slp").frames)
     assert 6 < count <= 8 and stub.calls == 4
     with open_video(video_source(tmp_path / "o.mp4")) as video:
@@ -368,7 +368,7 @@ def test_interrupted_it_keeps_finished_files(trained: Path, blobs: Any, make_blo
     stub.event = staticmethod(interrupted(2))
     with pytest.raises(KeyboardInterrupt):
         predict(videos, tmp_path / "out", model=trained, device="cpu")
-    assert leftovers(tmp_path / "out") == ["a.predictions.slp", "b.predictions.slp"]
+    assert leftovers(tmp_path / "out") == [".b.predictions.slp.segments", "a.predictions.slp", "b.predictions.slp"]
     assert numbers(read_project(tmp_path / "out" / "a.predictions.slp")) == [0, 1, 2, 3]
 
 
@@ -387,7 +387,11 @@ def test_interrupted_twice_it_stops_at_once(trained: Path, blobs: Any, stub: typ
     assert leftovers(tmp_path) in ([], ["o.mp4"])
 
 
-def test_damage_midway_keeps_what_came_before(trained: Path, make_blobs: Any, stub: type[Stub], tmp_path: Path):
+@pytest.mark.parametrize("segment", [1024, 3, 4])  # with 3 the damage is the first of a segment
+def test_damage_midway_keeps_what_came_before(
+    trained: Path, make_blobs: Any, stub: type[Stub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, segment: int
+):
+    monkeypatch.setattr(segments, "LENGTH", segment)
     images = make_blobs("pictures", images=True, counts=[1] * 12, labelled=[0])
     (images.video / "img009.png").write_bytes(b"no image")
     before = leftovers(tmp_path)

@@ -137,7 +137,7 @@ def test_a_full_disk(trained: Path, blobs: Any, tmp_path: Path, monkeypatch: pyt
     assert main(arguments) == 2
     monkeypatch.setattr(os, "fsync", real)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "out.slp cannot be written" in line and "No space left on device" in line
+    assert ".out.slp.segments" in line and "cannot be written" in line and "No space left on device" in line
     assert [path.name for path in tmp_path.iterdir()] == ["out.slp"] and (tmp_path / "out.slp").read_bytes() == before
 
 

@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torchvision.models import get_model
 
 import smp_plugin
 from converters import FormatError
 from smp_plugin import training
 from smp_plugin.checkpoint import load_model
 from smp_plugin.cli.train import main
-from smp_plugin.config import Config, to_dict
+from smp_plugin.config import Config, read_config, to_dict
+from smp_plugin.datasets import TrainingSteps
 from smp_plugin.inference import infer
 from smp_plugin.run_folder import append_row
 from smp_plugin.training import train
@@ -288,7 +290,13 @@ def test_model_can_be_read_by_whom_the_umask_lets(trained: Path):
 # --- several processes ---
 
 
-def test_two_processes(blobs: Any, tmp_path: Path):
+def test_two_processes(blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two processes step along the mean of their gradients.
+
+    Their losses are not those of one process with the batch of both, though the crops are the same: each term is a mean over the animals or
+    points of a batch (losses.py), and a mean over all is not the mean over two shards with different numbers of them. So one process is
+    made to take the mean of two shards' losses, and the first one's losses must be the same, also in the step after the update.
+    """
     sets = [argument for text in [*TINY, "train.val_every=2", "train.unlabeled_fusion_start=0.5"] for argument in ("--set", text)]
     arguments = ["--slp", str(blobs.project), "--steps", "4", "--weights", "none", "--device", "cpu", "--devices", "2", *sets]
     environment = {**os.environ, "PYTHONPATH": str(Path(smp_plugin.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
@@ -301,3 +309,31 @@ def test_two_processes(blobs: Any, tmp_path: Path):
     assert {path.name for path in run.iterdir()} == RUN_FILES
     assert [row["step"] for row in rows_of(run)] == ["2", "4"]
     assert (run / "log.txt").read_text().count("report: ") == done.stderr.count("report: ") == 1
+
+    class Shards(TrainingSteps):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.second = TrainingSteps(*arguments)
+            self.rank, self.second.rank, self.world, self.second.world = 0, 1, 2, 2
+            self.second.first_unlabeled_step = self.first_unlabeled_step
+
+        def __getitem__(self, step: int) -> Any:
+            return [super().__getitem__(step), self.second[step]]
+
+    def step_on_both(module: training.PoseTraining, shards: Any, _: int) -> torch.Tensor:
+        first = step_on_one(module, shards[0], 0)
+        terms = {name: list(values) for name, values in module.terms.items()}
+        mean = (first + step_on_one(module, shards[1], 0)) / 2
+        module.terms.clear()
+        module.terms.update(terms)
+        return mean
+
+    step_on_one = training.PoseTraining.training_step
+    monkeypatch.setattr("smp_plugin.backbone.get_model", get_model)  # the whole ResNet-18, as in those processes
+    monkeypatch.setattr(training, "TrainingSteps", Shards)
+    monkeypatch.setattr(training.PoseTraining, "training_step", step_on_both)
+    config = read_config(run / "config.yaml")
+    config.train.devices = 1
+    alone = rows_of(train([blobs.project], config=config, out=tmp_path / "alone"))
+    for name in ("loss", "loss_box", "loss_heatmap"):
+        assert float(rows_of(run)[0][name]) == pytest.approx(float(alone[0][name]), rel=1e-4)

@@ -1,0 +1,336 @@
+"""The work of a video in segments: each finished one is a small whole file, so that a run that was killed goes on where it stood.
+
+The files lie in a hidden folder beside the output, ``.OUTPUT.segments``, with a record of what they were made from. The folder is there
+exactly as long as its output is not finished: that is how a finished file is told from one that was cut short. Files are safetensors, which
+are read without running code, whatever is in them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from converters.deeplabcut_predictions import SCORER
+from converters.deeplabcut_writing import video_names
+from converters.files import written_whole
+from converters.labels import FormatError, LabeledFrame, PredictedInstance
+from converters.project import DLC_PREDICTIONS
+from smp_plugin import __version__
+from smp_plugin.config import Config, to_dict
+from smp_plugin.jobs import MACHINELABELS, Job, Numbers, is_folder
+from smp_plugin.progress import Reporter
+
+if TYPE_CHECKING:
+    from smp_plugin.inference import FramePoses
+
+LENGTH = 1024  # frames: seconds of a GPU's work, minutes of a CPU's
+_RECORD = "made_from.json"
+_OTHER = {
+    "version": "by another version of smp-plugin",
+    "model": "with another model",
+    "settings": "with other settings",
+    "videos": "from videos that have changed",
+    "frames": "for other frames",
+}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Frames that are predicted together.
+
+    Attributes:
+        place: among the segments of its job.
+        video: index into the job's videos.
+        frames: their numbers, ascending.
+        to_end: the last of a whole video, which may hold more frames than its header promises: they belong to it.
+        first: the first of its video.
+    """
+
+    place: int
+    video: int
+    frames: Numbers
+    to_end: bool
+    first: bool
+
+
+@dataclass
+class Found:
+    """What was found in a segment, as arrays.
+
+    Attributes:
+        numbers: (F,) frame numbers; fewer than the segment's where the video ended or the run was interrupted.
+        counts: (F,) animals in each.
+        poses, scores, point_scores: (A, K, 2) frame pixels, (A,) and (A, K), of all animals, frame by frame.
+        length: frames of the video as read so far, and as its header promised.
+        complete: whether it was not interrupted.
+        trouble: UTF-8 bytes of what is wrong with the video after these frames, which makes them its last ones; mostly none.
+    """
+
+    numbers: np.ndarray
+    counts: np.ndarray
+    poses: np.ndarray
+    scores: np.ndarray
+    point_scores: np.ndarray
+    length: np.ndarray
+    complete: np.ndarray
+    trouble: np.ndarray
+
+    @classmethod
+    def of(
+        cls, found: Sequence[tuple[int, FramePoses]], keypoints: int, length: tuple[int, int], complete: bool = True, damage: str = ""
+    ) -> Found:
+        """From (number, animals) of each frame."""
+        return cls(
+            np.array([number for number, _ in found], np.int64),
+            np.array([len(animals.scores) for _, animals in found], np.int64),
+            np.array([pose for _, animals in found for pose in animals.poses], np.float64).reshape(-1, keypoints, 2),
+            np.array([score for _, animals in found for score in animals.scores], np.float64),
+            np.array([scores for _, animals in found for scores in animals.point_scores], np.float64).reshape(-1, keypoints),
+            np.array(length, np.int64),
+            np.array(complete),
+            np.frombuffer(damage.encode(), np.uint8),
+        )
+
+    @property
+    def damage(self) -> str:
+        """What is wrong with the video after these frames."""
+        return self.trouble.tobytes().decode()
+
+    def to_bytes(self) -> bytes:
+        """A safetensors file."""
+        return save({each.name: getattr(self, each.name) for each in fields(self)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Found:
+        """The opposite. Raises SafetensorError, KeyError or ValueError for anything else."""
+        arrays = load(data)
+        found = cls(*(arrays[each.name] for each in fields(cls)))
+        if len(found.counts) != len(found.numbers) or {found.counts.sum()} != {
+            len(found.poses),
+            len(found.scores),
+            len(found.point_scores),
+        }:
+            raise ValueError("the arrays do not fit together")
+        return found
+
+    def frames(self, video: int) -> Iterator[LabeledFrame]:
+        """Each frame, also those without animals."""
+        animals = zip(self.poses, self.scores, self.point_scores, strict=True)
+        for number, count in zip(self.numbers, self.counts, strict=True):
+            predicted = [PredictedInstance(p, None, float(s), q) for p, s, q in itertools.islice(animals, int(count))]
+            yield LabeledFrame(video, int(number), predicted=predicted)
+
+
+def cut(job: Job, length: int) -> list[Segment]:
+    """The work of a job in segments of ``length`` frames, the last of each video shorter."""
+    pieces = [
+        (video, wanted[start : start + length], isinstance(wanted, range) and start + length >= len(wanted), start == 0)
+        for video, wanted in enumerate(job.wanted)
+        for start in range(0, len(wanted), length)
+    ]
+    return [Segment(place, *piece) for place, piece in enumerate(pieces)]
+
+
+@dataclass
+class Work:
+    """A job in segments, and the folder of those that are finished.
+
+    Attributes:
+        job: what is predicted into which output.
+        made_from: what segments must agree on to be parts of one prediction, from `made_from`.
+        length: frames in a segment; those of an unfinished run, where there is one to go on with.
+        missing: places of segments that are not finished.
+    """
+
+    job: Job
+    made_from: dict[str, str]
+    length: int
+    missing: set[int] = field(default_factory=set)
+
+    @functools.cached_property
+    def name(self) -> Path:
+        """What messages call the output: DeepLabCut's files are known by the first part of their names."""
+        output = self.job.output
+        return output / f"{video_names(self.job.videos)[0]}{SCORER}" if _to_folder(self.job) else output
+
+    @property
+    def folder(self) -> Path:
+        """Where finished segments are kept."""
+        return self.name.with_name(f".{self.name.name}.segments")
+
+    @functools.cached_property
+    def segments(self) -> list[Segment]:
+        """All of them, in order."""
+        return cut(self.job, self.length)
+
+    def look(self) -> None:
+        """Find what an earlier run has left.
+
+        Raises:
+            FormatError: it was made from something else, so its segments are no parts of this prediction.
+        """
+        record = self.folder / _RECORD
+        if record.is_file():
+            try:
+                before = json.loads(record.read_text(encoding="utf-8"))
+                length = int(before["length"])
+                other = [words for key, words in _OTHER.items() if before.get(key) != self.made_from[key]]
+            except (ValueError, KeyError, TypeError, AttributeError, OSError):
+                other = ["in a way that can't be read"]
+            if other:
+                raise FormatError(
+                    f"--resume: {self.name} was begun {', '.join(other)}; call it as before, or leave --resume out to start again."
+                )
+            self.length = length
+
+    def begin(self, resume: bool, reporter: Reporter) -> None:
+        """Make the folder, with the segments of the earlier run where it is resumed and without them where it is not."""
+        self.missing = {segment.place for segment in self.segments}
+        try:
+            if resume and (self.folder / _RECORD).is_file():
+                self.missing -= {s.place for s in self.segments if (found := self.read(s)) is not None and found.complete}
+                reporter.say(f"{self.name}: {self._done:,} of {self.job.total:,} frames were predicted earlier")
+                return
+            if self.folder.exists():
+                if self.begun:
+                    reporter.warn(f"{self.name}: an unfinished run is started again from its first frame; --resume goes on with one.")
+                shutil.rmtree(self.folder)
+            self.folder.mkdir()
+            with written_whole(self.folder / _RECORD) as path:
+                path.write_text(json.dumps({**self.made_from, "length": self.length}), encoding="utf-8")
+        except OSError as error:
+            raise FormatError(f"{self.folder} can't be written ({error.strerror}); choose another folder for -o.") from error
+
+    def save(self, segment: Segment, data: bytes) -> None:
+        """Keep a segment, from `Found.to_bytes`."""
+        with written_whole(self._file(segment)) as path:
+            path.write_bytes(data)
+        if Found.from_bytes(data).complete:
+            self.missing.discard(segment.place)
+
+    def read(self, segment: Segment) -> Found | None:
+        """What was found in a segment, or in a part of it; None where there is no such file, or a damaged one."""
+        try:
+            return Found.from_bytes(self._file(segment).read_bytes())
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return None
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to write."""
+        return any(self._file(segment).exists() for segment in self.segments)
+
+    def remove(self) -> None:
+        """The output is finished."""
+        shutil.rmtree(self.folder)
+
+    def close(self, reporter: Reporter) -> None:
+        """The run ends here: what is unfinished stays if there is something to go on with, or an output that may seem finished."""
+        if not self.folder.is_dir():
+            return
+        if self._done:
+            done = f"{self._done:,} of {self.job.total:,} frames"
+            reporter.say(f"{self.name}: {done} are kept in {self.folder}; the same command with --resume goes on from there")
+        elif not (self.begun and any(path.exists() for path in outputs(self.job))):
+            self.remove()
+
+    @property
+    def left(self) -> int:
+        """Frames in segments that are not finished."""
+        return self.job.total - self._done
+
+    @property
+    def _done(self) -> int:
+        """Frames in finished segments."""
+        return sum(len(segment.frames) for segment in self.segments if segment.place not in self.missing)
+
+    def _file(self, segment: Segment) -> Path:
+        return self.folder / f"{segment.place:06}.safetensors"
+
+
+def made_from(job: Job, model: Path, settings: dict[str, object]) -> dict[str, str]:
+    """What segments must agree on to be parts of one prediction, as texts.
+
+    Args:
+        model: a model file.
+        settings: of prediction; the batch is no matter, since it only rounds differently.
+    """
+    videos = [[video.embedded, [[path.name, *stamp(path)] for path in video.paths]] for video in job.videos]
+    return {
+        "version": __version__,
+        "model": digest(model),
+        "settings": json.dumps({key: value for key, value in settings.items() if key != "batch"}, sort_keys=True),
+        "videos": hashlib.sha256(json.dumps(videos).encode()).hexdigest(),
+        "frames": hashlib.sha256(b"|".join(np.array(wanted, np.int64).tobytes() for wanted in job.wanted)).hexdigest(),
+    }
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """Size and time of the last change; zeros where there is no such file, which reading it will say."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
+
+
+@functools.lru_cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, read once as long as it does not change."""
+    return _digest(path, *stamp(path))
+
+
+def divide(jobs: list[Job], model: Path, config: Config, resume: bool, reporter: Reporter) -> list[Work]:
+    """The work that is to be done; of jobs that an earlier run has finished there is none where it is resumed.
+
+    Raises:
+        FormatError: what is to be resumed was made from something else.
+    """
+    settings, batch = to_dict(config)["predict"], config.predict.batch or 1
+    length = -(-LENGTH // batch) * batch  # whole batches, so that it does not matter which segments are predicted in one go
+    works = []
+    for job in jobs:
+        work = Work(job, made_from(job, model, settings), length)
+        if resume and _finished(work, model):
+            reporter.say(f"{work.name}: finished earlier, skipped")
+            continue
+        if resume:
+            work.look()
+        works.append(work)
+    return works
+
+
+def _finished(work: Work, model: Path) -> bool:
+    """Whether an earlier run has finished the output: it is newer than the model and all that is predicted, and no work on it is left."""
+    read = [model, *work.job.inputs, *(path for video in work.job.videos for path in video.paths)]
+    newest = max((stamp(path)[1] for path in outputs(work.job)), default=0)
+    return not work.folder.exists() and newest > max(stamp(path)[1] for path in read)
+
+
+def outputs(job: Job) -> list[Path]:
+    """Files of which a finished job has made one."""
+    if job.kind == MACHINELABELS:
+        return []  # these are never replaced: `check` refuses them
+    if _to_folder(job):
+        return [job.output / f"{video_names(job.videos)[0]}{SCORER}{several}.h5" for several in ("", "_el")]
+    return [job.output]
+
+
+def _to_folder(job: Job) -> bool:
+    return job.kind == DLC_PREDICTIONS and is_folder(job.output)

@@ -1,0 +1,325 @@
+"""Prediction in pieces: what a kill leaves is gone on with, and other processes predict the same."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import smp_plugin
+from converters import FormatError, Labels, Skeleton, VideoSource, read_project
+from converters.deeplabcut_predictions import SCORER
+from smp_plugin import cluster, predictor, segments
+from smp_plugin.checkpoint import Checkpoint, save_model
+from smp_plugin.cli.predict import main
+from smp_plugin.inference import FramePoses
+from smp_plugin.jobs import Job
+from smp_plugin.model import PoseModel
+from smp_plugin.predictor import Predictor, predict
+from smp_plugin.segments import Found, Segment, Work, cut
+
+FRAMES, LENGTH = 60, 8
+SKELETON = Skeleton(("head", "middle", "tail"))
+
+
+@pytest.fixture(autouse=True)
+def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "LENGTH", LENGTH)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path], make_config: Callable[..., Any]) -> Path:
+    """A video, and two models that have learnt nothing but see something in every frame."""
+    folder = tmp_path_factory.mktemp("place")
+    make_video(folder / "clip.mp4", n_frames=FRAMES)
+    config = make_config(model__norm="group", data__input_scale=1.0, predict__max_animals=3)
+    for seed, name in enumerate(("model.pt", "other.pt")):
+        torch.manual_seed(seed)
+        model = PoseModel(config.model, len(SKELETON))
+        for parameter in model.parameters():
+            parameter.data.clamp_(min=-1.0)  # the heads' biases, by which it sees nothing
+        save_model(folder / name, Checkpoint(model, config, SKELETON, 28.0, {}))
+    return folder
+
+
+def linked(path: Path, other: Path) -> Path:
+    """The same file under another name."""
+    os.link(path, other)
+    return other
+
+
+@pytest.fixture
+def video(place: Path, tmp_path: Path) -> Path:
+    return linked(place / "clip.mp4", tmp_path / "clip.mp4")
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Labels:
+    """What one process predicts undisturbed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segments, "LENGTH", LENGTH)
+        (path,) = predict([place / "clip.mp4"], tmp_path_factory.mktemp("whole") / "out.slp", model=place / "model.pt", device="cpu")
+    return read_project(path)
+
+
+def assert_same(a: Labels, b: Labels, video: int = 0) -> None:
+    """To the last bit."""
+    frames = [f for f in a.frames if f.video == video]
+    assert [f.index for f in frames] == [f.index for f in b.frames] == list(range(FRAMES))
+    assert sum(len(f.predicted) for f in frames) > FRAMES
+    for f, g in zip(frames, b.frames, strict=True):
+        assert len(f.predicted) == len(g.predicted)
+        for i, j in zip(f.predicted, g.predicted, strict=True):
+            assert np.array_equal(i.points, j.points, equal_nan=True) and i.score == j.score
+            assert np.array_equal(i.point_scores, j.point_scores)
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class Counted(Predictor):
+    """Counts the frames that the network sees; raises Ctrl-C with the frame ``stop``."""
+
+    seen = 0
+    stop = -1
+
+    def __call__(self, images: torch.Tensor) -> list[FramePoses]:
+        type(self).seen += len(images)
+        if 0 <= type(self).stop <= type(self).seen:
+            type(self).stop = -1
+            signal.raise_signal(signal.SIGINT)
+        return super().__call__(images)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> type[Counted]:
+    class Mine(Counted):
+        pass
+
+    monkeypatch.setattr(predictor, "Predictor", Mine)
+    return Mine
+
+
+# --- cutting and keeping ---
+
+
+def test_every_frame_is_in_one_segment(video: Path):
+    source = VideoSource((video,))
+    job = Job(video.with_name("out.slp"), "SLEAP", [video], [source] * 3, [range(20), [], [3, 5, 9]])
+    assert cut(job, 8) == [
+        Segment(0, 0, range(8), False, True),
+        Segment(1, 0, range(8, 16), False, False),
+        Segment(2, 0, range(16, 20), True, False),
+        Segment(3, 2, [3, 5, 9], False, True),
+    ]
+
+
+def test_what_was_found_survives_a_file():
+    rng = np.random.default_rng(0)
+    found = [(n, FramePoses(rng.normal(size=(k, 3, 2)), rng.random(k), rng.random((k, 3)))) for n, k in ((4, 2), (5, 0), (9, 1))]
+    data = Found.of(found, 3, (90, 100)).to_bytes()
+    frames = list(Found.from_bytes(data).frames(1))
+    assert [(f.video, f.index, len(f.predicted)) for f in frames] == [(1, 4, 2), (1, 5, 0), (1, 9, 1)]
+    for frame, (_, animals) in zip(frames, found, strict=True):
+        for k, animal in enumerate(frame.predicted):
+            assert np.array_equal(animal.points, animals.poses[k]) and animal.score == animals.scores[k]
+            assert np.array_equal(animal.point_scores, animals.point_scores[k])
+
+
+def test_the_network_sees_whole_batches(place: Path, video: Path, counted: type[Counted], monkeypatch: pytest.MonkeyPatch):
+    lengths: list[int] = []
+    monkeypatch.setattr(Work, "save", lambda self, segment, data: lengths.append(len(segment.frames)))
+    predict([video], video.with_name("out.json"), model=place / "model.pt", device="cpu", config_overrides={"predict.batch": 3})
+    assert lengths == [9] * 6 + [6]
+
+
+# --- going on ---
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from smp_plugin import segments
+from smp_plugin.predictor import predict
+
+segments.LENGTH, save = int(sys.argv[4]), segments.Work.save
+
+def save_and_die(work, segment, data):
+    save(work, segment, data)
+    if segment.place == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+segments.Work.save = save_and_die
+predict([Path(sys.argv[1])], Path(sys.argv[2]), model=Path(sys.argv[3]), device="cpu")
+"""
+
+
+def test_a_killed_run_goes_on(place: Path, video: Path, whole: Labels, counted: type[Counted], listener: Any):
+    out = video.with_name("out.slp")
+    options: dict[str, Any] = {"model": place / "model.pt", "device": "cpu", "resume": True}
+    command = [sys.executable, "-c", KILLED, str(video), str(out), str(place / "model.pt"), str(LENGTH)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(smp_plugin.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    assert subprocess.run(command, env=environment).returncode == -signal.SIGKILL
+    assert leftovers(video.parent) == [".out.slp.segments", "clip.mp4"]
+    before = leftovers(video.with_name(".out.slp.segments"))
+    changes: list[tuple[str, dict[str, Any]]] = [
+        ("with another model", {"model": place / "other.pt"}),
+        ("with other settings", {"config_overrides": {"predict.min_score": 0.5}}),
+        ("for other frames", {"frames": "0-30"}),
+    ]
+    for words, change in changes:
+        with pytest.raises(FormatError, match=rf"--resume: .*out\.slp was begun {words}; call it as before, or leave --resume out"):
+            predict([video], out, **{**options, **change})
+    assert leftovers(video.with_name(".out.slp.segments")) == before
+    (video.with_name(".out.slp.segments") / "000001.safetensors").write_bytes(b"damaged")
+    predict([video], out, **options, config_overrides={"predict.batch": 4}, reporter=listener)
+    assert counted.seen == FRAMES - 3 * LENGTH
+    assert f"{out}: 24 of 60 frames were predicted earlier" in listener.sentences
+    assert_same(read_project(out), whole)
+    assert leftovers(video.parent) == ["clip.mp4", "out.slp"]
+
+
+def test_an_interrupted_run_goes_on(place: Path, video: Path, whole: Labels, counted: type[Counted], capsys: pytest.CaptureFixture[str]):
+    out = video.with_name("out.slp")
+    command = [
+        str(video),
+        "-o",
+        str(out),
+        "--model",
+        str(place / "model.pt"),
+        "--device",
+        "cpu",
+        "--overlay",
+        str(video.with_name("o.mp4")),
+    ]
+    counted.stop = 20
+    assert main(command) == 130
+    assert "16 of 60 frames are kept in" in capsys.readouterr().err
+    assert [f.index for f in read_project(out).frames] == list(range(17))
+    counted.seen = 0
+    assert main([*command, "--resume"]) == 0 and counted.seen == FRAMES - 16
+    assert_same(read_project(out), whole)
+    with predictor.open_video(VideoSource((video.with_name("o.mp4"),))) as drawn:
+        assert len(list(drawn.stream())) == FRAMES
+    assert leftovers(video.parent) == ["clip.mp4", "o.mp4", "out.slp"]
+
+
+def test_without_resume_it_starts_again(place: Path, video: Path, counted: type[Counted], listener: Any):
+    counted.stop = 20
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            predict([video], video.with_name("out.slp"), model=place / "model.pt", device="cpu", reporter=listener)
+        assert counted.seen == 20
+        counted.seen, counted.stop = 0, 20
+    assert [alarm for alarm in listener.alarms if "an unfinished run is started again" in alarm and "--resume" in alarm]
+
+
+@pytest.mark.parametrize("suffix", ["slp", "json", "h5"])
+def test_finished_videos_are_skipped(
+    suffix: str, place: Path, video: Path, monkeypatch: pytest.MonkeyPatch, counted: type[Counted], listener: Any
+):
+    monkeypatch.setattr(
+        Predictor, "__call__", lambda self, images: [FramePoses(np.ones((1, 3, 2)), np.ones(1), np.ones((1, 3)))] * len(images)
+    )
+    videos = [linked(video, video.with_name(name)) for name in ("a.mp4", "b.mp4", "c.mp4")]
+    out = video.with_name("out")
+    options: dict[str, Any] = {"model": place / "model.pt", "device": "cpu", "suffix": suffix}
+    for name in ("a.mp4", "b.mp4", "c.mp4", "clip.mp4"):
+        os.utime(video.with_name(name), (10**9, 10**9))
+    predict(videos, out, **options)
+    files = leftovers(out)
+    counted.seen, counted.stop = 0, FRAMES + 20  # the next call, with other settings, is interrupted in the second video
+    overrides: dict[str, object] = {"predict.min_score": 0.5}
+    with pytest.raises(KeyboardInterrupt):
+        predict(videos, out, **options, config_overrides=overrides)
+    counted.seen = 0
+    assert predict(videos, out, **options, resume=True, config_overrides=overrides, reporter=listener)
+    assert [re.sub(r".*/", "", s) for s in listener.sentences if "skipped" in s] == [
+        {"h5": f"a{SCORER}"}.get(suffix, f"a.predictions.{suffix}") + ": finished earlier, skipped"
+    ]
+    assert counted.seen == 2 * FRAMES - 16 and leftovers(out) == files
+    counted.seen = 0
+    os.utime(place / "model.pt")  # learnt anew
+    predict(videos[:1], out, **options, resume=True)
+    assert counted.seen == FRAMES
+
+
+# --- elsewhere ---
+
+
+def test_a_process_for_each_device(place: Path, video: Path, whole: Labels, monkeypatch: pytest.MonkeyPatch, listener: Any):
+    monkeypatch.setattr(predictor, "every_device", lambda name: ["cpu", "cpu"])
+    monkeypatch.setattr(predictor, "_done_here", None)
+    out, overlay, twin = video.with_name("out.slp"), video.with_name("o.mp4"), video.with_name("twin.mp4")
+    predict([video, linked(video, twin)], out, model=place / "model.pt", overlay=overlay, reporter=listener)
+    for number in range(2):
+        assert_same(read_project(out), whole, number)
+    with predictor.open_video(VideoSource((overlay,))) as drawn:
+        assert len(list(drawn.stream())) == 2 * FRAMES
+    assert leftovers(video.parent) == ["clip.mp4", "o.mp4", "out.slp", "twin.mp4"]
+    assert "predicting on cpu, cpu, a process each" in listener.sentences
+
+
+def test_a_lost_process_is_said():
+    with pytest.raises(FormatError, match="predicted on one of cpu was lost .*--resume"), cluster.processes(["cpu"]) as pool:
+        pool.submit(os._exit, 1).result()
+
+
+def test_a_lost_worker_is_made_up_for(place: Path, video: Path, whole: Labels, monkeypatch: pytest.MonkeyPatch):
+    psutil = pytest.importorskip("psutil")
+    pytest.importorskip("distributed")
+    keep, killed, addresses = Work.save, list[int](), set[str]()
+
+    def save_and_kill(work: Work, segment: Segment, data: bytes) -> None:
+        keep(work, segment, data)
+        if not killed:
+            for process in (psutil.Process(), *psutil.Process().children()):
+                addresses.update(c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN)
+            killed.append(multiprocessing.active_children()[0].pid or 0)
+            os.kill(killed[0], signal.SIGKILL)
+
+    monkeypatch.setattr(Work, "save", save_and_kill)
+    out = video.with_name("out.slp")
+    command = [str(video), "-o", str(out), "--model", str(place / "model.pt"), "--device", "cpu", "--local-cluster", "2", "--quiet"]
+    assert main(command) == 0
+    assert killed and not psutil.pid_exists(killed[0]) and addresses == {"127.0.0.1"}
+    assert_same(read_project(out), whole)
+    assert leftovers(video.parent) == ["clip.mp4", "out.slp"]
+
+
+def test_a_worker_with_another_model_refuses(place: Path, video: Path):
+    recipe = predictor.Recipe(place / "model.pt", "0" * 64, smp_plugin.__version__, "{}", "cpu")
+    with pytest.raises(FormatError, match="this is another file; give a path that all machines share"):
+        predictor.predict_segment(recipe, VideoSource((video,)), Segment(0, 0, range(8), False, True))
+    with pytest.raises(FormatError, match="has smp-plugin .*, the caller 0.0.0; install the same version"):
+        predictor.Recipe(place / "model.pt", recipe.digest, "0.0.0", "{}", "cpu").predictor()
+
+
+def test_dask_is_asked_for_in_a_sentence(place: Path, video: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    command = [str(video), "--model", str(place / "model.pt"), "--json"]
+    assert main([*command, "--scheduler", "tcp://127.0.0.1:1", "--local-cluster", "2"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main([*command, "--local-cluster", "2"]) == 2
+    assert json.loads(capsys.readouterr().out)["message"] == (
+        "--local-cluster needs Dask, which is not installed; pip install 'smp-plugin[cluster]'."
+    )
+
+
+def test_a_scheduler_that_is_not_there(place: Path, video: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(cluster, "_PATIENCE", 0.3)
+    with pytest.raises(FormatError, match="--scheduler tcp://127.0.0.1:1: no Dask scheduler answers there"):
+        predict([video], video.with_name("out.slp"), model=place / "model.pt", scheduler="tcp://127.0.0.1:1")
+    assert leftovers(video.parent) == ["clip.mp4"]
