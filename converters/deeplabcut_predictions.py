@@ -11,6 +11,7 @@ Traps of the format:
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import tempfile
@@ -91,8 +92,7 @@ def write_dlc_predictions(
     if not to_folder:
         refuse_overwriting(path, [*protected, *inputs])
     with ExitStack() as stack:
-        scratch = _scratch(path, to_folder, stack)
-        found = [_Found(stack.enter_context((scratch / str(number)).open("w+b")), len(skeleton)) for number in range(len(videos))]
+        found = [_Found(file, len(skeleton)) for file in _scratch(path, to_folder, len(videos), stack)]
         count = _collect(path, skeleton, videos, frames, found)
         several = any(each.tracks or each.most > 1 for each in found)
         for video, name, each in zip(videos, names, found, strict=True):
@@ -108,13 +108,16 @@ def write_dlc_predictions(
     return count
 
 
-def _scratch(path: Path, to_folder: bool, stack: ExitStack) -> Path:
-    """A folder for what is not finished, beside what will be written; both it and a new ``path`` go where nothing was written."""
+def _scratch(path: Path, to_folder: bool, count: int, stack: ExitStack) -> list[IO[bytes]]:
+    """Files without a name, of which a killed process leaves nothing, on the disk of what will be written.
+
+    A new folder ``path`` goes where nothing was written.
+    """
     try:
         if to_folder and not path.exists():
             path.mkdir()
             stack.callback(lambda: path.rmdir() if not any(path.iterdir()) else None)
-        return Path(stack.enter_context(tempfile.TemporaryDirectory(dir=path if to_folder else path.parent, prefix=".dlc.")))
+        return [stack.enter_context(tempfile.TemporaryFile(dir=path if to_folder else path.parent)) for _ in range(count)]
     except OSError as error:
         raise FormatError(f"{path} cannot be written ({error.strerror}); choose an existing folder that you may write to.") from error
 
@@ -167,8 +170,8 @@ class _Found:
     def pieces(self, columns: list[Column]) -> Iterator[np.ndarray]:
         """The table's rows, some at a time."""
         self.file.flush()
-        size = Path(self.file.name).stat().st_size
-        records = np.memmap(self.file.name, self.record, "r") if size else np.zeros(0, self.record)
+        size = os.fstat(self.file.fileno()).st_size
+        records = np.memmap(self.file, self.record, "r") if size else np.zeros(0, self.record)
         order = np.argsort(records["frame"], kind="stable")
         numbers = np.asarray(records["frame"])[order]
         step = max(1, _PIECE // len(columns))

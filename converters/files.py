@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PureWindowsPath
 
 from converters.labels import FormatError
@@ -74,6 +74,9 @@ class Finder:
 def written_whole(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
     """Give a temporary path beside ``path``; move it there when the block ends well, remove it when anything is raised.
 
+    It is on the disk before it is moved, so that after a power cut there is the old file or the new one. What a killed process left of the
+    same file is removed first; should that process still be running, it will find its file gone and fail, so the later one wins.
+
     Args:
         path: the file to write. An existing one is replaced, but stays untouched if writing fails.
         inputs: files that must not be overwritten.
@@ -85,14 +88,14 @@ def written_whole(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
     refuse_overwriting(path, inputs)
     if path.is_dir():
         raise FormatError(f"{path} is a folder; name a file to write.")
+    remove_leftovers(path)
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    except OSError as error:
-        raise FormatError(f"{path} cannot be written ({error.strerror}); choose an existing folder that you may write to.") from error
-    os.close(handle)
-    temporary = Path(name)
-    temporary.unlink()  # the writer creates it again, with the permissions the user's umask gives; mkstemp's are private
-    try:
+        try:
+            temporary.touch(exist_ok=False)
+        except OSError as error:
+            raise FormatError(f"{path} cannot be written ({error.strerror}); choose an existing folder that you may write to.") from error
+        temporary.unlink()  # not every writer takes a file that is there
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -101,6 +104,15 @@ def written_whole(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
         raise FormatError(f"{path} cannot be written ({error}); see whether the disk is full, or choose another folder.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left of their attempts to write ``path``."""
+    left = re.compile(rf"\.+{re.escape(path.stem)}\.[0-9a-f]{{8}}(\..*)?{re.escape(path.suffix)}")
+    with suppress(OSError):  # the folder is not there, or the file is in use, which only Windows minds
+        for name in os.listdir(path.parent):
+            if left.fullmatch(name):
+                (path.parent / name).unlink()
 
 
 def refuse_overwriting(path: Path, inputs: Iterable[Path]) -> None:

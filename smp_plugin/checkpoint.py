@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from converters.files import written_whole
 from converters.labels import FormatError, Skeleton
 from smp_plugin import __version__
 from smp_plugin.config import Config, from_dict, to_dict
@@ -62,13 +62,9 @@ def save_model(path: Path, checkpoint: Checkpoint) -> None:
         "typical_length": checkpoint.typical_length,
         "facts": checkpoint.facts,
     }
-    partial = path.with_name(f".{path.name}.partial")
     tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in checkpoint.model.state_dict().items()}
-    save_file(tensors, partial, metadata={"smp_plugin": json.dumps(header)})
-    umask = os.umask(0)  # save_file lets nobody but the owner read it
-    os.umask(umask)
-    partial.chmod(0o666 & ~umask)
-    os.replace(partial, path)
+    with written_whole(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata={"smp_plugin": json.dumps(header)}))
 
 
 def load_model(path: Path) -> Checkpoint:

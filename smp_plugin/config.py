@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
+from converters.files import written_whole
 from converters.labels import FormatError
 
 
@@ -333,7 +334,8 @@ def read_config(path: Path, base: Config | None = None) -> Config:
 
 def write_config(config: Config, path: Path) -> None:
     """All settings as YAML, so that the run can be repeated with ``--config``."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    with written_whole(path) as temporary:
+        temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
 
 
 def parse_ranges(text: str, where: str = "--frames") -> list[tuple[int, int]]:

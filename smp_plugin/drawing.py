@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from converters.files import written_whole
 from converters.labels import FormatError, Skeleton, symmetric_pairs
 from smp_plugin.similarity import animal_areas, assign
 
@@ -253,7 +253,7 @@ class OverlayWriter:
             raise FormatError(f"{path}: an overlay is written as .mp4; name it so.")
         self.path, self.skeleton = path, skeleton
         self.fps = fps if math.isfinite(fps) and fps > 0 else 25.0
-        self._part = path.with_name(f".{path.stem}.part.mp4")
+        self._file = contextlib.ExitStack()  # appears whole under its name
         self._container: Any = None
         self._stream: Any = None
         self._width: float | None = None
@@ -279,7 +279,10 @@ class OverlayWriter:
         import av
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._container = av.open(str(self._part), mode="w", format="mp4", options={"movflags": "faststart"})
+        with contextlib.ExitStack() as stack:
+            part = stack.enter_context(written_whole(self.path))
+            self._container = av.open(str(part), mode="w", format="mp4", options={"movflags": "faststart"})
+            self._file = stack.pop_all()
         self._stream = self._container.add_stream("libx264", rate=Fraction(self.fps).limit_denominator(1001))
         self._stream.height, self._stream.width = size[0] + size[0] % 2, size[1] + size[1] % 2
         self._stream.pix_fmt = "yuv420p"
@@ -300,14 +303,13 @@ class OverlayWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._container is None:
             return
-        keep = kind is None or issubclass(kind, (KeyboardInterrupt, GeneratorExit))
-        try:
-            if keep:
-                for packet in self._stream.encode():
-                    self._container.mux(packet)
+        if kind is not None and not issubclass(kind, (KeyboardInterrupt, GeneratorExit)):
+            try:
+                self._container.close()
+            finally:
+                self._file.__exit__(kind, error, trace)
+            return
+        with self._file:
+            for packet in self._stream.encode():
+                self._container.mux(packet)
             self._container.close()
-            if keep:
-                os.replace(self._part, self.path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                self._part.unlink()

@@ -9,6 +9,8 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
+from converters.files import written_whole
+
 CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #26262c; background: #fafaf8; max-width: 1280px;
   margin: 2.5rem auto; padding: 0 1.5rem; box-sizing: border-box; overflow-wrap: break-word }
@@ -62,9 +64,10 @@ def picture(content: bytes, alt: str, kind: str = "png") -> Html:
 def write_page(path: Path, title: str, parts: Sequence[str], css: str = CSS) -> None:
     """One HTML file; the parts are HTML, empty ones are left out."""
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    path.write_text(
-        f'<!doctype html><html lang="en"><head>{head}<title>{escape(title)}</title><style>{css}</style></head><body>\n'
-        + "\n".join(part for part in parts if part)
-        + "\n</body></html>\n",
-        encoding="utf-8",
-    )
+    with written_whole(path) as temporary:
+        temporary.write_text(
+            f'<!doctype html><html lang="en"><head>{head}<title>{escape(title)}</title><style>{css}</style></head><body>\n'
+            + "\n".join(part for part in parts if part)
+            + "\n</body></html>\n",
+            encoding="utf-8",
+        )

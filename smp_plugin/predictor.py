@@ -498,7 +498,7 @@ def _counted(frames: Iterable[LabeledFrame], contents: Contents) -> Iterator[Lab
 
 @contextlib.contextmanager
 def _folder_for(output: Path) -> Iterator[None]:
-    """Make the folder that files are written to, and remove it again if anything is raised."""
+    """Make the folder that files are written to, and remove it again if anything is raised, Ctrl-C included."""
     if output.exists() or not is_folder(output):
         yield
         return
@@ -506,7 +506,7 @@ def _folder_for(output: Path) -> Iterator[None]:
     _make_folder(output, "-o")
     try:
         yield
-    except FormatError:
+    except BaseException:
         for folder in new:
             folder.rmdir()
         raise

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from converters.files import written_whole
 from converters.labels import Skeleton, VideoSource
 from smp_plugin.drawing import PALETTE, OverlayWriter, Verdict, draw_errors, draw_poses, judge
 from smp_plugin.metrics import ERROR_PERCENTILES, PAPER_S2, SLEAP_S2, Evaluation, KeypointAP
@@ -101,7 +102,8 @@ def write_curves(metrics_csv: Path, png: Path) -> None:
     for axes in (losses, quality):
         _finish(axes, _phases(rows))
         _minutes(axes, *_series(rows, "seconds"))
-    figure.savefig(png, dpi=130)
+    with written_whole(png) as temporary:
+        figure.savefig(temporary, dpi=130)
 
 
 def write_evaluation(evaluation: Evaluation, png: Path) -> None:
@@ -128,7 +130,8 @@ def write_evaluation(evaluation: Evaluation, png: Path) -> None:
     errors.set_xlim(left=0)
     for axes in (found, errors):
         _finish(axes, [])
-    figure.savefig(png, dpi=130)
+    with written_whole(png) as temporary:
+        figure.savefig(temporary, dpi=130)
 
 
 def _series(rows: Sequence[Mapping[str, str]], column: str) -> tuple[Array, Array]:
@@ -248,7 +251,8 @@ def write_gallery(png: Path, items: Sequence[GalleryItem], skeleton: Skeleton, r
         page.paste(left, (gap, top + line - 4))
         page.paste(right, (PANEL + 2 * gap, top + line - 4))
         top += left.height + line + gap
-    page.save(png, optimize=True)
+    with written_whole(png) as temporary:
+        page.save(temporary, optimize=True)
 
 
 def _shortened(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import datetime
 import math
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from converters.files import refuse_links
+from converters.files import refuse_links, remove_leftovers, written_whole
 from converters.labels import FormatError, LabeledFrame
 from smp_plugin.checkpoint import Checkpoint, check_version, load_model, save_model
 from smp_plugin.config import Config
@@ -50,13 +50,17 @@ def open_folder(out: Path) -> None:
         (out / "log.txt").open("a", encoding="utf-8").close()
     except OSError as error:
         raise FormatError(f"-o {out}: it can't be written to ({error.strerror}); choose a folder that you may write to.") from error
+    for name in ("model.pt", "last.ckpt"):  # large, and nobody knows whether they will be written again
+        remove_leftovers(out / name)
 
 
-def read_checkpoint(out: Path) -> dict[str, Any]:
-    """``last.ckpt`` of a run folder. Raises FormatError where the run can't be resumed."""
+def read_checkpoint(out: Path) -> dict[str, Any] | None:
+    """``last.ckpt`` of a run folder, None where the run was stopped before it. Raises FormatError where the run can't be resumed."""
     path = out / "last.ckpt"
     if not path.exists():
-        raise FormatError(f"--resume: {out} holds no last.ckpt; give the folder of a run that reached its first checkpoint, or start anew.")
+        if (out / "config.yaml").exists():
+            return None
+        raise FormatError(f"--resume: {out} holds no run to go on with; give the folder of one, or start it without --resume.")
     remedy = "train anew in another folder (model.pt beside it still predicts)"
     try:
         saved = dict(load_plain(path))
@@ -66,6 +70,17 @@ def read_checkpoint(out: Path) -> dict[str, Any]:
     if absent := {"state_dict", "optimizer_states", "callbacks", "step", "seconds"} - {*saved}:
         raise FormatError(f"--resume: {path} is damaged (it has no {', '.join(sorted(absent))}); {remedy}.")
     return saved
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Lightning's way takes a detour through the system's folder for temporary files, where a killed process leaves its checkpoint."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Path, storage_options: object = None) -> None:  # type: ignore[override]
+        with written_whole(path) as temporary, temporary.open("wb") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # behind which torch hides what the disk said
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 class RunFolder(L.Callback):
@@ -121,10 +136,7 @@ class RunFolder(L.Callback):
                 self.best, self.best_step = score, module.step
                 self.save(module)
             append_row(self.out / "metrics.csv", row)
-        partial = self.out / ".last.ckpt.partial"
-        trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
-            os.replace(partial, self.out / "last.ckpt")
+        trainer.save_checkpoint(self.out / "last.ckpt")
 
     def validate(self, module: PoseTraining) -> tuple[float, dict[str, object]]:
         """The figure models are chosen by (the mean of AP at s2 = 1, .1 and .0025), and the columns of metrics.csv."""
@@ -176,12 +188,10 @@ def append_row(path: Path, row: dict[str, object]) -> None:
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
             rows = [r for r in csv.DictReader(file) if int(r["step"]) < int(str(row["step"]))]
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows([*rows, row])
-    os.replace(partial, path)
 
 
 def choose_min_score(truth: list[np.ndarray], found: list[FramePoses], partial: bool) -> float:

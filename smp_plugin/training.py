@@ -44,7 +44,7 @@ from smp_plugin.model import LEVEL_STRIDES, PoseModel, PoseOutputs
 from smp_plugin.optimizer import Muon, is_kernel
 from smp_plugin.preparation import Material, frame_sizes, name_sources, prepare
 from smp_plugin.progress import Reporter
-from smp_plugin.run_folder import RunFolder, dated_folder, finish, open_folder, read_checkpoint
+from smp_plugin.run_folder import RunFolder, WholeCheckpoints, dated_folder, finish, open_folder, read_checkpoint
 from smp_plugin.targets import Instances
 
 
@@ -220,7 +220,8 @@ def train(
         val: a project whose labelled frames choose the best model; default a share of the labelled frames.
         video_root: where videos that are not found are looked for next.
         unlabeled: videos to take unlabelled frames from; default those of the projects.
-        resume: continue the run in ``out`` from its last checkpoint; ``config`` may change all but its ``data`` and ``model``.
+        resume: continue the run in ``out`` from its last checkpoint, or from the beginning where it was stopped before the first;
+            ``config`` may change all but its ``data`` and ``model``.
 
     Returns:
         The run folder, with ``model.pt``, ``last.ckpt``, ``config.yaml``, ``metrics.csv``, pictures, ``report.html`` and ``log.txt``.
@@ -236,18 +237,20 @@ def train(
         stored = read_config(out / "config.yaml")
         config = replace(config, data=stored.data, model=stored.model) if config else stored
     elif (out / "model.pt").exists() or (out / "last.ckpt").exists():
-        remedy = ", or add --resume to continue it" if (out / "last.ckpt").exists() else ""
+        remedy = ", or add --resume to continue it" if (out / "config.yaml").exists() else ""
         raise FormatError(f"-o {out}: the folder already holds a run; choose another{remedy}.")
     config = copy.deepcopy(config or Config())
     name_sources(config.data, projects, val, video_root, unlabeled, keep=resume)
     reporter.mute = not is_first_process(config)
     if saved:
         reporter.say(f"resuming {out} at step {saved['step']}, with its settings ({out / 'config.yaml'})")
+    elif resume:
+        reporter.say(f"{out} was stopped before its first checkpoint: from the beginning, with its settings ({out / 'config.yaml'})")
     device, why = choose_device(config.train.device)
     material = prepare(config, reporter)
     for finding in certain(material.labels, frame_sizes(material.labels), config.data.input_scale, config.data.crop, LEVEL_STRIDES[0]):
         reporter.warn(finding.sentence)
-    if resume:
+    if saved:
         kept = load_model(out)
         if kept.skeleton.keypoints != material.skeleton.keypoints:
             raise FormatError(
@@ -262,8 +265,10 @@ def train(
     if not reporter.mute:
         open_folder(out)
         reporter.log_to(out / "log.txt")
+        if resume and not saved:
+            (out / "metrics.csv").unlink(missing_ok=True)
         write_config(config, out / "config.yaml")
-    if not resume:
+    if not saved:
         (reporter.warn if sentence.startswith("NO") else reporter.say)(sentence)
     say_device(reporter, f"{why}; {'bf16' if in_bf16(device, config.train.precision) else 'fp32'}")
 
@@ -320,6 +325,7 @@ def fit(
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=out,
+            plugins=[WholeCheckpoints()],
         )
         steps = TrainingSteps(
             material.sources, material.videos, material.skeleton, config, material.unlabeled_videos, material.pool,

@@ -7,10 +7,12 @@ import errno
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +26,9 @@ from smp_plugin.progress import Reporter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
-DONE, BUG, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, BUG, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 # Errors that say something about the machine, and not about this program.
 MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EIO, errno.EFBIG}
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -39,7 +42,7 @@ class State:
 
 
 def run(command: click.Command, argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0 done, 2 bad input or usage, 1 a bug, 130 interrupted.
+    """Run a command; the exit code is 0 done, 2 bad input or usage, 1 a bug, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
 
     Bad input is one red line on stderr. After a bug, the traceback lies in a file, and stderr says where.
     """
@@ -47,8 +50,9 @@ def run(command: click.Command, argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     state = State()
     _hush()
+    terminated = threading.Event()
     try:
-        with contextlib.suppress(Exit):
+        with contextlib.suppress(Exit), _terminable(terminated):
             code = command.main(arguments, prog_name=name, standalone_mode=False, obj=state)
             return code if isinstance(code, int) else DONE
         return DONE
@@ -57,8 +61,9 @@ def run(command: click.Command, argv: Sequence[str] | None = None) -> int:
     except FormatError as error:
         return _fail(state, name, BAD_INPUT, error, str(error))
     except (KeyboardInterrupt, click.Abort):
-        click.secho(f"\n{name}: interrupted; everything finished so far is kept.", fg="yellow", err=True)
-        return INTERRUPTED
+        how = "terminated" if terminated.is_set() else "interrupted"
+        click.secho(f"\n{name}: {how}; everything finished so far is kept.", fg="yellow", err=True)
+        return TERMINATED if terminated.is_set() else INTERRUPTED
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
@@ -69,6 +74,25 @@ def run(command: click.Command, argv: Sequence[str] | None = None) -> int:
         return _fail(state, name, BAD_INPUT, error, f"{what}; look after the disk's space and the permissions of its folder.")
     except Exception as error:
         return _fail(state, name, BUG, error, _apology(state, name, arguments))
+
+
+@contextlib.contextmanager
+def _terminable(terminated: threading.Event) -> Iterator[None]:
+    """SIGTERM, which clusters send some time before they kill, does what Ctrl-C does, even where Ctrl-C is switched off."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_: int, frame: FrameType | None) -> None:
+        terminated.set()
+        handler = signal.getsignal(signal.SIGINT)
+        (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(state: State, name: str, code: int, error: Exception, text: str) -> int:

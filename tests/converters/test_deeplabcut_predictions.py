@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import sys
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -124,6 +125,18 @@ def test_whole_or_not_at_all(tmp_path: Path, video_file: Path) -> None:
         with pytest.raises(FormatError, match=message):
             write_dlc_predictions(path, SKELETON, [video], frames, {})
         assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a file there always has a name")
+def test_killed_while_predicting_nothing_is_left(tmp_path: Path, video_file: Path) -> None:
+    seen: list[Path] = []
+
+    def frames() -> Iterator[LabeledFrame]:
+        yield from FRAMES
+        seen.extend(tmp_path.iterdir())
+
+    assert write_dlc_predictions(tmp_path / "p.h5", SKELETON, [VideoSource((video_file,))], frames(), {}) == len(FRAMES)
+    assert not seen and list(tmp_path.iterdir())
 
 
 def test_images_and_embedded_numbers(tmp_path: Path, make_images: Callable[..., list[Path]]) -> None:

@@ -288,3 +288,35 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"out\.json cannot be written \(.*No space"), written_whole(tmp_path / "out.json"):
         raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    path, others = tmp_path / "out.slp", [".out.b.0123abcd.slp", ".out.0123abcd.csv", ".out.slp", ".about.0123abcd.slp", "out.0123abcd.slp"]
+    for name in [*others, ".out.0123abcd.slp", ".out.0123abcd.linked.slp", "..out.0123abcd.linked.4567cdef.slp"]:
+        (tmp_path / name).touch()
+    with written_whole(path) as temporary:
+        temporary.write_text("whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "out.slp"]) and path.read_text() == "whole"
+
+
+def test_of_two_that_write_one_file_the_later_wins(tmp_path: Path) -> None:
+    path = tmp_path / "out.slp"
+    with pytest.raises(FormatError, match=r"out\.slp cannot be written"), written_whole(path) as first:
+        first.write_text("first")
+        with written_whole(path) as second:
+            second.write_text("second")
+    assert path.read_text() == "second" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", lambda file: synced.append(os.fstat(file).st_ino))
+
+    def replace(source: Path, target: Path) -> None:
+        assert synced == [source.stat().st_ino]
+        source.rename(target)
+
+    monkeypatch.setattr("os.replace", replace)
+    with written_whole(tmp_path / "out.slp") as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / "out.slp").read_text() == "whole" and synced

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -217,6 +218,18 @@ def test_exit_codes(
     if code == 1:
         assert "ZeroDivisionError: oh" in saved.read_text() and "smp-predict video.mp4 --frames all" in saved.read_text()
         assert "ZeroDivisionError: oh" in shown
+
+
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN], ids=["as usual", "switched off"])
+def test_terminated_is_as_interrupted(ctrl_c: Any, calls: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(sys.modules["smp_plugin.predictor"], "predict", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    before = signal.signal(signal.SIGINT, ctrl_c), signal.getsignal(signal.SIGTERM)
+    try:
+        assert predict.main(["video.mp4"]) == 143
+        assert "terminated; everything finished so far is kept" in capsys.readouterr().err
+        assert (ctrl_c, before[1]) == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    finally:
+        signal.signal(signal.SIGINT, before[0])
 
 
 def test_json_errors_are_json(capsys: pytest.CaptureFixture[str], calls: Any, monkeypatch: pytest.MonkeyPatch):

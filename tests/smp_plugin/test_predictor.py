@@ -343,17 +343,18 @@ def test_fewer_animals(blobs: Any, run: Callable[..., Labels]):
 # --- stopping and failing ---
 
 
-def interrupted(call: int) -> Callable[[int], None]:
-    return lambda calls: signal.raise_signal(signal.SIGINT) if calls == call else None
+def interrupted(call: int, number: signal.Signals = signal.SIGINT) -> Callable[[int], None]:
+    return lambda calls: signal.raise_signal(number) if calls == call else None
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_it_keeps_what_is_finished(
-    trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: signal.Signals, code: int, trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    stub.event = staticmethod(interrupted(4))
+    stub.event = staticmethod(interrupted(4, number))
     before = signal.getsignal(signal.SIGINT)
     text = f"{blobs.video} {blobs.video} -o {tmp_path}/out.slp --model {trained} --batch 2 --overlay {tmp_path}/o.mp4 --device cpu"
-    assert main(text.split()) == 130
+    assert main(text.split()) == code
     assert "everything finished so far is kept" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
     assert leftovers(tmp_path) == [".out.slp.segments", "o.mp4", "out.slp"]
@@ -385,6 +386,16 @@ def test_interrupted_twice_it_stops_at_once(trained: Path, blobs: Any, stub: typ
     finally:
         signal.signal(signal.SIGINT, before)
     assert leftovers(tmp_path) in ([], ["o.mp4"])
+
+
+def test_interrupted_before_anything_is_predicted(trained: Path, blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predictor, "check", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        predict([blobs.video], tmp_path / "new" / "folder", model=trained, device="cpu")
+    assert leftovers(tmp_path) == []
 
 
 @pytest.mark.parametrize("segment", [1024, 3, 4])  # with 3 the damage is the first of a segment

@@ -1,11 +1,26 @@
-"""The score from which animals are kept: most right and fewest wrong, also where many animals have no label."""
+"""Files that are there whole or as they were; the score from which animals are kept: most right and fewest wrong, also where many
+animals have no label."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from converters import FormatError, Skeleton
+from smp_plugin.checkpoint import Checkpoint, save_model
+from smp_plugin.config import Config, ModelConfig, write_config
+from smp_plugin.drawing import OverlayWriter
 from smp_plugin.inference import FramePoses
 from smp_plugin.metrics import evaluate_poses
-from smp_plugin.run_folder import choose_min_score, with_counts
+from smp_plugin.model import PoseModel
+from smp_plugin.page import write_page
+from smp_plugin.report import write_curves, write_gallery
+from smp_plugin.run_folder import WholeCheckpoints, append_row, choose_min_score, open_folder, with_counts
 
 SHAPE = np.array([[0.0, 0.0], [20.0, 0.0], [40.0, 10.0]])
 
@@ -49,3 +64,81 @@ def test_the_report_has_ap_of_all_predictions_and_counts_of_those_kept():
     assert (shown.predictions, shown.invented, shown.doubled, shown.missed) == (1, 0, 0, 0) and (result.invented, result.doubled) == (1, 1)
     assert shown.partial and result.partial and (shown.partial.ignored, result.partial.ignored) == (0, 1)
     assert shown.partial.ap == result.partial.ap and (shown.partial.doubled, result.partial.doubled) == (0, 1)
+
+
+# --- files ---
+
+SKELETON = Skeleton(("nose", "middle", "tail"), ((0, 1), (1, 2)))
+
+
+def write_model(path: Path) -> None:
+    config = Config(model=ModelConfig(channels=16, tower_depth=1, heatmap_channels=16, norm="frozen"))
+    save_model(path, Checkpoint(PoseModel(config.model, 3), config, SKELETON, 10.0, {}))
+
+
+def write_overlay(path: Path) -> None:
+    with OverlayWriter(path, SKELETON) as writer:
+        writer.write(np.zeros((32, 32, 3), np.uint8), SHAPE[None])
+
+
+def write_figure(path: Path) -> None:
+    append_row(path.with_name("table.csv"), {"step": 1, "loss": 1})
+    write_curves(path.with_name("table.csv"), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("metrics.csv", lambda path: append_row(path, {"step": 2})),
+        ("model.pt", write_model),
+        ("last.ckpt", lambda path: WholeCheckpoints().save_checkpoint({"step": 2}, path)),
+        ("config.yaml", lambda path: write_config(Config(), path)),
+        ("report.html", lambda path: write_page(path, "", [])),
+        ("curves.png", write_figure),
+        ("val_predictions.png", lambda path: write_gallery(path, [], SKELETON)),
+        ("overlay.mp4", write_overlay),
+    ],
+)
+def test_stopped_before_a_file_is_whole_it_is_as_before(
+    name: str, write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, replace = tmp_path / name, os.replace
+
+    def stop(source: Path, target: Path) -> None:
+        if target == path:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    path.write_text("step\n1\n")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write(path)
+    assert path.read_text() == "step\n1\n"
+    write(path)
+    assert path.stat().st_size > 9
+    assert {p.name for p in tmp_path.iterdir()} <= {name, "table.csv"}
+
+
+@pytest.mark.parametrize("name", ["model.pt", "last.ckpt"])
+def test_a_full_disk_is_one_sentence(name: str, tmp_path: Path):
+    """Also where torch and safetensors write, in ways of their own."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(FormatError, match=f"{name} cannot be written .*see whether the disk is full"):
+            if name == "model.pt":
+                write_model(tmp_path / name)
+            else:
+                WholeCheckpoints().save_checkpoint({"weights": torch.zeros(1_000_000)}, tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_folder_is_rid_of_what_a_killed_run_left(tmp_path: Path):
+    for name in (".model.0123abcd.pt", ".last.0123abcd.ckpt", "model.pt"):
+        (tmp_path / name).touch()
+    open_folder(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"model.pt", "log.txt"}

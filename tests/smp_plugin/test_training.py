@@ -63,15 +63,17 @@ def state(run: Path) -> tuple[Any, Any]:
     return checkpoint["state_dict"], checkpoint["optimizer_states"]
 
 
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Ctrl-C within this step, counted from the call."""
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals | None = None) -> None:
+    """Ctrl-C, or another signal, within this step, counted from the call."""
     real, steps = training.PoseTraining.training_step, []
 
-    def training_step(self: Any, batch: Any, number: int) -> torch.Tensor:
-        steps.append(number)
+    def training_step(self: Any, batch: Any, index: int) -> torch.Tensor:
+        steps.append(index)
         if len(steps) == step:
-            raise KeyboardInterrupt
-        return real(self, batch, number)
+            if number is None:
+                raise KeyboardInterrupt
+            signal.raise_signal(number)
+        return real(self, batch, index)
 
     monkeypatch.setattr(training.PoseTraining, "training_step", training_step)
 
@@ -219,18 +221,22 @@ def test_resuming_changes_nothing(blobs: Any, make_config: Callable[..., Config]
     assert same(state(whole), state(again)) and len(rows_of(again)) == 3
 
 
-def test_interrupted_before_the_first_checkpoint(blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
-    interrupt_at(monkeypatch, 3)
+def test_terminated_before_the_first_checkpoint(blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    interrupt_at(monkeypatch, 3, signal.SIGTERM)
     run = tmp_path / "run"
     sets = [argument for text in [*TINY, "train.val_every=50"] for argument in ("--set", text)]
     arguments = ["--slp", str(blobs.project), "-o", str(run), "--steps", "50", "--weights", "none", "--device", "cpu", "--quiet", *sets]
-    before = signal.getsignal(signal.SIGINT)
-    assert main(arguments) == 130
-    assert signal.getsignal(signal.SIGINT) is before
-    assert capsys.readouterr().err.strip().splitlines()[-1] == "smp-train: interrupted; everything finished so far is kept."
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert main([*arguments, "--val", str(blobs.project)]) == 143
+    assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "smp-train: terminated; everything finished so far is kept."
     assert load_model(run).facts["step"] == 2
-    assert main([*arguments, "--resume"]) == 2
-    assert "reached its first checkpoint" in capsys.readouterr().err
+    append_row(run / "metrics.csv", {"step": 1})  # as if killed between this and its checkpoint
+    assert main(["-o", str(run), "--steps", "2", "--quiet", "--resume"]) == 0  # the run knows what it learns from, and with what
+    log = (run / "log.txt").read_text()
+    assert "stopped before its first checkpoint: from the beginning" in log and log.count("validation: 12 frames of") == 2
+    assert [row["step"] for row in rows_of(run)] == ["2"] and load_model(run).facts["step"] == 2
+    assert {path.name for path in run.iterdir()} == RUN_FILES
 
 
 def test_minutes_are_a_budget(blobs: Any, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -262,7 +268,7 @@ def test_a_run_is_not_written_over(blobs: Any, make_config: Callable[..., Config
 
 
 def test_resuming_what_can_not_be(blobs: Any, make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path):
-    with pytest.raises(FormatError, match=r"nothing holds no last\.ckpt"):
+    with pytest.raises(FormatError, match=r"nothing holds no run to go on with"):
         train([blobs.project], out=tmp_path / "nothing", resume=True)
     assert not (tmp_path / "nothing").exists()
     run = train([blobs.project], config=make_config(train__steps=1), out=tmp_path / "run")
