@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from smp_plugin.checking import check
     from smp_plugin.comparison import compare
     from smp_plugin.evaluation import evaluate
-    from smp_plugin.predictor import predict
+    from smp_plugin.prediction import predict
     from smp_plugin.training import train
 
 __version__ = "0.1.0"
@@ -21,7 +21,7 @@ __all__ = ["__version__", "check", "compare", "evaluate", "predict", "train"]
 _HOMES = {
     "train": "smp_plugin.training",
     "check": "smp_plugin.checking",
-    "predict": "smp_plugin.predictor",
+    "predict": "smp_plugin.prediction",
     "evaluate": "smp_plugin.evaluation",
     "compare": "smp_plugin.comparison",
 }

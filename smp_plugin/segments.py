@@ -235,16 +235,6 @@ class Work:
         """The output is finished."""
         shutil.rmtree(self.folder)
 
-    def close(self, reporter: Reporter) -> None:
-        """The run ends here: what is unfinished stays if there is something to go on with, or an output that may seem finished."""
-        if not self.folder.is_dir():
-            return
-        if self._done:
-            done = f"{self._done:,} of {self.job.total:,} frames"
-            reporter.say(f"{self.name}: {done} are kept in {self.folder}; the same command with --resume goes on from there")
-        elif not (self.begun and any(path.exists() for path in outputs(self.job))):
-            self.remove()
-
     @property
     def left(self) -> int:
         """Frames in segments that are not finished."""
@@ -314,6 +304,21 @@ def divide(jobs: list[Job], model: Path, config: Config, resume: bool, reporter:
             work.look()
         works.append(work)
     return works
+
+
+def leave(works: list[Work], something: bool, reporter: Reporter) -> None:
+    """The run ends here. Work that is not finished is kept if there is a part to go on with, or an output that would seem finished.
+
+    ``something``: whether the run has written anything; with nothing to go on with at all, nothing is left.
+    """
+    unfinished = [work for work in works if work.folder.is_dir()]
+    something = something or any(work.left < work.job.total for work in unfinished)
+    for work in unfinished:
+        if done := work.job.total - work.left:
+            kept = f"{done:,} of {work.job.total:,} frames are kept in {work.folder}"
+            reporter.say(f"{work.name}: {kept}; the same command with --resume goes on from there")
+        elif not something or not any(path.exists() for path in outputs(work.job)):
+            work.remove()
 
 
 def _finished(work: Work, model: Path) -> bool:

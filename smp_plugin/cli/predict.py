@@ -64,9 +64,9 @@ def command(state: _common.State, **options: Any) -> None:
     overrides = {f"predict.{name}": options[name] for name in ("min_score", "max_animals", "batch", "refine") if options[name] is not None}
     output = options["output"] or _default_output(inputs, options["suffix"])
 
-    from smp_plugin import predictor
+    from smp_plugin.prediction import predict
 
-    predictor.predict(
+    predict(
         inputs,
         output,
         suffix=options["suffix"],

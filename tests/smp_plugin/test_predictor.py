@@ -19,12 +19,13 @@ import torch
 from converters import FormatError, Labels, read_project, write_project
 from converters.deeplabcut_predictions import SCORER
 from converters.video import open_video, video_source
-from smp_plugin import jobs, predictor, segments
+from smp_plugin import jobs, prediction, segments
 from smp_plugin.checkpoint import load_model
 from smp_plugin.cli.predict import main
 from smp_plugin.evaluation import evaluate
 from smp_plugin.inference import FramePoses
-from smp_plugin.predictor import Predictor, ahead, predict
+from smp_plugin.prediction import predict
+from smp_plugin.predictor import Predictor, ahead
 
 pytestmark = pytest.mark.usefixtures("thin_backbone")
 
@@ -75,7 +76,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> type[Stub]:
     class Mine(Stub):
         calls = 0
 
-    monkeypatch.setattr(predictor, "Predictor", Mine)
+    monkeypatch.setattr(prediction, "Predictor", Mine)
     return Mine
 
 
@@ -123,7 +124,7 @@ def test_headers_may_promise_anything(
         video.n_frames = promised
         return video
 
-    for module in (predictor, jobs):
+    for module in (prediction, jobs):
         monkeypatch.setattr(module, "open_video", opened)
     assert numbers(run(blobs.video)) == list(range(20))
     found = run(blobs.project, reporter=listener)
@@ -392,7 +393,7 @@ def test_interrupted_before_anything_is_predicted(trained: Path, blobs: Any, tmp
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predictor, "check", interrupt)
+    monkeypatch.setattr(prediction, "check", interrupt)
     with pytest.raises(KeyboardInterrupt):
         predict([blobs.video], tmp_path / "new" / "folder", model=trained, device="cpu")
     assert leftovers(tmp_path) == []

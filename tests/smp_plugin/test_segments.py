@@ -20,13 +20,15 @@ import torch
 import smp_plugin
 from converters import FormatError, Labels, Skeleton, VideoSource, read_project
 from converters.deeplabcut_predictions import SCORER
-from smp_plugin import cluster, predictor, segments
+from converters.video import open_video
+from smp_plugin import cluster, prediction, predictor, segments
 from smp_plugin.checkpoint import Checkpoint, save_model
 from smp_plugin.cli.predict import main
 from smp_plugin.inference import FramePoses
 from smp_plugin.jobs import Job
 from smp_plugin.model import PoseModel
-from smp_plugin.predictor import Predictor, predict
+from smp_plugin.prediction import predict
+from smp_plugin.predictor import Predictor
 from smp_plugin.segments import Found, Segment, Work, cut
 
 FRAMES, LENGTH = 60, 8
@@ -108,7 +110,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> type[Counted]:
     class Mine(Counted):
         pass
 
-    monkeypatch.setattr(predictor, "Predictor", Mine)
+    monkeypatch.setattr(prediction, "Predictor", Mine)
     return Mine
 
 
@@ -151,7 +153,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from smp_plugin import segments
-from smp_plugin.predictor import predict
+from smp_plugin.prediction import predict
 
 segments.LENGTH, save = int(sys.argv[4]), segments.Work.save
 
@@ -210,7 +212,7 @@ def test_an_interrupted_run_goes_on(place: Path, video: Path, whole: Labels, cou
     counted.seen = 0
     assert main([*command, "--resume"]) == 0 and counted.seen == FRAMES - 16
     assert_same(read_project(out), whole)
-    with predictor.open_video(VideoSource((video.with_name("o.mp4"),))) as drawn:
+    with open_video(VideoSource((video.with_name("o.mp4"),))) as drawn:
         assert len(list(drawn.stream())) == FRAMES
     assert leftovers(video.parent) == ["clip.mp4", "o.mp4", "out.slp"]
 
@@ -259,13 +261,13 @@ def test_finished_videos_are_skipped(
 
 
 def test_a_process_for_each_device(place: Path, video: Path, whole: Labels, monkeypatch: pytest.MonkeyPatch, listener: Any):
-    monkeypatch.setattr(predictor, "every_device", lambda name: ["cpu", "cpu"])
-    monkeypatch.setattr(predictor, "_done_here", None)
+    monkeypatch.setattr(prediction, "every_device", lambda name: ["cpu", "cpu"])
+    monkeypatch.setattr(prediction, "_done_here", None)
     out, overlay, twin = video.with_name("out.slp"), video.with_name("o.mp4"), video.with_name("twin.mp4")
     predict([video, linked(video, twin)], out, model=place / "model.pt", overlay=overlay, reporter=listener)
     for number in range(2):
         assert_same(read_project(out), whole, number)
-    with predictor.open_video(VideoSource((overlay,))) as drawn:
+    with open_video(VideoSource((overlay,))) as drawn:
         assert len(list(drawn.stream())) == 2 * FRAMES
     assert leftovers(video.parent) == ["clip.mp4", "o.mp4", "out.slp", "twin.mp4"]
     assert "predicting on cpu, cpu, a process each" in listener.sentences

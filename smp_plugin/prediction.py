@@ -1,0 +1,317 @@
+"""``predict``: videos or projects -> native prediction files. Streamed: decoding, the network and writing overlap, memory stays flat."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from converters import FormatError, LabeledFrame, Skeleton, write_predictions
+from converters.conversion import Contents, lost
+from converters.deeplabcut_machinelabels import write_machinelabels
+from converters.video import open_video
+from smp_plugin import __version__, cluster
+from smp_plugin.checkpoint import Checkpoint
+from smp_plugin.config import to_dict
+from smp_plugin.drawing import OverlayWriter
+from smp_plugin.inference import FramePoses, choose_device, every_device, say_device
+from smp_plugin.jobs import MACHINELABELS, Job, check, is_folder, plan
+from smp_plugin.predictor import Predictor, Recipe, in_segments, load, predict_segment
+from smp_plugin.progress import Reporter, Task
+from smp_plugin.segments import Segment, Work, digest, divide, leave
+
+
+def predict(
+    inputs: list[Path],
+    output: Path,
+    *,
+    suffix: str | None = None,
+    model: Path | None = None,
+    config_overrides: dict[str, object] | None = None,
+    frames: str | None = None,
+    video_root: Path | None = None,
+    device: str = "auto",
+    overlay: Path | None = None,
+    resume: bool = False,
+    scheduler: str | None = None,
+    local_cluster: int = 0,
+    reporter: Reporter | None = None,
+) -> list[Path]:
+    """Predict videos, image folders or projects. What can be known to fail fails before anything is predicted.
+
+    Finished parts are kept in a hidden folder beside each output until it is whole (`smp_plugin.segments`), so that a run that was killed
+    can be resumed. With several GPUs, and on a local cluster, frames are predicted by processes that are started for it: a script that
+    calls this then needs the usual ``if __name__ == "__main__":``.
+
+    Args:
+        inputs: videos, image folders, images, or projects of any format.
+        output: a file for all inputs together, in the format that its name says: ``.slp``, ``.json`` (COCO results), ``.analysis.h5``
+            (SLEAP analysis), ``.h5`` or ``.csv`` (DeepLabCut); the last three hold one video. Or a folder, which may be new, for one file
+            per input or video. Or ``labeled-data`` of a DeepLabCut project, for a person to correct the predictions there
+            (``machinelabels``): they are made for images without labels, and for frames of videos that ``frames`` numbers.
+        suffix: the format in a folder, one of the endings above without the first dot; default "slp". With "h5" or "csv" files are called
+            as DeepLabCut calls them.
+        model: a run folder or model file; default the newest finished run under ``runs/``.
+        config_overrides: settings by key, such as ``{"predict.min_score": 0.3}``; JSON values.
+        frames: "all", "labeled", "unlabeled" or ranges like "0-999,1500"; default all of a video, the unlabelled ones of a project.
+        device: "auto" (every GPU where there are several), "cpu", "cuda", "cuda:1" or "mps"; on a cluster, that of each worker.
+        overlay: an mp4 with the poses drawn on the frames.
+        resume: go on with an earlier call that did not finish, and skip files that did: those newer than the model and what is predicted.
+        scheduler: address of a Dask scheduler whose workers predict; they see model and videos under the same paths.
+        local_cluster: or start so many Dask workers on this machine.
+
+    Returns:
+        The outputs, each file whole, also those finished earlier.
+
+    Raises:
+        FormatError: bad input, or what is to be resumed was made with another model, other settings, frames or videos. Where a video turned
+            out to be damaged, after the frames before the damage, and other videos, were written.
+        KeyboardInterrupt: after the frames predicted so far were written.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    if on_cluster := scheduler is not None or local_cluster > 0:
+        cluster.check_installed("--scheduler" if scheduler else "--local-cluster")
+    path = model or newest_run()
+    weights = (path / "model.pt" if path.is_dir() else path).absolute()
+    checkpoint = load(path, config_overrides or {})
+    where, why = (torch.device("cpu"), "device: those of the workers") if on_cluster else choose_device(device)
+    reporter.say(f"model: {path} ({', '.join(checkpoint.skeleton.keypoints)})" + ("" if model else ", the newest finished run"))
+    say_device(reporter, why)
+    skeleton = checkpoint.skeleton
+    jobs = plan(inputs, output, suffix, frames, video_root, skeleton, reporter)
+    if overlay:
+        _check_overlay(overlay, jobs)
+    works = divide(jobs, weights, checkpoint.config, resume, reporter)
+    with _folder_for(output):
+        check([work.job for work in works], skeleton)
+    contents, notes, written, damage, started = Contents(), list[str](), list[Path](), list[str](), time.time()
+    with _stoppable() as stopped, contextlib.ExitStack() as stack:
+        drawn = stack.enter_context(OverlayWriter(overlay, skeleton, _fps(jobs[0]))) if overlay and works else None
+        begun: list[Work] = []
+        stack.callback(lambda: leave(begun, stopped.is_set() or bool(written), reporter))
+        for work in works:
+            begun.append(work)
+            work.begin(resume, reporter)
+        devices = [] if on_cluster else every_device(device)[: sum(len(work.missing) for work in works)]
+        pool = stack.enter_context(cluster.executor(scheduler, local_cluster, devices, reporter))
+        task = stack.enter_context(reporter.task("predicting", sum(work.left for work in works), "frames"))
+        if pool is None:
+            done = _done_here(Predictor(checkpoint, where, reporter), works, drawn, task, stopped)
+        else:
+            recipe = Recipe(weights, digest(weights), __version__, json.dumps(config_overrides or {}), device)
+            done = _done_there(pool, recipe, works, drawn, task, stopped)
+        for work in itertools.chain(done, (work for work in works if stopped.is_set() and work.begun)):
+            provenance = _provenance(checkpoint, path, work.job, started)
+            notes += _write(work.job, skeleton, _counted(_merged(work, damage, reporter), contents), provenance)
+            written.append(work.job.output)
+            if not work.missing:
+                work.remove()
+    for_a_person = jobs[0].kind == MACHINELABELS
+    if for_a_person and not contents.most:
+        notes.append(f"{output}: no animal was found, so there is nothing to correct and nothing was written; lower --min-score.")
+        written.clear()
+    if not for_a_person and written:
+        notes += lost(contents, skeleton, jobs[0].kind, inputs[0].name, jobs[0].output if len(jobs) == 1 else output)
+    for note in notes:
+        reporter.warn(note)
+    for job_output in dict.fromkeys(written):
+        reporter.say(f"written: {job_output}")
+    if for_a_person and written:
+        reporter.say("to correct them: open each folder's machinelabels in deeplabcut.refine_labels, save, call deeplabcut.merge_datasets")
+    if drawn is not None and drawn.begun:
+        reporter.say(f"written: {overlay}")
+    if stopped.is_set():
+        raise KeyboardInterrupt
+    if damage:
+        raise FormatError(f"{' '.join(damage)} What comes before it was predicted and written.")
+    return written if for_a_person else [job.output for job in jobs]
+
+
+def newest_run(folder: Path = Path("runs")) -> Path:
+    """The newest run that smp-train finished (it writes report.html last). Raises FormatError where there is none."""
+    runs = [p.parent for p in folder.glob("**/model.pt") if (p.parent / "report.html").exists()]
+    if not runs:
+        raise FormatError(f"there is no finished run under {folder}/; train one with smp-train, or name a model with --model.")
+    return max(runs, key=lambda run: (run / "model.pt").stat().st_mtime)
+
+
+def _done_here(
+    predictor: Predictor, works: list[Work], drawn: OverlayWriter | None, task: Task, stopped: threading.Event
+) -> Generator[Work, None, None]:
+    """Predict what is missing in this process; yields works when they are complete."""
+    count = itertools.count(1)
+
+    def seen(frame: np.ndarray, found: FramePoses) -> None:
+        if drawn is not None:
+            drawn.write(frame, found.poses, point_scores=found.point_scores)
+        task.update(next(count))
+
+    for work in works:
+        for (number, missing), group in itertools.groupby([(s, (s.video, s.place in work.missing)) for s in work.segments], lambda p: p[1]):
+            run = [segment for segment, _ in group]
+            if missing:
+                with (
+                    open_video(work.job.videos[number]) as video,
+                    contextlib.closing(in_segments(predictor, video, video.n_frames, run, seen, stopped)) as pieces,
+                ):
+                    for segment, found in pieces:
+                        work.save(segment, found)
+            elif drawn is not None:
+                _draw(work, run, drawn, stopped)
+            if stopped.is_set():
+                return
+        yield work
+
+
+def _done_there(
+    pool: Executor, recipe: Recipe, works: list[Work], drawn: OverlayWriter | None, task: Task, stopped: threading.Event
+) -> Generator[Work, None, None]:
+    """Have what is missing predicted by other processes; yields works when they are complete."""
+    futures = {
+        pool.submit(predict_segment, recipe, work.job.videos[segment.video], segment): (work, segment)
+        for work in works
+        for segment in work.segments
+        if segment.place in work.missing
+    }
+    complete = [work for work in works if not work.missing]
+    count = 0
+    if drawn is None:
+        yield from complete
+    for (work, segment), found in cluster.finished(futures, stopped):
+        work.save(segment, found)
+        count += len(segment.frames)
+        task.update(count)
+        if not work.missing and drawn is None:
+            yield work
+    if drawn is not None:
+        for work in works:  # frames are drawn in order, so after all
+            _draw(work, work.segments, drawn, stopped)
+            if stopped.is_set():
+                return
+            yield work
+
+
+def _merged(work: Work, damage: list[str], reporter: Reporter) -> Iterator[LabeledFrame]:
+    """The frames of all segments in order, also of one that was cut short; of a damaged video, those before the damage."""
+    damaged = set[int]()
+    for segment in work.segments:
+        found = work.read(segment)
+        if found is None or segment.video in damaged:
+            continue
+        yield from found.frames(segment.video)
+        if found.damage:
+            damaged.add(segment.video)
+            damage.append(found.damage)
+            continue
+        n_frames, promised = found.length.tolist()
+        if found.complete and work.job.wanted[segment.video][-1] == segment.frames[-1] >= n_frames:
+            name = work.job.videos[segment.video].name
+            reporter.warn(f"{name} holds {n_frames:,} frames, not the {promised:,} that its header promises; all are done.")
+
+
+def _draw(work: Work, run: list[Segment], drawn: OverlayWriter, stopped: threading.Event) -> None:
+    """Draw segments that were predicted earlier, or elsewhere."""
+    for number, group in itertools.groupby(run, lambda segment: segment.video):
+        with open_video(work.job.videos[number]) as video:
+            for found in filter(None, map(work.read, group)):
+                for labelled, (_, frame) in zip(found.frames(number), video.stream(found.numbers.tolist()), strict=True):
+                    if stopped.is_set():
+                        return
+                    poses = np.array([animal.points for animal in labelled.predicted])
+                    drawn.write(frame, poses, point_scores=np.array([animal.point_scores for animal in labelled.predicted]))
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[threading.Event]:
+    """Ctrl-C asks to stop after the current frame; pressed again, it stops at once."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(*_: object) -> None:
+        stopped.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _write(job: Job, skeleton: Skeleton, frames: Iterable[LabeledFrame], provenance: dict[str, Any]) -> list[str]:
+    """What was left out, a sentence each."""
+    if job.kind == MACHINELABELS:
+        return write_machinelabels(job.config, skeleton, job.videos, frames)
+    write_predictions(job.output, skeleton, job.videos, frames, provenance, job.inputs)
+    return []
+
+
+def _counted(frames: Iterable[LabeledFrame], contents: Contents) -> Iterator[LabeledFrame]:
+    for frame in frames:
+        contents.add(frame)
+        yield frame
+
+
+@contextlib.contextmanager
+def _folder_for(output: Path) -> Iterator[None]:
+    """Make the folder that files are written to, and remove it again if anything is raised, Ctrl-C included."""
+    if output.exists() or not is_folder(output):
+        yield
+        return
+    new = [folder for folder in (output, *output.parents) if not folder.exists()]
+    _make_folder(output, "-o")
+    try:
+        yield
+    except BaseException:
+        for folder in new:
+            folder.rmdir()
+        raise
+
+
+def _make_folder(folder: Path, flag: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FormatError(f"{flag} {folder}: the folder can't be made ({error.strerror}); choose one that you may write to.") from error
+
+
+def _check_overlay(overlay: Path, jobs: list[Job]) -> None:
+    """Before anything is predicted: an overlay must not replace what is read, and its folder must exist."""
+    read = [p for job in jobs for p in (*job.inputs, *(q for video in job.videos for q in video.paths))]
+    if overlay.resolve() in {p.resolve() for p in read}:
+        raise FormatError(f"--overlay {overlay}: it is one of the inputs and would be overwritten; give the overlay another name.")
+    _make_folder(overlay.parent, "--overlay")
+    if not os.access(overlay.parent, os.W_OK):
+        raise FormatError(f"--overlay {overlay}: the folder can't be written to; choose one that you may write to.")
+
+
+def _fps(job: Job) -> float:
+    with open_video(job.videos[0]) as video:
+        return video.fps or 25.0
+
+
+def _provenance(checkpoint: Checkpoint, path: Path, job: Job, started: float) -> dict[str, Any]:
+    import sys
+
+    return {
+        "producer": f"smp-plugin {__version__}",
+        "model": str(path.resolve()),
+        "command": " ".join(sys.argv),
+        "settings": to_dict(checkpoint.config)["predict"],
+        "source_files": [str(p.resolve()) for p in job.inputs],
+        "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started)),
+    }
