@@ -116,11 +116,8 @@ class Found:
         """The opposite. Raises SafetensorError, KeyError or ValueError for anything else."""
         arrays = load(data)
         found = cls(*(arrays[each.name] for each in fields(cls)))
-        if len(found.counts) != len(found.numbers) or {found.counts.sum()} != {
-            len(found.poses),
-            len(found.scores),
-            len(found.point_scores),
-        }:
+        agree = len(found.poses) == len(found.scores) == len(found.point_scores) == found.counts.sum()
+        if not agree or len(found.counts) != len(found.numbers):
             raise ValueError("the arrays do not fit together")
         return found
 
@@ -196,12 +193,12 @@ class Work:
 
     def begin(self, resume: bool, reporter: Reporter) -> None:
         """Make the folder, with the segments of the earlier run where it is resumed and without them where it is not."""
-        self.missing = {segment.place for segment in self.segments}
         try:
-            if resume and (self.folder / _RECORD).is_file():
-                self.missing -= {s.place for s in self.segments if (found := self.read(s)) is not None and found.complete}
+            if resume and (self.folder / _RECORD).is_file():  # none is missing until all were read: what is cut off here removes nothing
+                self.missing = {s.place for s in self.segments if (found := self.read(s)) is None or not found.complete}
                 reporter.say(f"{self.name}: {self._done:,} of {self.job.total:,} frames were predicted earlier")
                 return
+            self.missing = {segment.place for segment in self.segments}
             if self.folder.exists():
                 if self.begun:
                     reporter.warn(f"{self.name}: an unfinished run is started again from its first frame; --resume goes on with one.")

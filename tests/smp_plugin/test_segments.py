@@ -217,6 +217,25 @@ def test_an_interrupted_run_goes_on(place: Path, video: Path, whole: Labels, cou
     assert leftovers(video.parent) == ["clip.mp4", "o.mp4", "out.slp"]
 
 
+def test_a_resume_that_is_interrupted_while_it_looks_loses_nothing(
+    place: Path, video: Path, counted: type[Counted], monkeypatch: pytest.MonkeyPatch
+):
+    out, kept = video.with_name("out.json"), video.with_name(".out.json.segments")
+    counted.stop = 20
+    with pytest.raises(KeyboardInterrupt):
+        predict([video], out, model=place / "model.pt", device="cpu")
+    out.unlink()
+    before = leftovers(kept)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Work, "read", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        predict([video], out, model=place / "model.pt", device="cpu", resume=True)
+    assert leftovers(kept) == before
+
+
 def test_without_resume_it_starts_again(place: Path, video: Path, counted: type[Counted], listener: Any):
     counted.stop = 20
     for _ in range(2):
