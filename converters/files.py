@@ -103,7 +103,8 @@ def written_whole(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
     except (OSError, UnicodeError) as error:
         raise FormatError(f"{path} cannot be written ({error}); see whether the disk is full, or choose another folder.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing could be made there is nothing
+            temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(path: Path) -> None:

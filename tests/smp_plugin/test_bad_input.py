@@ -99,7 +99,7 @@ PREDICT = "good.mp4 --model model.pt -o out.slp --device cpu"
         (train, "--slp good.slp --device cuda:77", ["--device cuda:77", "--device auto"]),
         (train, f"{TRAIN} -o text.slp/run", ["text.slp/run", "can't be written", "choose"]),
         (train, f"{TRAIN} -o text.slp", ["text.slp", "choose"]),
-        (train, f"{TRAIN} -o images --resume", ["images", "last.ckpt"]),
+        (train, f"{TRAIN} -o images --resume", ["images", "no run to go on with"]),
         (train, f"{TRAIN} -o nowhere --resume", ["nowhere"]),
         (predict, "nothing.mp4", ["nothing.mp4", "no such file"]),
         (predict, "text.mp4 --model model.pt", ["text.mp4", "not a video"]),

@@ -44,9 +44,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         kept.append({"inputs": inputs, "output": output, **options})
         return [output]
 
-    for name, function in (("training", fake_train), ("predictor", fake_predict)):
+    for name, function in (("training", fake_train), ("prediction", fake_predict)):
         module = types.ModuleType(f"smp_plugin.{name}")
-        setattr(module, {"training": "train", "predictor": "predict"}[name], function)
+        setattr(module, {"training": "train", "prediction": "predict"}[name], function)
         monkeypatch.setitem(sys.modules, f"smp_plugin.{name}", module)
         monkeypatch.setattr(smp_plugin, name, module, raising=False)
     return kept
@@ -208,7 +208,7 @@ def test_exit_codes(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(sys.modules["smp_plugin.predictor"], "predict", fail)
+    monkeypatch.setattr(sys.modules["smp_plugin.prediction"], "predict", fail)
     monkeypatch.setattr(_common.os, "dup2", lambda *_: None)
     assert predict.main(["video.mp4", "--frames", "all"]) == code
     shown = capfd.readouterr().err
@@ -222,7 +222,7 @@ def test_exit_codes(
 
 @pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN], ids=["as usual", "switched off"])
 def test_terminated_is_as_interrupted(ctrl_c: Any, calls: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(sys.modules["smp_plugin.predictor"], "predict", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(sys.modules["smp_plugin.prediction"], "predict", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     before = signal.signal(signal.SIGINT, ctrl_c), signal.getsignal(signal.SIGTERM)
     try:
         assert predict.main(["video.mp4"]) == 143
