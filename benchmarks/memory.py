@@ -45,7 +45,7 @@ print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
 
 def write_video(path: Path, source: Path, frames: int) -> Path:
     """``frames`` frames, the middle ``SIDE`` pixels of the first hundred of ``source`` in turn."""
-    with open_video(VideoSource(kind="file", paths=(source,))) as video:
+    with open_video(VideoSource(paths=(source,))) as video:
         top, left = (video.height - SIDE) // 2, (video.width - SIDE) // 2
         shown = [frame[top : top + SIDE, left : left + SIDE] for _, frame in zip(range(100), (f for _, f in video.stream()), strict=False)]
     with av.open(str(path), "w") as container:

@@ -83,7 +83,7 @@ def videos(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The videos that are predicted: path, frames, animals, size."""
     source = args.data / "flies" / "pair24" / "centered_pair_small.mp4"
     made = [{"name": "pair24", "path": str(source.resolve()), "frames": args.frames, "animals": 2}]
-    with open_video(VideoSource(kind="file", paths=(source,))) as video:
+    with open_video(VideoSource(paths=(source,))) as video:
         frames = [video.read(i) for i in range(0, 15 * args.crowd_frames)]
     empty = np.median(np.stack(frames[:: max(1, len(frames) // 50)]), axis=0).astype(np.uint8)  # the flies move, the background stays
     for shown in args.tiles:

@@ -32,7 +32,7 @@ def ours(case: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], None], 
     if case.get("input_scale"):
         checkpoint.config.data.input_scale = case["input_scale"]
     predictor = Predictor(checkpoint, choose_device(case["device"])[0])
-    source = VideoSource(kind="file", paths=(Path(case["video"]),))
+    source = VideoSource(paths=(Path(case["video"]),))
 
     def animals(found: Any) -> list[PredictedInstance]:
         return [PredictedInstance(p, None, float(s), q) for p, s, q in zip(found.poses, found.scores, found.point_scores, strict=True)]

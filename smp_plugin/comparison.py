@@ -19,7 +19,7 @@ from converters.files import refuse_links
 from smp_plugin.baselines import DLC, METHODS, OWN, SLEAP, Job, Outcome, own_settings
 from smp_plugin.baselines.__main__ import UNAVAILABLE
 from smp_plugin.comparison_report import write_comparison
-from smp_plugin.comparison_results import append_result, cell_folder, read_results
+from smp_plugin.comparison_results import append_result, cell_folder, read_results, shown
 from smp_plugin.completeness import looks_partial
 from smp_plugin.config import Config, set_value
 from smp_plugin.evaluation import evaluate
@@ -273,14 +273,13 @@ def _row(job: Job, labels: int, fraction: str) -> dict[str, object]:
     outcome = Outcome.from_dict(json.loads((job.folder / "outcome.json").read_text(encoding="utf-8")))
     found, truth = read_project(job.predictions, require_videos=False), read_project(job.val, require_videos=False)
     full = evaluate(truth, found)
-    kept = [replace(f, predicted=[p for p in f.predicted if p.score >= outcome.min_score]) for f in found.frames]
-    shown = evaluate(truth, replace(found, frames=kept))
-    ap, counts = (full.partial or full).ap, shown.partial or shown  # where labels are partial, what has no label is not judged
+    seen = evaluate(truth, shown(found, outcome.min_score))
+    ap, counts = (full.partial or full).ap, seen.partial or seen  # where labels are partial, what has no label is not judged
     return {
         "method": job.method, "labels": labels, "fraction": fraction, "seed": job.seed, "steps": outcome.steps,
         "train_minutes": outcome.train_seconds / 60, "ap_s2_1": ap[PAPER_S2].ap, "ap_s2_0.1": ap[MEDIUM_S2].ap,
-        "ap_s2_0.0025": ap[SLEAP_S2].ap, "ar_s2_1": ap[PAPER_S2].ar, "pixel_error_median": shown.pixel_error[50],
-        "missed": shown.missed, "invented": counts.invented, "doubled": counts.doubled,
+        "ap_s2_0.0025": ap[SLEAP_S2].ap, "ar_s2_1": ap[PAPER_S2].ar, "pixel_error_median": seen.pixel_error[50],
+        "missed": seen.missed, "invented": counts.invented, "doubled": counts.doubled,
         "frames_per_second": outcome.frames / max(outcome.predict_seconds, 1e-9), "peak_memory_gb": outcome.peak_memory / 1e9,
         "version": outcome.version,
     }  # fmt: skip

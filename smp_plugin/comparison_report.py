@@ -33,6 +33,7 @@ from smp_plugin.comparison_results import (
     paired_differences,
     read_outcome,
     read_results,
+    shown,
     summarise,
 )
 from smp_plugin.page import CSS, Html, bullets, escape, picture, table, write_page
@@ -282,11 +283,12 @@ def _legend(looks: Mapping[str, Look]) -> str:
 
 def _frames(folder: Path, cells: Sequence[Cell], methods: Sequence[str], ours: str, val: Labels) -> str:
     """The worst frames of ``ours``, each with the labels and every method's poses side by side."""
-    shown = _shown_cells(cells, methods, ours)
+    chosen = _shown_cells(cells, methods, ours)
     predicted, failed = {}, {}
-    for method, cell in shown.items():
+    for method, cell in chosen.items():
         try:
-            predicted[method] = aligned(val, read_project(cell.folder(folder) / "predictions.slp", require_videos=False))
+            found, outcome = read_project(cell.folder(folder) / "predictions.slp", require_videos=False), read_outcome(folder, cell)
+            predicted[method] = aligned(val, shown(found, outcome.min_score if outcome else 0.0))
         except FormatError as error:
             failed[method] = str(error)
     heading = "<h2>Validation frames side by side</h2>"
@@ -295,7 +297,7 @@ def _frames(folder: Path, cells: Sequence[Cell], methods: Sequence[str], ours: s
     judge_by = ours if ours in predicted else next(iter(predicted))
     truth = [animals for _, _, animals in labelled(val)]
     frames, missing = show_frames(val, worst_first(truth, predicted[judge_by])[:WORST], predicted)
-    cell = shown[judge_by]
+    cell = chosen[judge_by]
     text = (
         f"The frames on which {judge_by} is worst, the worst first. Models learnt from {cell.labels} labelled frames, seed {cell.seed}. "
         "A red line leads from a labelled point to the predicted one, and a red ring stands where a point was not predicted; a missed "
@@ -304,7 +306,7 @@ def _frames(folder: Path, cells: Sequence[Cell], methods: Sequence[str], ours: s
     gone = "".join(f'<p class="absent">No picture: {escape(sentence)}</p>' for sentence in missing)
     if not frames:
         return f"{heading}{gone}"
-    rows = "".join(_frame_row(n, frame, methods, shown, failed) for n, frame in enumerate(frames, 1))
+    rows = "".join(_frame_row(n, frame, methods, chosen, failed) for n, frame in enumerate(frames, 1))
     larger = "<input type=checkbox id=larger> <label for=larger>larger pictures</label>"
     columns = f'{larger}<div class=wide><div class=frames style="--columns:{len(methods) + 1}">{rows}</div></div>'
     return f'{heading}<p class="faint">{escape(text)}</p>{gone}{columns}'

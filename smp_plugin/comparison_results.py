@@ -12,12 +12,12 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from converters.labels import FormatError
+from converters.labels import FormatError, Labels
 from smp_plugin.baselines import METHODS, Outcome
 
 COLUMNS = (
@@ -146,6 +146,12 @@ def append_result(folder: Path, row: Mapping[str, object]) -> None:
         writer.writeheader()
         writer.writerows(_row(each) for each in [*kept, cell])
     os.replace(partial, folder / "results.csv")
+
+
+def shown(found: Labels, min_score: float) -> Labels:
+    """The predictions that a person would be shown: not those that are kept for AP alone, which weighs them by their low scores."""
+    frames = [replace(frame, predicted=[p for p in frame.predicted if p.score >= min_score]) for frame in found.frames]
+    return replace(found, frames=frames)
 
 
 def read_outcome(folder: Path, cell: Cell) -> Outcome | None:

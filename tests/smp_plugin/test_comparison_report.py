@@ -55,10 +55,12 @@ def _cell(folder: Path, val: Labels, method: str, fraction: str = "5", seed: int
     found[1].pop()
     found[2].append(MOUSE + [60, 0])
     frames = [LabeledFrame(0, n, predicted=[PredictedInstance(p, score=0.9) for p in poses]) for n, poses in enumerate(found)]
+    for frame in frames:  # kept for AP, and not to be seen
+        frame.predicted.append(PredictedInstance(MOUSE + [0, 50], score=0.05))
     place.mkdir(parents=True)
     write_predictions(place / "predictions.slp", val.skeleton, val.videos, frames, {})
     points = [CurvePoint(60.0 * n, 10 * n, "first" if n < 3 else HOSTILE, {"1": 0.2, "0.1": 0.1 * n}) for n in range(1, 5)]
-    outcome = Outcome(f"{method} 1.0", 40, 240.0, 1.0, 3, [f"note of {method} & {HOSTILE}"], points if curve else [])
+    outcome = Outcome(f"{method} 1.0", 40, 240.0, 1.0, 3, [f"note of {method} & {HOSTILE}"], points if curve else [], min_score=0.1)
     (place / "outcome.json").write_text(json.dumps(outcome.to_dict()))
     Job(method, Path("train.slp"), Path("val.slp"), place, seed, 13.0, settings={"loss.beta": "0.2"}).write()
 
