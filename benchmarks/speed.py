@@ -25,6 +25,7 @@ import av
 import numpy as np
 import torch
 from machine import machine
+from speed_case import BATCH
 
 from converters import VideoSource
 from converters.video import open_video
@@ -174,6 +175,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON and nothing else")
     args = parser.parse_args()
+    if min(args.frames, args.crowd_frames) < BATCH:
+        parser.error(f"at least {BATCH} frames of each video, please: a batch")
     args.models.mkdir(parents=True, exist_ok=True)
     networks, shown, rate = models(args, args.methods.split(",")), videos(args), matrix_rate(args.device)
     runs: list[dict[str, Any]] = []

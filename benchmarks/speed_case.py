@@ -80,7 +80,7 @@ def parts(predictor: Any, source: Any, frames: int) -> dict[str, float]:
             spent["network"] += seconds
             seconds, _found = timed(lambda x=outputs: decode.decode(x, config.predict, typical).poses.cpu())  # type: ignore[misc]
             spent["decode_outputs"] += seconds
-        with FlopCounterMode(display=False) as counter:
+        with inference.autocast(predictor.device, config.train.precision), FlopCounterMode(display=False) as counter:
             predictor.model(inputs[:1])
     done = frames // BATCH * BATCH
     figures = {f"{name}_ms": 1e3 * seconds / done for name, seconds in spent.items()}
