@@ -5,7 +5,8 @@
 DATA is the folder with ``flies/pair24``. Every method is trained on the same labels for ``--minutes`` (``smp-compare`` does it, and its
 results are kept in ``--models`` for another run); the paper's preset is only begun, as its speed does not need its accuracy. Then, in
 ``--rounds`` that take each method in turn, a process of its own predicts a video from file to file. Ratios are taken within a round: these
-machines are noisy. ``crowd`` tiles the video 4 x 4 with 1 to 15 of the tiles shown, so that only the number of animals differs.
+machines are noisy. ``crowd`` tiles the video 4 x 4 with 1 to 15 of the tiles shown, so that only the number of animals differs; only our
+small preset predicts it, since sleap-nn shrinks frames to the size of those it was trained on, and finds nothing there.
 """
 
 from __future__ import annotations
@@ -183,6 +184,8 @@ def main() -> None:
     for number in range(args.rounds):
         for video in shown:
             for method, files in networks.items():
+                if video["name"].startswith("crowd") and method != "smp-small":
+                    continue
                 run = measured(method, files, video, args, parts=not method.startswith("sleap"))
                 runs.append({"method": method, "video": video["name"], "animals": video["animals"], "round": number, **run})
                 if not args.json:
