@@ -95,31 +95,18 @@ def command(state: _common.State, **options: Any) -> None:
     for reason in reasons:
         reporter.say(reason)
 
+    what: dict[str, Any] = {
+        "config": config, "out": options["output"], "val": val, "video_root": options["video_root"], "unlabeled": unlabeled,
+        "reporter": reporter,
+    }  # fmt: skip
     if options["check"]:
         from smp_plugin import checking
 
-        checking.check(
-            projects or None,
-            config=config,
-            out=options["output"],
-            val=val,
-            video_root=options["video_root"],
-            unlabeled=unlabeled,
-            reporter=reporter,
-        )
+        checking.check(projects or None, **what)
         return
     from smp_plugin import training
 
-    run = training.train(
-        projects or None,
-        config=config,
-        out=options["output"],
-        val=val,
-        video_root=options["video_root"],
-        unlabeled=unlabeled,
-        resume=options["resume"],
-        reporter=reporter,
-    )
+    run = training.train(projects or None, resume=options["resume"], **what)
     suffix = {DLC: ".h5", COCO: ".json"}.get(format_of(projects[0]) if projects else SLEAP, ".slp")
     reporter.say(f"predict with: smp-predict VIDEO -o OUT{suffix} --model {run}")
 
