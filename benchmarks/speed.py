@@ -38,7 +38,6 @@ from smp_plugin.training import train
 
 METHODS = ("smp-small", "smp-paper", "sleap-bottomup", "sleap-topdown")
 COMPARED = {"smp-small": "smp", "sleap-bottomup": "sleap-bottomup", "sleap-topdown": "sleap-topdown"}  # names in smp-compare
-COMMAND = "python benchmarks/speed.py DATA -o benchmarks/results/speed.json"
 TILES = 4  # a side of the crowd
 
 
@@ -161,6 +160,13 @@ def trained(folder: Path) -> list[dict[str, str]]:
         ]
 
 
+def command(args: argparse.Namespace) -> str:
+    """What was run, for the result file; the folders are the reader's own."""
+    numbers = f"--minutes {args.minutes:g} --rounds {args.rounds} --frames {args.frames} --crowd-frames {args.crowd_frames}"
+    tiles = ",".join(map(str, args.tiles))
+    return f"python benchmarks/speed.py DATA -o OUT --methods {args.methods} {numbers} --tiles {tiles} --device {args.device}"
+
+
 def main() -> None:
     """Train, predict in rounds, print a table or JSON, keep the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -197,7 +203,7 @@ def main() -> None:
         "gflop_per_second": rate,
         "runs": runs,
         "machine": machine(),
-        "command": COMMAND,
+        "command": command(args),
     }
     if args.output:
         args.output.write_text(json.dumps(result, indent=1) + "\n")

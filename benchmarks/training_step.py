@@ -25,8 +25,6 @@ from smp_plugin.preparation import prepare
 from smp_plugin.progress import Reporter
 from smp_plugin.training import Budget, PoseTraining
 
-COMMAND = "python benchmarks/training_step.py DATA/honeybee/train25_0.slp -o benchmarks/results/training_step.json"
-
 
 class Stopwatch:
     """Milliseconds of the calls it makes, by name."""
@@ -86,9 +84,11 @@ def main() -> None:
     ratio = rows["unlabelled"]["step"] / rows["supervised"]["step"]
     extra = rows["unlabelled"]["step"] - rows["supervised"]["step"]
     per_image = (extra / config.train.unlabeled_batch) / (rows["supervised"]["step"] / config.train.batch)
+    options = f"--preset {args.preset} --steps {args.steps} --device {args.device}"
+    command = f"python benchmarks/training_step.py DATA/{args.project.name} -o OUT {options}"
     result = {
         "rows": rows, "ratio": ratio, "unlabelled_image_over_labelled_image": per_image,
-        "crop": config.data.crop, "command": COMMAND, "machine": machine(),
+        "crop": config.data.crop, "command": command, "machine": machine(),
     }  # fmt: skip
     print(json.dumps(result, indent=1))
     if args.output:

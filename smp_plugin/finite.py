@@ -6,7 +6,6 @@ ends the run, and so do ten such gradients in a row.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from converters.files import written_whole
 from converters.labels import FormatError
 from smp_plugin.datasets import Batch, TrainingSteps
 from smp_plugin.progress import Reporter
@@ -109,7 +109,5 @@ def _save(path: Path, step: Step, names: list[str]) -> None:
     """The batch as plain arrays: ``numpy.load(path)`` needs no pickle."""
     arrays = {name: value.detach().cpu().numpy() for name, value in vars(step.batch).items()}
     values = {name: float(value) for name, value in step.terms.items()} | {"gradient_norm": float(step.gradient_norm)}
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with written_whole(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays, frames=np.array(names), terms=np.array(list(values)), values=np.array(list(values.values())))
-    os.replace(partial, path)
