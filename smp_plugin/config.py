@@ -145,7 +145,7 @@ class PredictConfig:
     nms: float = 0.4  # similarity (OKS, s2 = .1) above which the lower-scoring of two poses is a double
     refine: bool = True  # move keypoints to the near heatmap maximum
     refine_radius: float = 0.12  # how far refinement may look, share of the animal's length
-    batch: int = 0  # frames a batch; 0: 4 on a CPU, 16 on a GPU
+    batch: int = 0  # frames a batch; 0: 2 on a CPU, which works on several at once, 16 on a GPU
 
 
 @dataclass

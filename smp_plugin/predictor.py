@@ -7,12 +7,10 @@ import functools
 import itertools
 import json
 import platform
-import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +21,11 @@ from smp_plugin import __version__, cluster
 from smp_plugin.checkpoint import Checkpoint, load_model
 from smp_plugin.config import set_value
 from smp_plugin.inference import FramePoses, choose_device, for_prediction, infer, out_of_memory
+from smp_plugin.pipeline import abreast, ahead
 from smp_plugin.progress import Reporter
 from smp_plugin.segments import Found, Segment, digest, stamp
 
+MOST_LANES = 4  # batches that a CPU works on at once; each takes memory
 MOST_PIXELS = 2**27  # in a batch, 16 frames of 4K; four batches are in memory at once, and a video of a few kilobytes may claim any size
 
 
@@ -41,7 +41,9 @@ class Predictor:
     def __init__(self, checkpoint: Checkpoint, device: torch.device, reporter: Reporter | None = None) -> None:
         self.checkpoint, self.device, self.config = checkpoint, device, checkpoint.config
         self.model = for_prediction(checkpoint.model, device, self.config.train.precision)
-        self.batch = self.config.predict.batch or (16 if device.type == "cuda" else 4)
+        on_cpu = device.type == "cpu"
+        self.batch = self.config.predict.batch or (2 if on_cpu else 16 if device.type == "cuda" else 4)
+        self.lanes = min(torch.get_num_threads(), MOST_LANES) if on_cpu else 1
         self._warn: Callable[[str], None] | None = (reporter or Reporter(quiet=True)).warn  # once
 
     def __call__(self, images: torch.Tensor) -> list[FramePoses]:
@@ -83,11 +85,16 @@ class Predictor:
         images = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
         return images.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else images
 
-    def stream(self, frames: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray, FramePoses]]:
+    def stream(self, frames: Iterable[tuple[int, np.ndarray]]) -> Generator[tuple[int, np.ndarray, FramePoses], None, None]:
         """(number, frame) pairs -> (number, frame, animals) in the same order. A thread decodes and sends ahead."""
-        for batch, images in ahead(self._batches(frames), 2):
-            for (number, frame), poses in zip(batch, self(images), strict=True):
-                yield number, frame, poses
+        with contextlib.closing(ahead(self._batches(frames), 2)) as batches:  # closed at once: its thread reads a video that may be, too
+            if (first := next(batches, None)) is None:
+                return
+            lanes = min(self.lanes, max(1, MOST_PIXELS // first[1][:, 0].numel()))  # a huge frame is work enough for all threads
+            with contextlib.closing(abreast(lambda item: self(item[1]), itertools.chain([first], batches), lanes)) as done:
+                for (batch, _), found in done:
+                    for (number, frame), poses in zip(batch, found, strict=True):
+                        yield number, frame, poses
 
     def _batches(self, frames: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[list[tuple[int, np.ndarray]], torch.Tensor]]:
         batch: list[tuple[int, np.ndarray]] = []
@@ -104,43 +111,6 @@ class Predictor:
             batch.append((number, frame))
         if batch:
             yield batch, self.images([frame for _, frame in batch])
-
-
-def ahead(items: Iterable[Any], depth: int) -> Iterator[Any]:
-    """The same items, made in a thread up to ``depth`` ahead. An error there is raised here, in its place."""
-    line: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(entry: tuple[bool, Any]) -> bool:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                line.put(entry, timeout=0.1)
-                return True
-        return False
-
-    def work() -> None:
-        try:
-            for item in items:
-                if not put((True, item)):
-                    return
-            put((False, None))
-        except BaseException as error:
-            put((False, error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            more, item = line.get()
-            if more:
-                yield item
-            elif item is not None:
-                raise item
-            else:
-                return
-    finally:
-        stop.set()
-        thread.join()
 
 
 @dataclass(frozen=True)
@@ -216,11 +186,12 @@ def in_segments(
     frames = video.stream(start=run[0].frames[0]) if run[-1].to_end else _to_the_end(video, wanted, promised)
 
     def animals() -> Generator[tuple[int, FramePoses], None, None]:
-        for index, frame, found in predictor.stream(_up_to_damage(frames, damage, refuse=run[0].first)):
-            seen(frame, found)
-            yield index, found
-            if stopped.is_set():
-                return
+        with contextlib.closing(predictor.stream(_up_to_damage(frames, damage, refuse=run[0].first))) as stream:
+            for index, frame, found in stream:
+                seen(frame, found)
+                yield index, found
+                if stopped.is_set():
+                    return
 
     with contextlib.closing(animals()) as found:
         for segment in run:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from smp_plugin.cli.predict import main
 from smp_plugin.evaluation import evaluate
 from smp_plugin.inference import FramePoses
 from smp_plugin.prediction import predict
-from smp_plugin.predictor import Predictor, ahead
+from smp_plugin.predictor import Predictor
 
 pytestmark = pytest.mark.usefixtures("thin_backbone")
 
@@ -57,10 +58,15 @@ def leftovers(folder: Path) -> list[str]:
 
 
 class Stub(Predictor):
-    """Finds in every frame one animal at (brightness of the frame, batch size); calls ``event`` before every batch."""
+    """Finds in every frame one animal at (brightness of the frame, batch size); calls ``event`` before every batch, one after the other."""
 
     calls = 0
+    parallel = 1
     event: Callable[[int], None] = staticmethod(lambda _: None)
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.batch, self.lanes = self.config.predict.batch or 4, self.parallel
 
     def __call__(self, images: torch.Tensor) -> list[FramePoses]:
         type(self).calls += 1
@@ -374,12 +380,14 @@ def test_interrupted_it_keeps_finished_files(trained: Path, blobs: Any, make_blo
     assert numbers(read_project(tmp_path / "out" / "a.predictions.slp")) == [0, 1, 2, 3]
 
 
-def test_interrupted_twice_it_stops_at_once(trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path):
+@pytest.mark.parametrize("lanes", (1, 2))
+def test_interrupted_twice_it_stops_at_once(lanes: int, trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path):
     def event(calls: int) -> None:
         for _ in range(2):
             signal.raise_signal(signal.SIGINT)
+            time.sleep(0.1)  # Python counts signals that come at once as one
 
-    stub.event = staticmethod(event)
+    stub.event, stub.parallel = staticmethod(event), lanes
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs in the background with it switched off
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -431,38 +439,7 @@ def test_another_thread_may_predict(trained: Path, blobs: Any, stub: type[Stub],
     assert len(read_project(tmp_path / "out.slp").frames) == 20
 
 
-# --- frames made ahead ---
-
-
-def test_ahead_keeps_order_and_bounds():
-    made: list[int] = []
-
-    def items() -> Iterator[int]:
-        for i in range(50):
-            made.append(i)
-            yield i
-
-    for i in ahead(items(), 4):
-        assert len(made) <= i + 7  # never more than the queue and what is in hand
-    assert made == list(range(50))
-
-
-def test_ahead_raises_in_its_place():
-    def items() -> Iterator[int]:
-        yield 1
-        raise FormatError("broken")
-
-    seen = []
-    with pytest.raises(FormatError, match="broken"):
-        for item in ahead(items(), 4):
-            seen.append(item)
-    assert seen == [1]
-
-
-def test_ahead_ends_when_left():
-    endless = ahead(iter(int, 1), 4)
-    assert next(endless) == 0
-    endless.close()  # type: ignore[attr-defined]
+# --- batches ---
 
 
 def test_frames_of_one_size_share_a_batch(trained: Path, monkeypatch: pytest.MonkeyPatch):
@@ -475,4 +452,4 @@ def test_frames_of_one_size_share_a_batch(trained: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Predictor, "__call__", call)
     made = Predictor(load_model(trained), torch.device("cpu"))
     frames = [np.zeros((32, 32 if i < 5 else 64, 3), np.uint8) for i in range(8)]
-    assert [n for n, _, _ in made.stream(enumerate(frames))] == list(range(8)) and sizes == [4, 1, 3]
+    assert [n for n, _, _ in made.stream(enumerate(frames))] == list(range(8)) and sorted(sizes) == [1, 1, 2, 2, 2]

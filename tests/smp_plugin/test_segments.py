@@ -92,10 +92,14 @@ def leftovers(folder: Path) -> list[str]:
 
 
 class Counted(Predictor):
-    """Counts the frames that the network sees; raises Ctrl-C with the frame ``stop``."""
+    """Counts the frames that the network sees, in batches of 4 one after the other; raises Ctrl-C with the frame ``stop``."""
 
     seen = 0
     stop = -1
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.batch, self.lanes = 4, 1
 
     def __call__(self, images: torch.Tensor) -> list[FramePoses]:
         type(self).seen += len(images)
