@@ -12,11 +12,11 @@ opened to write, moved or removed. A trial fails if
 * of training: a file in the run folder is not whole, a line of `metrics.csv` differs, or the run that at last ended by itself has not, to
   the last bit, the weights, optimiser and metrics of the undisturbed one;
 * of prediction: an output is there but not whole, does not hold what the undisturbed one begins with, or after SIGTERM or SIGINT
-  not all frames predicted so far;
+  not all frames predicted so far; with ``--resume``, the output at the end differs from the undisturbed one;
 * a temporary file is still there once a run ended by itself.
 
 Importing torch takes longer than all the rest, so processes are forked from one that has done it, but for ``--fresh`` ones, whose life
-begins with the interpreter; there Ctrl-C in the first tenths of a second, while Python loads the command, gives Python's own traceback.
+begins with the interpreter; there Ctrl-C while Python itself still starts gives Python's own traceback.
 Times differ between machines, so a seed gives the same signals, not the same moments.
 """
 
@@ -49,12 +49,15 @@ from PIL import Image
 
 from converters import Instance, LabeledFrame, Labels, Skeleton, VideoSource, read_project, write_project
 from converters.files import written_whole
+from smp_plugin import segments
 from smp_plugin.checkpoint import load_model, save_model
 from smp_plugin.config import read_config
 from smp_plugin.run_folder import read_checkpoint
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+ROWS = ("train", "predict", "predict --resume")
 FRAMES, SIZE, LABELLED, STEPS, EVERY = 48, 64, 10, 4, 2
+SEGMENT = 8  # frames of what smp-predict keeps, so that there is something to go on with
 KILLS = 6  # in a run, at most
 SETTINGS = (
     "data.crop=64", "data.animal_size=24", "model.channels=16", "model.tower_depth=1", "model.heatmap_channels=16", "train.batch=2",
@@ -133,7 +136,7 @@ class Training:
     fresh_life: float = 0  # the same with imports
     operations: int = 0  # of files
     result: Any = None
-    name = "train"
+    name = row = "train"
 
     def words(self, folder: Path) -> list[str]:
         """Start, or go on where there is something to go on with."""
@@ -206,32 +209,46 @@ class Prediction:
 
     whole: Path
     output: str
+    resume: bool = False
     life: float = 0
     fresh_life: float = 0
     operations: int = 0
     name = "predict"
 
+    @property
+    def row(self) -> str:
+        """Of the table."""
+        return "predict --resume" if self.resume else "predict"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What comes."""
+        return OUTPUTS[self.output][: 1 if self.resume else None]
+
     def words(self, folder: Path) -> list[str]:
         """The same command every time."""
-        overlay = ["--overlay", OUTPUTS[self.output][1]] if self.output.endswith(".slp") else []
-        return [*PREDICT, "--model", str(self.whole.with_name("model.pt")), "-o", self.output, *overlay]
+        overlay = [word for name in self.files if name.endswith(".mp4") for word in ("--overlay", name)]
+        begun = ["--resume"] if self.resume and any((folder / "out").iterdir()) else []
+        return [*PREDICT, "--model", str(self.whole.with_name("model.pt")), "-o", self.output, *overlay, *begun]
 
     def look(self, folder: Path, sent: int, ended: Ended) -> list[str]:
-        """What is wrong with the outputs after a kill. They are then removed, so that the next run makes its own."""
+        """What is wrong with the outputs after a kill. They are then removed, so that the next run makes its own, but for ``resume``."""
         problems = []
         reported = [json.loads(line).get("n_processed") for line in ended.text.splitlines() if line.startswith('{"n_processed')]
         made, expected = (reported or [0])[-1], poses_in(self.whole / self.output)
-        there = {name for name in OUTPUTS[self.output] if (folder / name).exists()}
+        there = {name for name in self.files if (folder / name).exists()}
         if self.output in there:
-            found = poses_in(folder / self.output)
-            if found != expected[: len(found)] or len(found) < (FRAMES if sent == signal.SIGKILL else made):
+            found = poses_in(folder / self.output)  # after SIGKILL all frames, or those that an earlier signal left to go on with
+            least = 1 if self.resume and sent == signal.SIGKILL else FRAMES if sent == signal.SIGKILL else made
+            if found != expected[: len(found)] or len(found) < least:
                 problems.append(f"{len(found)} frames of {len(expected)} are there, {made} were predicted, or they differ")
         elif made and sent != signal.SIGKILL:
             problems.append(f"{made} frames were predicted, and none is kept")
         for name in there:
             if name.endswith(".mp4") and length_of(folder / name) < (FRAMES if sent == signal.SIGKILL else made):
                 problems.append(f"{name} is too short")
-            (folder / name).unlink()
+            if not self.resume:
+                (folder / name).unlink()
         return problems
 
     def place(self, folder: Path) -> str:
@@ -243,12 +260,10 @@ class Prediction:
 
     def compare(self, folder: Path) -> list[str]:
         """What differs from the undisturbed run in one that ended by itself."""
-        if missing := [name for name in OUTPUTS[self.output] if not (folder / name).exists()]:
+        if missing := [name for name in self.files if not (folder / name).exists()]:
             return [f"missing: {missing}"]
         problems = [] if poses_in(folder / self.output) == poses_in(self.whole / self.output) else ["poses differ"]
-        return problems + [
-            f"{name} is short" for name in OUTPUTS[self.output] if name.endswith(".mp4") and length_of(folder / name) < FRAMES
-        ]
+        return problems + [f"{name} is short" for name in self.files if name.endswith(".mp4") and length_of(folder / name) < FRAMES]
 
 
 # --- trials ---
@@ -272,7 +287,7 @@ class Bench:
 
     def __init__(self, root: Path, options: argparse.Namespace) -> None:
         before = json.loads(options.output.read_text())["commands"] if options.output.exists() else {}
-        self.rows = {name: {sent.name: Row(**before.get(name, {}).get(sent.name, {})) for sent in SIGNALS} for name in ("train", "predict")}
+        self.rows = {name: {sent.name: Row(**before.get(name, {}).get(sent.name, {})) for sent in SIGNALS} for name in ROWS}
         self.root, self.options, self.project, self.number = root, options, root / "project", 0
         self.rng = random.Random(f"{options.seed} {sum(row.trials for rows in self.rows.values() for row in rows.values())}")
         make_project(self.project)
@@ -298,6 +313,7 @@ class Bench:
     def prepare(self) -> list[Subject]:
         """The undisturbed runs."""
         subjects = [Training(self.folder("whole")), *(Prediction(self.folder(f"whole{n}"), output) for n, output in enumerate(OUTPUTS))]
+        subjects.append(Prediction(self.folder("whole_resumed"), next(iter(OUTPUTS)), resume=True))
         for subject in subjects if "predict" in self.options.commands else subjects[:1]:
             ended = self.undisturbed(subject.name, subject.words(subject.whole), subject.whole)
             subject.life, subject.operations = ended.cpu_seconds, ended.facts["operations"]
@@ -311,7 +327,7 @@ class Bench:
 
     def chain(self, subject: Subject, fresh: bool) -> None:
         """A run that is killed and gone on with until it ends by itself, compared with the undisturbed one."""
-        folder, rows = self.folder(f"case{self.number}"), self.rows[subject.name]
+        folder, rows = self.folder(f"case{self.number}"), self.rows[subject.row]
         self.number += 1
         trials: list[dict[str, Any]] = []
         while True:
@@ -388,17 +404,17 @@ class Bench:
             for number, subject in enumerate(subjects if fresh and self.options.fresh else []):
                 folder = self.folder(f"fresh{number}")
                 subject.fresh_life = run(subject.name, subject.words(folder), folder, fresh=True).cpu_seconds
-            while wanting := [s for s in subjects if any(self.missing(row, fresh) for row in self.rows[s.name].values())]:
+            while wanting := [s for s in subjects if any(self.missing(row, fresh) for row in self.rows[s.row].values())]:
                 self.chain(wanting[self.number % len(wanting)], fresh)
 
 
 def table(rows: dict[str, dict[str, Row]]) -> str:
     """The rows, for people."""
-    lines = [f"{'':20}{'trials':>8}{'fresh':>7}{'failed':>8}  where they came; exit codes"]
+    lines = [f"{'':26}{'trials':>8}{'fresh':>7}{'failed':>8}  where they came; exit codes"]
     for name, signals in rows.items():
         for sent, row in signals.items():
             places, codes = (", ".join(f"{what}: {count}" for what, count in counts.items()) for counts in (row.places, row.codes))
-            lines.append(f"{name + ' ' + sent:20}{row.trials:8}{row.fresh:7}{len(row.failures):8}  {places}; {codes}")
+            lines.append(f"{name + ' ' + sent:26}{row.trials:8}{row.fresh:7}{len(row.failures):8}  {places}; {codes}")
     return "\n".join(lines)
 
 
@@ -415,6 +431,7 @@ def main() -> int:
     if options.keep:
         options.keep.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+    segments.LENGTH = SEGMENT  # but for fresh processes
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs in the background with it switched off
     with tempfile.TemporaryDirectory(prefix="faults") as root:
         bench = Bench(Path(root).resolve(), options)

@@ -73,7 +73,7 @@ def cpu_seconds(pid: int) -> float:
 
 def _fresh(name: str, words: list[str], folder: Path, log: Any, sent: int, moment: Moment) -> int:
     """As the console script starts it."""
-    script = f"import sys; from smp_plugin.cli.{name} import main; sys.argv[0] = 'smp-{name}'; sys.exit(main())"
+    script = f"import sys; sys.argv[0] = 'smp-{name}'; from smp_plugin.cli.{name} import main; sys.exit(main())"
     environment = {**os.environ, "TMPDIR": str(folder / "tmp"), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen([sys.executable, "-c", script, *words], cwd=folder, stdout=log, stderr=log, env=environment).pid
 

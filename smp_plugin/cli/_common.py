@@ -82,6 +82,8 @@ def _terminable(terminated: threading.Event) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # from `smp_plugin.cli`, while the command was loaded
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def stop(_: int, frame: FrameType | None) -> None:
         terminated.set()

@@ -232,6 +232,23 @@ def test_terminated_is_as_interrupted(ctrl_c: Any, calls: Any, monkeypatch: pyte
         signal.signal(signal.SIGINT, before[0])
 
 
+@pytest.mark.parametrize(
+    ("first", "then", "code"),
+    [
+        ("import smp_plugin.cli.predict", "signal.raise_signal(signal.SIGINT)", -signal.SIGINT),  # still loading: nothing to say
+        ("from smp_plugin.cli.predict import main", "raise SystemExit(main(['.']))", 130),
+    ],
+)
+def test_ctrl_c_from_the_first_moment(first: str, then: str, code: int, tmp_path: Path):
+    stub = "import types; stub = sys.modules['smp_plugin.prediction'] = types.ModuleType('p')"
+    stub += "; stub.predict = lambda *_, **__: signal.raise_signal(signal.SIGINT)"
+    usual = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[0] = 'smp-predict'"
+    environment = {**os.environ, "PYTHONPATH": str(Path(smp_plugin.__file__).parents[1])}
+    command = [sys.executable, "-c", f"{usual}; {first}; {stub}; {then}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == code and "Traceback" not in done.stderr
+
+
 def test_json_errors_are_json(capsys: pytest.CaptureFixture[str], calls: Any, monkeypatch: pytest.MonkeyPatch):
     assert predict.main(["nothere.mp4", "--json"]) == 2
     assert json.loads(capsys.readouterr().out) == {"error": True, "type": "FormatError", "message": "nothere.mp4: no such file or folder."}
