@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -92,7 +93,7 @@ def compare(
     held = read_project(val, video_root) if isinstance(val, Path) else None
     train, judged = _split(labels, held, val if isinstance(val, float) else 0.0)
     counts = {fraction: count_of(fraction, len(train.labelled_frames)) for fraction in fractions}
-    _claim(out, project, val, judged, budget, preset, settings or {})
+    _claim(out, project, val, (train, judged), budget, preset, settings or {})
     val_file = out / "data" / "val.slp"
     val_file.parent.mkdir(exist_ok=True)
     _write_once(val_file, judged)
@@ -197,12 +198,14 @@ def _without_predictions(frames: list[LabeledFrame]) -> list[LabeledFrame]:
     return [replace(f, predicted=[]) for f in frames]
 
 
-def _claim(out: Path, project: Path, val: Path | float, judged: Labels, budget: Budget, preset: str, settings: Mapping[str, str]) -> None:
+def _claim(
+    out: Path, project: Path, val: Path | float, labels: tuple[Labels, Labels], budget: Budget, preset: str, settings: Mapping[str, str]
+) -> None:
     """Results of one folder must be comparable: remember what was compared how, and refuse to mix."""
     mine = {
         "project": str(project.absolute()),
         "val": str(val.absolute()) if isinstance(val, Path) else val,
-        "frames": len(judged.labelled_frames),
+        "set of labels": " and ".join(map(_digest, labels)),
         "budget": str(budget),
         "preset": preset,
         "settings": dict(settings),
@@ -224,6 +227,16 @@ def _claim(out: Path, project: Path, val: Path | float, judged: Labels, budget: 
         raise
     except (OSError, TypeError, ValueError, RecursionError) as error:
         raise FormatError(f"-o {out}: it can't be used ({error}); choose another folder.") from error
+
+
+def _digest(labels: Labels) -> str:
+    """Short, and another one as soon as a label is moved, added or removed."""
+    content = hashlib.sha256(repr(labels.skeleton.keypoints).encode())
+    for frame in labels.frames:
+        content.update(repr((frame.video, frame.index, frame.negative, len(frame.instances))).encode())
+        for animal in frame.instances:
+            content.update(animal.points.tobytes())
+    return f"{len(labels.labelled_frames)} frames {content.hexdigest()[:8]}"
 
 
 def _write_once(path: Path, labels: Labels) -> None:

@@ -145,6 +145,7 @@ class PredictConfig:
     nms: float = 0.4  # similarity (OKS, s2 = .1) above which the lower-scoring of two poses is a double
     refine: bool = True  # move keypoints to the near heatmap maximum
     refine_radius: float = 0.12  # how far refinement may look, share of the animal's length
+    shrink: float = 1.0  # frames are read at this share of the size that the model learnt them at; smp-predict --fast chooses it
     batch: int = 0  # frames a batch; 0: 2 on a CPU, which works on several at once, 16 on a GPU
 
 
@@ -213,11 +214,13 @@ def preset(name: str, cuda: bool) -> tuple[Config, str]:
 AT_LEAST = {
     "train.steps": 1, "train.batch": 1, "train.val_every": 1, "train.val_frames": 1, "train.devices": 1, "train.num_nodes": 1,
     "train.workers": -1, "model.channels": 1, "model.heatmap_channels": 1, "data.animal_size": 1, "loss.max_candidates": 1,
+    "predict.shrink": 0.1,
 }  # fmt: skip  # any other number: 0
 # What somebody else's settings may ask of a machine; far more than is of use. Any other number: 1e9.
 AT_MOST = {
     "train.batch": 4096, "train.unlabeled_batch": 4096, "train.workers": 256, "model.channels": 4096, "model.heatmap_channels": 4096,
     "model.tower_depth": 64, "data.crop": 8192, "data.input_scale": 64, "loss.max_candidates": 10_000, "predict.batch": 4096,
+    "predict.shrink": 1,
 }  # fmt: skip
 
 

@@ -119,9 +119,10 @@ def infer(model: PoseModel, frames: Tensor, scale: float, config: PredictConfig,
 
     Args:
         frames: (N, 3, H, W) uint8, frame pixels, on any device.
-        scale: input pixels per frame pixel.
-        typical: length of the median complete animal, input pixels.
+        scale: input pixels per frame pixel, before ``config.shrink``.
+        typical: length of the median complete animal, in the same pixels.
     """
+    scale, typical = scale * config.shrink, typical * config.shrink
     device = next(model.parameters()).device
     height, width = frames.shape[2:]
     images = transforms.resize_frames(frames.to(device, non_blocking=True), scale)

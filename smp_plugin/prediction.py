@@ -27,7 +27,7 @@ from smp_plugin.config import to_dict
 from smp_plugin.drawing import OverlayWriter
 from smp_plugin.inference import FramePoses, choose_device, every_device, say_device
 from smp_plugin.jobs import MACHINELABELS, Job, check, is_folder, plan
-from smp_plugin.predictor import Predictor, Recipe, in_segments, load, predict_segment
+from smp_plugin.predictor import Predictor, Recipe, in_segments, load, predict_segment, smallest
 from smp_plugin.progress import Reporter, Task
 from smp_plugin.segments import Segment, Work, digest, divide, leave
 
@@ -43,6 +43,7 @@ def predict(
     video_root: Path | None = None,
     device: str = "auto",
     overlay: Path | None = None,
+    fast: bool = False,
     resume: bool = False,
     scheduler: str | None = None,
     local_cluster: int = 0,
@@ -67,6 +68,7 @@ def predict(
         frames: "all", "labeled", "unlabeled" or ranges like "0-999,1500"; default all of a video, the unlabelled ones of a project.
         device: "auto" (every GPU where there are several), "cpu", "cuda", "cuda:1" or "mps"; on a cluster, that of each worker.
         overlay: an mp4 with the poses drawn on the frames.
+        fast: read frames smaller, where that costs little accuracy on the model's validation frames.
         resume: go on with an earlier call that did not finish, and skip files that did: those newer than the model and what is predicted.
         scheduler: address of a Dask scheduler whose workers predict; they see model and videos under the same paths.
         local_cluster: or start so many Dask workers on this machine.
@@ -84,10 +86,13 @@ def predict(
         cluster.check_installed("--scheduler" if scheduler else "--local-cluster")
     path = model or newest_run()
     weights = (path / "model.pt" if path.is_dir() else path).absolute()
-    checkpoint = load(path, config_overrides or {})
+    overrides = dict(config_overrides or {})
+    checkpoint = load(path, overrides)
     where, why = (torch.device("cpu"), "device: those of the workers") if on_cluster else choose_device(device)
     reporter.say(f"model: {path} ({', '.join(checkpoint.skeleton.keypoints)})" + ("" if model else ", the newest finished run"))
     say_device(reporter, why)
+    if fast:
+        overrides["predict.shrink"] = checkpoint.config.predict.shrink = smallest(checkpoint, path, reporter)
     skeleton = checkpoint.skeleton
     jobs = plan(inputs, output, suffix, frames, video_root, skeleton, reporter)
     if overlay:
@@ -109,7 +114,7 @@ def predict(
         if pool is None:
             done = _done_here(Predictor(checkpoint, where, reporter), works, drawn, task, stopped)
         else:
-            recipe = Recipe(weights, digest(weights), __version__, json.dumps(config_overrides or {}), device)
+            recipe = Recipe(weights, digest(weights), __version__, json.dumps(overrides), device)
             done = _done_there(pool, recipe, works, drawn, task, stopped)
         for work in itertools.chain(done, (work for work in works if stopped.is_set() and work.begun)):
             provenance = _provenance(checkpoint, path, work.job, started)

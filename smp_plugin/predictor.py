@@ -25,6 +25,7 @@ from smp_plugin.pipeline import abreast, ahead
 from smp_plugin.progress import Reporter
 from smp_plugin.segments import Found, Segment, digest, stamp
 
+KEPT = 0.98  # share of AP that --fast keeps
 MOST_LANES = 4  # batches that a CPU works on at once; each takes memory
 MOST_PIXELS = 2**27  # in a batch, 16 frames of 4K; four batches are in memory at once, and a video of a few kilobytes may claim any size
 
@@ -98,7 +99,7 @@ class Predictor:
 
     def _batches(self, frames: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[list[tuple[int, np.ndarray]], torch.Tensor]]:
         batch: list[tuple[int, np.ndarray]] = []
-        scale = self.config.data.input_scale
+        scale = self.config.data.input_scale * self.config.predict.shrink
         for number, frame in frames:
             height, width = frame.shape[:2]
             most = int(MOST_PIXELS / (height * width * max(1.0, scale) ** 2))
@@ -147,6 +148,22 @@ def load(path: Path, overrides: Mapping[str, object]) -> Checkpoint:
     for key, value in overrides.items():
         set_value(checkpoint.config, key, value, key)
     return checkpoint
+
+
+def smallest(checkpoint: Checkpoint, path: Path, reporter: Reporter) -> float:
+    """The least share of the frames' size that keeps `KEPT` of the AP on validation frames. Raises FormatError where that is not known."""
+    known = checkpoint.facts.get("shrunk")
+    if not isinstance(known, dict) or "1.0" not in known:
+        raise FormatError(
+            f"--fast: what smaller frames cost was never measured for {path} (smp-train does it on validation frames); leave out --fast, "
+            "or train with validation frames."
+        )
+    measured = {float(share): float(ap) for share, ap in known.items()}
+    share = min((s for s, ap in measured.items() if ap >= KEPT * measured[1.0]), default=1.0)
+    shown = ", ".join(f"{ap:.3f} at {s:g}" for s, ap in sorted(measured.items(), reverse=True))
+    less = f"frames are read at {share:g} of their size, {1 / share**2:.2g} times fewer pixels" if share < 1 else "frames are read in full"
+    reporter.say(f"--fast: {less}; AP on validation frames (s2 = 0.1): {shown}")
+    return share
 
 
 def predict_segment(recipe: Recipe, source: VideoSource, segment: Segment) -> bytes:

@@ -31,6 +31,7 @@ from smp_plugin.unpickling import load_plain
 if TYPE_CHECKING:
     from smp_plugin.training import PoseTraining
 
+SHRINKS = (1.0, 0.75, 0.5)
 COLUMNS = (
     "step", "epoch", "seconds", "lr", "phase", "loss", "loss_heatmap", "loss_box", "loss_vector", "loss_quality", "loss_fusion_labeled",
     "loss_fusion_unlabeled", "loss_agreement", "val_ap", "val_ap_s2_0.1", "val_ap_s2_0.0025", "val_pixel_error",
@@ -225,6 +226,17 @@ def watched(kept: Checkpoint, material: Material, reader: FrameReader) -> tuple[
     return truth_of(frames), predict_frames(kept.model, frames, reader, kept.config, kept.typical_length)
 
 
+def shrunk(kept: Checkpoint, frames: list[LabeledFrame], reader: FrameReader) -> dict[str, float]:
+    """AP (s2 = .1) where frames are read at a share of their size, by that share: what ``smp-predict --fast`` chooses by."""
+    figures = {}
+    for share in SHRINKS:
+        config = replace(kept.config, predict=replace(kept.config.predict, shrink=share))
+        found = predict_frames(kept.model, frames, reader, config, kept.typical_length)
+        poses = [(f.poses, f.scores) for f in found]
+        figures[str(share)] = evaluate_poses(truth_of(frames), poses, kept.skeleton.keypoints).ap[MEDIUM_S2].ap
+    return figures
+
+
 def with_counts(result: Evaluation, counted: Evaluation) -> Evaluation:
     """``result`` with the counts of ``counted``: AP weighs scores by itself, but what a person will see missed depends on the cut."""
     counts = ("missed", "invented", "doubled", "predictions", "swapped_pairs", "symmetric_pairs")
@@ -250,9 +262,11 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
         on = (truth, found) if may_choose or not material.val_frames else watched(kept, material, reader)
         # Training frames flatter: unseen animals score lower than those learnt by heart.
         kept.config.predict.min_score = round(choose_min_score(*on, material.partial) * (1.0 if may_choose else 0.5), 3)
-        save_model(out / "model.pt", kept)
         reason = "labelled animals stand out most from the rest" if material.partial else "the fewest animals are missed or invented"
         reporter.say(f"--min-score: {kept.config.predict.min_score:g} by default, where {reason}")
+        if may_choose:
+            kept.facts["shrunk"] = shrunk(kept, frames, reader)
+        save_model(out / "model.pt", kept)
     rules: dict[str, Any] = {"symmetries": material.skeleton.symmetries, "partial": material.partial}
     result = evaluate_poses(truth, [(f.poses, f.scores) for f in found], material.skeleton.keypoints, **rules)
     kept_only = [f.poses[f.scores >= kept.config.predict.min_score] for f in found]

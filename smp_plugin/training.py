@@ -196,7 +196,10 @@ class PoseTraining(L.LightningModule):
 
     def on_train_start(self) -> None:
         if self.optimizer_state is not None:
-            self.optimizers().optimizer.load_state_dict(self.optimizer_state)  # type: ignore[union-attr]
+            try:
+                self.optimizers().optimizer.load_state_dict(self.optimizer_state)  # type: ignore[union-attr]
+            except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+                raise unfit(error) from error
             self.optimizer_state = None
 
 
@@ -289,6 +292,11 @@ def train(
     return out
 
 
+def unfit(error: Exception) -> FormatError:
+    """What to say of a checkpoint whose contents are of another network or optimiser."""
+    return FormatError(f"--resume: the run's last.ckpt does not fit its config.yaml ({' '.join(str(error).split())}); train anew.")
+
+
 def is_first_process(config: Config) -> bool:
     """Is this the process that writes and speaks? Lightning, torchrun and SLURM number the others in these variables."""
     names = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
@@ -342,8 +350,7 @@ def fit(
                 module.resume(saved)
                 keeper.load_state_dict(saved["callbacks"][keeper.state_key])
             except (RuntimeError, LookupError, TypeError, ValueError) as error:
-                reason = " ".join(str(error).split())
-                raise FormatError(f"--resume: {out / 'last.ckpt'} does not fit its config.yaml ({reason}); train anew.") from error
+                raise unfit(error) from error
         if module.step and budget.progress(module.step) >= 1:
             return False
         budget.started = time.monotonic()

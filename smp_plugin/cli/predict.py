@@ -31,6 +31,7 @@ FORMATS = ("slp", "h5", "csv", "json", "analysis.h5")
 @click.option("--max-animals", type=click.IntRange(min=1), metavar="N", help="At most so many animals in a frame.")
 @click.option("--min-score", type=click.FloatRange(0, 1), metavar="X", help="Drop animals below this score, 0 to 1.")
 @click.option("--refine/--no-refine", default=None, help="Move keypoints to the nearby heatmap maximum (default: yes).")
+@click.option("--fast", is_flag=True, help="Read frames smaller, if the model is about as accurate then; says what it costs.")
 @click.option("--overlay", type=FILE, metavar="OUT.mp4", help="Also draw the poses on a video.")
 @_common.device_option
 @click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Frames a batch.")
@@ -39,7 +40,7 @@ FORMATS = ("slp", "h5", "csv", "json", "analysis.h5")
 @click.option("--local-cluster", type=click.IntRange(min=1), metavar="N", help="Predict on N Dask workers of this machine.")
 @_common.output_options
 @click.option_panel("Input and output", options=["--output", "--format", "--model", "--frames", "--video-root", "--overlay", "--resume"])
-@click.option_panel("Poses", options=["--max-animals", "--min-score", "--refine"])
+@click.option_panel("Poses", options=["--max-animals", "--min-score", "--refine", "--fast"])
 @click.option_panel(
     "Machine and messages", options=["--device", "--batch", "--scheduler", "--local-cluster", "--quiet", "--json", "--help"]
 )
@@ -76,6 +77,7 @@ def command(state: _common.State, **options: Any) -> None:
         video_root=options["video_root"],
         device=options["device"] or "auto",
         overlay=options["overlay"],
+        fast=options["fast"],
         resume=options["resume"],
         scheduler=options["scheduler"],
         local_cluster=options["local_cluster"] or 0,

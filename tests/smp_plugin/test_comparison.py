@@ -136,6 +136,22 @@ def test_a_folder_holds_one_comparison(blobs: Any, tmp_path: Path, pretend: Call
         compare(blobs.project, out=tmp_path, methods=("smp",), minutes=2)
 
 
+@pytest.mark.parametrize("changed", ("learnt from", "measured on"))
+def test_labels_that_have_changed_are_another_comparison(
+    changed: str, make_blobs: Any, tmp_path: Path, pretend: Callable[..., list[Job]]
+) -> None:
+    learnt, measured = (make_blobs(name, counts=[1] * 4, labelled=range(3)).project for name in ("learnt", "measured"))
+    pretend()
+    compare(learnt, val=measured, out=tmp_path / "out", methods=("smp",), steps=3)
+    path = learnt if changed == "learnt from" else measured
+    labels = read_project(path)
+    labels.frames[0].instances[0].points[0] += 1
+    path.unlink()
+    write_project(path, labels)
+    with pytest.raises(FormatError, match=r"another set of labels \(3 frames \w+ and 3 frames \w+, now 3"):
+        compare(learnt, val=measured, out=tmp_path / "out", methods=("smp",), steps=3)
+
+
 @pytest.mark.parametrize(("text", "count"), [("all", 40), ("5", 5), ("25%", 10), (" 1 ", 1)])
 def test_numbers_of_labels(text: str, count: int) -> None:
     assert count_of(text, 40) == count

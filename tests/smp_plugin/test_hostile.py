@@ -116,6 +116,14 @@ def test_a_checkpoint_of_another_network(trained: Path, tmp_path: Path, capsys: 
     assert "last.ckpt does not fit its config.yaml" in refused(train, f"--resume -o {run} --steps 50", capsys)
 
 
+def test_a_checkpoint_of_another_optimiser(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = shutil.copytree(trained, tmp_path / "run")
+    saved = torch.load(run / "last.ckpt", weights_only=True)
+    saved["optimizer_states"][0]["param_groups"].pop()
+    torch.save(saved, run / "last.ckpt")
+    assert "last.ckpt does not fit its config.yaml" in refused(train, f"--resume -o {run} --steps 50", capsys)
+
+
 def test_weights_of_another_network(blobs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "weights.pt")
     shown = refused(train, f"--slp {blobs.project} --weights {tmp_path}/weights.pt -o {tmp_path}/run --device cpu", capsys)
