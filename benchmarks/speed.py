@@ -5,8 +5,10 @@
 DATA is the folder with ``flies/pair24``. Every method is trained on the same labels for ``--minutes`` (``smp-compare`` does it, and its
 results are kept in ``--models`` for another run); the paper's preset is only begun, as its speed does not need its accuracy. Then, in
 ``--rounds`` that take each method in turn, a process of its own predicts a video from file to file. Ratios are taken within a round: these
-machines are noisy. ``crowd`` tiles the video 4 x 4 with 1 to 15 of the tiles shown, so that only the number of animals differs; only our
-small preset predicts it, since sleap-nn shrinks frames to the size of those it was trained on, and finds nothing there.
+machines are noisy. ``smp-small-fast`` is the small preset on frames of `SHRINK` their size, as ``--fast`` may choose; its accuracy on the
+held-out frames stands beside it. A crowd tiles the video, 2 x 2 or 4 x 4, with some of the tiles shown, so that only the size of the
+frames, or the number of animals in them, differs; only our small preset predicts it, since sleap-nn shrinks frames to the size of those
+it was trained on, and finds nothing there.
 """
 
 from __future__ import annotations
@@ -28,17 +30,25 @@ import torch
 from machine import machine
 from speed_case import BATCH
 
-from converters import VideoSource
+from converters import VideoSource, read_project
 from converters.video import open_video
+from smp_plugin.checkpoint import load_model
 from smp_plugin.comparison import compare
 from smp_plugin.comparison_results import cell_folder
 from smp_plugin.config import preset, set_value
+from smp_plugin.datasets import FrameReader
 from smp_plugin.progress import Reporter
+from smp_plugin.run_folder import shrunk
 from smp_plugin.training import train
 
-METHODS = ("smp-small", "smp-paper", "sleap-bottomup", "sleap-topdown")
-COMPARED = {"smp-small": "smp", "sleap-bottomup": "sleap-bottomup", "sleap-topdown": "sleap-topdown"}  # names in smp-compare
-TILES = 4  # a side of the crowd
+METHODS = ("smp-small", "smp-small-fast", "smp-paper", "sleap-bottomup", "sleap-topdown")
+COMPARED = {  # names in smp-compare
+    "smp-small": "smp",
+    "smp-small-fast": "smp",
+    "sleap-bottomup": "sleap-bottomup",
+    "sleap-topdown": "sleap-topdown",
+}
+SHRINK = 0.75
 
 
 def models(args: argparse.Namespace, methods: list[str]) -> dict[str, list[str]]:
@@ -56,6 +66,7 @@ def models(args: argparse.Namespace, methods: list[str]) -> dict[str, list[str]]
         train([project], config=config, out=folder / "paper", reporter=Reporter())
     found = {
         "smp-small": [folder_of(folder, "smp") / "run"],
+        "smp-small-fast": [folder_of(folder, "smp") / "run"],
         "smp-paper": [folder / "paper"],
         "sleap-bottomup": [folder_of(folder, "sleap-bottomup") / "models" / "bottomup"],
         "sleap-topdown": [folder_of(folder, "sleap-topdown") / "models" / name for name in ("centroid", "centered_instance")],
@@ -85,15 +96,16 @@ def videos(args: argparse.Namespace) -> list[dict[str, Any]]:
     source = args.data / "flies" / "pair24" / "centered_pair_small.mp4"
     made = [{"name": "pair24", "path": str(source.resolve()), "frames": args.frames, "animals": 2}]
     with open_video(VideoSource(paths=(source,))) as video:
-        frames = [video.read(i) for i in range(0, 15 * args.crowd_frames)]
+        frames = [video.read(i) for i in range(max(shown for _, shown in args.crowds) * args.crowd_frames)]
     empty = np.median(np.stack(frames[:: max(1, len(frames) // 50)]), axis=0).astype(np.uint8)  # the flies move, the background stays
-    for shown in args.tiles:
+    for side, shown in args.crowds:
         crowd = []
         for number in range(args.crowd_frames):
-            tiles = [frames[number + args.crowd_frames * i] if i < shown else empty for i in range(TILES**2)]
-            crowd.append(np.vstack([np.hstack(tiles[row : row + TILES]) for row in range(0, TILES**2, TILES)]))
-        path = write_video(args.models / f"crowd{shown}.mp4", crowd)
-        made.append({"name": f"crowd{shown}", "path": str(path.resolve()), "frames": args.crowd_frames, "animals": 2 * shown})
+            tiles = [frames[number + args.crowd_frames * i] if i < shown else empty for i in range(side**2)]
+            crowd.append(np.vstack([np.hstack(tiles[row : row + side]) for row in range(0, side**2, side)]))
+        name = f"crowd{side}x{side}-{2 * shown}"
+        path = write_video(args.models / f"{name}.mp4", crowd)
+        made.append({"name": name, "path": str(path.resolve()), "frames": args.crowd_frames, "animals": 2 * shown})
     return made
 
 
@@ -101,7 +113,7 @@ def measured(method: str, networks: list[str], video: dict[str, Any], args: argp
     """One method on one video in a process of its own."""
     case = {
         "method": method, "models": networks, "video": video["path"], "frames": video["frames"], "device": args.device, "parts": parts,
-        "output": str((args.models / "out.slp").resolve()), "launched": time.time(),
+        "output": str((args.models / "out.slp").resolve()), "launched": time.time(), "shrink": SHRINK if method.endswith("fast") else 1.0,
     }  # fmt: skip
     command = [sys.executable, str(Path(__file__).with_name("speed_case.py")), json.dumps(case)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
@@ -160,11 +172,17 @@ def trained(folder: Path) -> list[dict[str, str]]:
         ]
 
 
+def accuracy(folder: Path) -> dict[str, float]:
+    """AP (s2 = .1) of the small preset's model on the held-out frames, by the share of their size at which they are read."""
+    labels = read_project(folder / "compared" / "data" / "val.slp")
+    return shrunk(load_model(folder_of(folder, "smp") / "run"), labels.labelled_frames, FrameReader(labels.videos, 1.0))
+
+
 def command(args: argparse.Namespace) -> str:
     """What was run, for the result file; the folders are the reader's own."""
     numbers = f"--minutes {args.minutes:g} --rounds {args.rounds} --frames {args.frames} --crowd-frames {args.crowd_frames}"
-    tiles = ",".join(map(str, args.tiles))
-    return f"python benchmarks/speed.py DATA -o OUT --methods {args.methods} {numbers} --tiles {tiles} --device {args.device}"
+    crowds = ",".join(f"{side}:{shown}" for side, shown in args.crowds)
+    return f"python benchmarks/speed.py DATA -o OUT --methods {args.methods} {numbers} --crowds {crowds} --device {args.device}"
 
 
 def main() -> None:
@@ -178,7 +196,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--frames", type=int, default=200, help="of the pair24 video")
     parser.add_argument("--crowd-frames", type=int, default=12, help="of each crowd video")
-    parser.add_argument("--tiles", type=lambda text: [int(t) for t in text.split(",") if t], default=[1, 15], help="tiles shown in a crowd")
+    parser.add_argument(
+        "--crowds",
+        type=lambda text: [tuple(map(int, pair.split(":"))) for pair in text.split(",") if pair],
+        default=[(2, 1), (4, 1), (4, 15)],
+        metavar="SIDE:SHOWN,...",
+        help="tiles along a side of each crowd, and how many show animals (2:1,4:1,4:15)",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON and nothing else")
     args = parser.parse_args()
@@ -200,6 +224,7 @@ def main() -> None:
     result = {
         "rows": rows,
         "training": trained(args.models),
+        "accuracy_of_fast": accuracy(args.models) if "smp-small-fast" in networks else {},
         "gflop_per_second": rate,
         "runs": runs,
         "machine": machine(),

@@ -29,8 +29,7 @@ def ours(case: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], None], 
     from smp_plugin.predictor import Predictor
 
     checkpoint = load_model(Path(case["models"][0]))
-    if case.get("input_scale"):
-        checkpoint.config.data.input_scale = case["input_scale"]
+    checkpoint.config.predict.shrink = case.get("shrink", 1.0)
     predictor = Predictor(checkpoint, choose_device(case["device"])[0])
     source = VideoSource(paths=(Path(case["video"]),))
 
@@ -66,14 +65,15 @@ def parts(predictor: Any, source: Any, frames: int) -> dict[str, float]:
             torch.cuda.synchronize()
         return time.perf_counter() - started, result
 
-    config, typical = predictor.config, predictor.checkpoint.typical_length
+    config, shrink = predictor.config, predictor.config.predict.shrink
+    scale, typical = config.data.input_scale * shrink, predictor.checkpoint.typical_length * shrink
     spent: dict[str, float] = dict.fromkeys(("decode_video", "transform", "network", "decode_outputs"), 0.0)
     with open_video(source) as video, torch.inference_mode():
         stream = video.stream()
         for _ in range(frames // BATCH):
             seconds, images = timed(lambda: [next(stream)[1] for _ in range(BATCH)])
             spent["decode_video"] += seconds
-            seconds, inputs = timed(lambda x=images: transforms.resize_frames(predictor.images(x), config.data.input_scale))  # type: ignore[misc]
+            seconds, inputs = timed(lambda x=images: transforms.resize_frames(predictor.images(x), scale))  # type: ignore[misc]
             spent["transform"] += seconds
             with inference.autocast(predictor.device, config.train.precision):
                 seconds, outputs = timed(lambda x=inputs: predictor.model(x))  # type: ignore[misc]
