@@ -3,7 +3,8 @@
     python benchmarks/speed.py DATA -o benchmarks/results/speed.json
 
 DATA is the folder with ``flies/pair24``. Every method is trained on the same labels for ``--minutes`` (``smp-compare`` does it, and its
-results are kept in ``--models`` for another run); the paper's preset is only begun, as its speed does not need its accuracy. Then, in
+results are kept in ``--models`` for another run); the paper's preset and DeepLabCut's DEKR are only begun, as their speed does not need
+their accuracy (DeepLabCut's top-down networks, whose speed does, are left out; so are methods whose package is not installed). Then, in
 ``--rounds`` that take each method in turn, a process of its own predicts a video from file to file. Ratios are taken within a round: these
 machines are noisy. ``smp-small-fast`` is the small preset on frames of `SHRINK` their size, as ``--fast`` may choose; its accuracy on the
 held-out frames stands beside it. A crowd tiles the video, 2 x 2 or 4 x 4, with some of the tiles shown, so that only the size of the
@@ -21,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from speed_case import BATCH
 
 from converters import VideoSource, read_project
 from converters.video import open_video
+from smp_plugin.baselines import Job, deeplabcut
 from smp_plugin.checkpoint import load_model
 from smp_plugin.comparison import compare
 from smp_plugin.comparison_results import cell_folder
@@ -41,7 +44,7 @@ from smp_plugin.progress import Reporter
 from smp_plugin.run_folder import shrunk
 from smp_plugin.training import train
 
-METHODS = ("smp-small", "smp-small-fast", "smp-paper", "sleap-bottomup", "sleap-topdown")
+METHODS = ("smp-small", "smp-small-fast", "smp-paper", "sleap-bottomup", "sleap-topdown", "dlc-dekr_w18")
 COMPARED = {  # names in smp-compare
     "smp-small": "smp",
     "smp-small-fast": "smp",
@@ -64,6 +67,14 @@ def models(args: argparse.Namespace, methods: list[str]) -> dict[str, list[str]]
         for key, value in {"train.steps": 1, "train.device": args.device, "model.weights": "none", "data.crop": 384}.items():
             set_value(config, key, value)
         train([project], config=config, out=folder / "paper", reporter=Reporter())
+    if "dlc-dekr_w18" in methods and find_spec("deeplabcut") and not (folder / "dlc" / "networks.json").exists():
+        data = (folder / "compared" / "data").absolute()
+        job = Job("dlc-dekr_w18", next(data.glob("train_*.slp")), data / "val.slp", folder / "dlc", steps=1, device=args.device, curve=0)
+        converted = deeplabcut.convert(job)
+        snapshot = deeplabcut.train(job, converted.config, converted.train).pose.snapshot
+        assert snapshot is not None
+        made = [str(path.resolve()) for path in (snapshot.with_name("pytorch_config.yaml"), snapshot)]
+        (folder / "dlc" / "networks.json").write_text(json.dumps(made))
     found = {
         "smp-small": [folder_of(folder, "smp") / "run"],
         "smp-small-fast": [folder_of(folder, "smp") / "run"],
@@ -71,7 +82,9 @@ def models(args: argparse.Namespace, methods: list[str]) -> dict[str, list[str]]
         "sleap-bottomup": [folder_of(folder, "sleap-bottomup") / "models" / "bottomup"],
         "sleap-topdown": [folder_of(folder, "sleap-topdown") / "models" / name for name in ("centroid", "centered_instance")],
     }
-    return {m: [str(p.resolve()) for p in found[m]] for m in methods if all(p.exists() for p in found[m])}
+    if (folder / "dlc" / "networks.json").exists() and find_spec("deeplabcut"):
+        found["dlc-dekr_w18"] = [Path(name) for name in json.loads((folder / "dlc" / "networks.json").read_text())]
+    return {m: [str(p.resolve()) for p in found[m]] for m in methods if m in found and all(p.exists() for p in found[m])}
 
 
 def folder_of(models_folder: Path, method: str) -> Path:
@@ -94,9 +107,12 @@ def write_video(path: Path, frames: list[np.ndarray]) -> Path:
 def videos(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The videos that are predicted: path, frames, animals, size."""
     source = args.data / "flies" / "pair24" / "centered_pair_small.mp4"
-    made = [{"name": "pair24", "path": str(source.resolve()), "frames": args.frames, "animals": 2}]
     with open_video(VideoSource(paths=(source,))) as video:
-        frames = [video.read(i) for i in range(max(shown for _, shown in args.crowds) * args.crowd_frames)]
+        most = max(args.frames, *(shown * args.crowd_frames for _, shown in args.crowds))
+        frames = [video.read(i) for i in range(most)]
+    write_video(args.models / "warm.mp4", frames[:BATCH])
+    path = write_video(args.models / f"pair24_{args.frames}.mp4", frames[: args.frames])
+    made = [{"name": "pair24", "path": str(path.resolve()), "frames": args.frames, "animals": 2}]
     empty = np.median(np.stack(frames[:: max(1, len(frames) // 50)]), axis=0).astype(np.uint8)  # the flies move, the background stays
     for side, shown in args.crowds:
         crowd = []
@@ -114,6 +130,7 @@ def measured(method: str, networks: list[str], video: dict[str, Any], args: argp
     case = {
         "method": method, "models": networks, "video": video["path"], "frames": video["frames"], "device": args.device, "parts": parts,
         "output": str((args.models / "out.slp").resolve()), "launched": time.time(), "shrink": SHRINK if method.endswith("fast") else 1.0,
+        "warm": str((args.models / "warm.mp4").resolve()), "animals": video["animals"],
     }  # fmt: skip
     command = [sys.executable, str(Path(__file__).with_name("speed_case.py")), json.dumps(case)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
@@ -151,9 +168,9 @@ def summarised(runs: list[dict[str, Any]], rate: dict[str, float]) -> list[dict[
         own = [r for r in runs if (r["method"], r["video"]) == (method, video)]
         row: dict[str, Any] = {"method": method, "video": video, "animals": own[0]["animals"], "rounds": len(own)}
         row |= {key: statistics.median(r[key] for r in own) for key in ("frames_per_second", "startup_seconds", "peak_memory_gb")}
-        for peer in ("sleap-bottomup", "sleap-topdown"):
+        for peer in ("sleap-bottomup", "sleap-topdown", "dlc-dekr_w18"):
             ratios = [r["frames_per_second"] / speeds[peer, video, r["round"]] for r in own if (peer, video, r["round"]) in speeds]
-            if ratios and not method.startswith("sleap"):
+            if ratios and method.startswith("smp"):
                 row[f"times_{peer}"] = statistics.median(ratios)
                 row[f"times_{peer}_range"] = [min(ratios), max(ratios)]
         row |= {key: statistics.median(r[key] for r in own if key in r) for key in own[0] if key.endswith("_ms")}
@@ -216,7 +233,7 @@ def main() -> None:
             for method, files in networks.items():
                 if video["name"].startswith("crowd") and method != "smp-small":
                     continue
-                run = measured(method, files, video, args, parts=not method.startswith("sleap"))
+                run = measured(method, files, video, args, parts=method.startswith("smp"))
                 runs.append({"method": method, "video": video["name"], "animals": video["animals"], "round": number, **run})
                 if not args.json:
                     print(f"round {number + 1}, {video['name']}, {method}: {run['frames_per_second']:.2f} frames/s", flush=True)

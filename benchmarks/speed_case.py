@@ -102,10 +102,30 @@ def sleap(case: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], None],
     return lambda: work(BATCH, case["output"] + ".warm.slp"), lambda: work(case["frames"], case["output"]), dict
 
 
+def deeplabcut(case: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], None], Callable[[], dict[str, float]]]:
+    """The same of DeepLabCut, but for the writing of its file. It takes whole videos: ``case["warm"]`` is a short one."""
+    import contextlib
+    import io
+
+    from deeplabcut.pose_estimation_pytorch.apis.utils import get_pose_inference_runner
+    from deeplabcut.pose_estimation_pytorch.apis.videos import video_inference
+
+    config, snapshot = case["models"]
+    device = None if case["device"] == "auto" else case["device"]
+    runner = get_pose_inference_runner(config, snapshot, batch_size=BATCH, device=device, max_individuals=case["animals"])
+
+    def work(video: str, frames: int) -> None:
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+            found = video_inference(video, runner)
+        assert len(found) == frames
+
+    return lambda: work(case["warm"], BATCH), lambda: work(case["video"], case["frames"]), dict
+
+
 def main() -> None:
     case = json.loads(sys.argv[1])
     begun = time.time()
-    warm, work, alone = (sleap if case["method"].startswith("sleap") else ours)(case)
+    warm, work, alone = {"sleap": sleap, "dlc": deeplabcut, "smp": ours}[case["method"].partition("-")[0]](case)
     warm()
     ready = time.time()
     work()
