@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test lint format demo clean
+.PHONY: help setup test coverage lint format demo clean
 
 help:
 	@echo "make test    style, types, import order and tests"
 	@echo "make demo    simulate a nest, learn from a few labels, predict, evaluate (about 5 minutes)"
+	@echo "make coverage  the tests once more, and which error paths they take"
 	@echo "make format  put the code in order"
 	@echo "make clean   remove the environment, caches and the demo's output"
 
@@ -23,6 +24,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2  # two workers of one thread each: threads that share a core wait for each other
+
+coverage: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run --source=smp_plugin,converters -m pytest
+	$(BIN)/python -m coverage json -o coverage.json
+	$(BIN)/python benchmarks/error_paths.py coverage.json -o benchmarks/results/error_paths.json
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

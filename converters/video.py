@@ -124,6 +124,8 @@ class Video(ABC):
 
 def open_video(source: VideoSource) -> Video:
     """Open a video. FormatError, with what is wrong and what to do, if it is missing or is not what its name says."""
+    if not source.paths:
+        raise FormatError("An image sequence has no images; name at least one.")
     if source.kind == "embedded":
         return _EmbeddedVideo(source)
     return _ImageVideo(source) if source.kind == "images" else _FileVideo(source)
@@ -377,8 +379,6 @@ class _ImageVideo(Video):
     def __init__(self, source: VideoSource) -> None:
         super().__init__(source)
         self.n_frames = len(source.paths)
-        if not self.n_frames:
-            raise FormatError("An image sequence has no images; name at least one.")
         self.height, self.width = self._read(0).shape[:2]
 
     def _open(self) -> Any:

@@ -442,6 +442,21 @@ def test_another_thread_may_predict(trained: Path, blobs: Any, stub: type[Stub],
 # --- batches ---
 
 
+def test_batches_at_once_change_nothing(trained: Path, blobs: Any):
+    with open_video(video_source(blobs.video)) as video:
+        frames = list(video.stream())
+    found = []
+    for lanes in (1, 3):
+        made = Predictor(load_model(trained), torch.device("cpu"))
+        made.lanes = lanes
+        found.append(list(made.stream(frames)))
+    alone, together = found
+    assert [n for n, _, _ in alone] == [n for n, _, _ in together] == list(range(20)) and sum(len(p.scores) for _, _, p in alone) > 10
+    for (_, _, a), (_, _, b) in zip(alone, together, strict=True):
+        np.testing.assert_allclose(a.poses, b.poses, atol=0.05)
+        np.testing.assert_allclose(a.scores, b.scores, atol=0.01)
+
+
 def test_frames_of_one_size_share_a_batch(trained: Path, monkeypatch: pytest.MonkeyPatch):
     sizes: list[int] = []
 

@@ -1,0 +1,106 @@
+"""Refusals that no other test meets: what a person reads when something cannot be used, and that nothing is lost."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from converters import FormatError
+from smp_plugin import segments
+from smp_plugin.cli import _common
+from smp_plugin.cli.train import main as train
+from smp_plugin.comparison import compare
+from smp_plugin.config import read_config
+from smp_plugin.prediction import predict
+from smp_plugin.preparation import prepare
+from smp_plugin.progress import Reporter
+from smp_plugin.training import train as learn
+
+pytestmark = pytest.mark.usefixtures("thin_backbone")
+
+
+def test_a_comparison_needs_a_budget_and_labels(blobs: Any, make_blobs: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="--minutes or --steps is missing"):
+        compare(blobs.project, out=tmp_path / "out")
+    bare = make_blobs("bare", counts=[0] * 4, labelled=range(4)).project
+    with pytest.raises(FormatError, match=r"bare\.slp: no animal is labelled in it; label some frames"):
+        compare(bare, out=tmp_path / "out", steps=3)
+    with pytest.raises(FormatError, match=r"--val .*bare\.slp: no animal is labelled in it, so nothing can be measured"):
+        compare(blobs.project, val=bare, out=tmp_path / "out", steps=3)
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(b"train: \xff\xfe\x00")
+    with pytest.raises(FormatError, match=r"config\.yaml: not a readable YAML file"):
+        read_config(tmp_path / "config.yaml")
+    with pytest.raises(FormatError, match="not a readable YAML file"):
+        read_config(tmp_path)
+
+
+def test_a_checkpoint_that_lacks_something(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    saved = torch.load(run / "last.ckpt", weights_only=True)
+    del saved["optimizer_states"], saved["step"]
+    torch.save(saved, run / "last.ckpt")
+    assert train(f"--resume -o {run} --steps 50".split()) == 2
+    assert "last.ckpt is damaged (it has no optimizer_states, step); train anew in another folder" in capsys.readouterr().err
+
+
+def test_no_project_is_named(make_config: Callable[..., Any]) -> None:
+    with pytest.raises(FormatError, match="No labelled project is named; add --slp PROJECT, --dlc CONFIG or --coco LABELS"):
+        prepare(make_config(), Reporter(quiet=True))
+
+
+def test_no_unlabelled_frame_can_be_read(blobs: Any, make_config: Callable[..., Any], tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(3):
+        (images / f"{number}.png").write_bytes(b"no image")
+    config = make_config(train__unlabeled_fusion_start=0.0, train__labeled_fusion_start=0.0)
+    with pytest.raises(FormatError, match=r"0\.png|no unlabelled frame can be read; convert the video to MP4, or name another"):
+        learn([blobs.project], config=config, out=tmp_path / "run", unlabeled=[images])
+
+
+def test_segments_that_cannot_be_kept(trained: Path, blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(segments.Path, "mkdir", refused)
+    with pytest.raises(FormatError, match=r"\.out\.slp\.segments can't be written \(Permission denied\); choose another folder for -o"):
+        predict([blobs.video], tmp_path / "out.slp", model=trained, device="cpu")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_overlay_where_nothing_may_be_written(trained: Path, blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, _: Path(path) != tmp_path / "closed")
+    with pytest.raises(FormatError, match=r"--overlay .*o\.mp4: the folder can't be written to; choose one"):
+        predict([blobs.video], tmp_path / "out.slp", model=trained, device="cpu", overlay=tmp_path / "closed" / "o.mp4")
+    assert not (tmp_path / "out.slp").exists()
+
+
+def test_a_bug_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import rich_click as click
+
+    @click.command("smp-test")
+    def command() -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smp-test-error.txt").mkdir()
+    assert _common.run(command, []) == 1
+    shown = capsys.readouterr().err
+    assert "this is a bug: ZeroDivisionError: oh. Please report it with this command: smp-test" in shown and "Traceback" not in shown
+
+
+def test_a_scheduler_that_is_not_there(trained: Path, blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed")
+    monkeypatch.setattr("smp_plugin.cluster._PATIENCE", 1)
+    with pytest.raises(FormatError, match=r"--scheduler tcp://127\.0\.0\.1:9: no Dask scheduler answers there .*start one with"):
+        predict([blobs.video], tmp_path / "out.slp", model=trained, scheduler="tcp://127.0.0.1:9")
+    assert not list(tmp_path.iterdir())
