@@ -17,8 +17,10 @@ STAGE_CHANNELS = {"resnet18": (64, 128, 256, 512), "resnet34": (64, 128, 256, 51
 
 
 def group_norm(channels: int) -> GroupNorm:
-    """GroupNorm with 32 groups, or fewer where that does not divide the channels: statistics do not depend on the small batches here."""
-    return GroupNorm(next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0), channels)
+    """GroupNorm: statistics do not depend on the small batches here. 32 groups, or fewer where that does not divide the channels or leaves
+    one to a group, which on a map of one cell has no statistics.
+    """
+    return GroupNorm(next((g for g in (32, 16, 8, 4, 2) if channels % g == 0 and channels > g), 1), channels)
 
 
 class Backbone(nn.Module):

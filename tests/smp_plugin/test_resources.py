@@ -205,6 +205,7 @@ def test_where_nothing_comes_before_the_damage_nothing_is_written(trained: Path,
         ("käfig [1] %d \u202e.mkv", "ffv1", "gray16le", (63, 47)),
         ("transparent.mov", "qtrle", "argb", (64, 48)),
         ("odd.mkv", "ffv1", "bgr0", (33, 31)),
+        ("smaller than a cell.mkv", "ffv1", "bgr0", (18, 5)),
     ],
 )
 def test_one_frame_of_any_kind(name: str, codec: str, pixels: str, size: tuple[int, int], untrained: Checkpoint, tmp_path: Path):
