@@ -40,15 +40,23 @@ def measure(model_file: Path, val: Path) -> dict[str, float]:
     started = time.perf_counter()
     found = predict_frames(kept.model, frames, FrameReader(labels.videos, 1.0), kept.config, kept.typical_length)
     seconds = time.perf_counter() - started
-    result = evaluate_poses(truth_of(frames), [(f.poses, f.scores) for f in found], labels.skeleton.keypoints)
+    kept.config.predict.refine = False
+    unrefined = predict_frames(kept.model, frames, FrameReader(labels.videos, 1.0), kept.config, kept.typical_length)
+    result, plain = (
+        evaluate_poses(truth_of(frames), [(f.poses, f.scores) for f in poses], labels.skeleton.keypoints) for poses in (found, unrefined)
+    )
     figures = {f"ap_s2_{s2:g}": ap.ap for s2, ap in result.ap.items()}
-    return figures | {
-        "ar_s2_1": result.ap[1.0].ar,
-        "pixel_error_median": result.pixel_error[50],
-        "missed": result.missed,
-        "invented": result.invented,
-        "frames_per_second": len(frames) / seconds,
-    }
+    return (
+        figures
+        | {f"unrefined_ap_s2_{s2:g}": ap.ap for s2, ap in plain.ap.items()}
+        | {
+            "ar_s2_1": result.ap[1.0].ar,
+            "pixel_error_median": result.pixel_error[50],
+            "missed": result.missed,
+            "invented": result.invented,
+            "frames_per_second": len(frames) / seconds,
+        }
+    )
 
 
 def run(name: str, method: dict[str, object], val: str, seed: int, arguments: argparse.Namespace) -> dict[str, object]:
@@ -68,16 +76,27 @@ def run(name: str, method: dict[str, object], val: str, seed: int, arguments: ar
     return {"train": name, "seed": seed, "minutes": round(minutes, 2), "steps": steps, **{k: round(v, 4) for k, v in figures.items()}}
 
 
+FIGURES = ("ap_s2_1", "ap_s2_0.1", "ap_s2_0.0025", "pixel_error_median")
+
+
+def mean(values: list[float]) -> str:
+    """With the standard error, where there are several."""
+    error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return f"{np.mean(values):.3f} +- {error:.3f}"
+
+
 def summary(runs: list[dict[str, object]]) -> dict[str, dict[str, str]]:
-    """Per method, mean and standard error over runs."""
+    """Per method, mean and standard error over runs, and of the difference to the first method on the same frames and seed."""
     table: dict[str, dict[str, str]] = {}
+    first = {(r["train"], r.get("seed", 0)): r for r in runs if r["method"] == runs[0]["method"]}
     for method in dict.fromkeys(str(r["method"]) for r in runs):
         rows = [r for r in runs if r["method"] == method]
         table[method] = {"runs": str(len(rows))}
-        for key in ("ap_s2_1", "ap_s2_0.1", "ap_s2_0.0025", "pixel_error_median"):
-            values = np.array([float(str(r[key])) for r in rows])
-            error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-            table[method][key] = f"{values.mean():.3f} +- {error:.3f}"
+        pairs = [(r, first[key]) for r in rows if (key := (r["train"], r.get("seed", 0))) in first and r["method"] != runs[0]["method"]]
+        for key in FIGURES:
+            table[method][key] = mean([float(str(r[key])) for r in rows])
+            if pairs:
+                table[method][f"{key}_minus_{runs[0]['method']}"] = mean([float(str(r[key])) - float(str(f[key])) for r, f in pairs])
     return table
 
 
