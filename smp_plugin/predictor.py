@@ -152,14 +152,16 @@ def load(path: Path, overrides: Mapping[str, object]) -> Checkpoint:
 
 def smallest(checkpoint: Checkpoint, path: Path, reporter: Reporter) -> float:
     """The least share of the frames' size that keeps `KEPT` of the AP on validation frames. Raises FormatError where that is not known."""
-    known = checkpoint.facts.get("shrunk")
-    if not isinstance(known, dict) or "1.0" not in known:
+    try:
+        measured = {float(share): float(ap) for share, ap in dict(checkpoint.facts["shrunk"]).items()}  # type: ignore[call-overload]
+        full = measured[1.0]
+    except (KeyError, TypeError, ValueError):
         raise FormatError(
             f"--fast: what smaller frames cost was never measured for {path} (smp-train does it on validation frames); leave out --fast, "
             "or train with validation frames."
-        )
-    measured = {float(share): float(ap) for share, ap in known.items()}
-    share = min((s for s, ap in measured.items() if ap >= KEPT * measured[1.0]), default=1.0)
+        ) from None
+    share = min((s for s, ap in measured.items() if ap >= KEPT * full), default=1.0)
+    set_value(checkpoint.config, "predict.shrink", share, f"--model {path}")
     shown = ", ".join(f"{ap:.3f} at {s:g}" for s, ap in sorted(measured.items(), reverse=True))
     less = f"frames are read at {share:g} of their size, {1 / share**2:.2g} times fewer pixels" if share < 1 else "frames are read in full"
     reporter.say(f"--fast: {less}; AP on validation frames (s2 = 0.1): {shown}")

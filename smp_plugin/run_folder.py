@@ -227,7 +227,7 @@ def watched(kept: Checkpoint, material: Material, reader: FrameReader) -> tuple[
 
 
 def shrunk(kept: Checkpoint, frames: list[LabeledFrame], reader: FrameReader) -> dict[str, float]:
-    """AP (s2 = .1) where frames are read at a share of their size, by that share: what ``smp-predict --fast`` chooses by."""
+    """AP (s2 = .1) of the animals kept where frames are read at a share of their size, by that share: ``smp-predict --fast`` chooses."""
     figures = {}
     for share in SHRINKS:
         config = replace(kept.config, predict=replace(kept.config.predict, shrink=share))

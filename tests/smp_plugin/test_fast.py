@@ -56,11 +56,21 @@ def test_the_smallest_that_is_about_as_accurate(shrunk: dict[str, float], share:
     assert ("1.8 times fewer" in said) == (share == 0.75) and ("in full" in said) == (share == 1)
 
 
-@pytest.mark.parametrize("shrunk", [None, {}, "x", {"0.5": 0.5}])
+@pytest.mark.parametrize("shrunk", [None, {}, "x", {"0.5": 0.5}, {"1.0": "a"}, {"1.0": None}, [1, 2]])
 def test_nothing_is_known(shrunk: object, knowing: Callable[[object], Path]):
     path = knowing(shrunk)
     with pytest.raises(FormatError, match=r"--fast: what smaller frames cost was never measured for .*leave out --fast, or train with"):
         smallest(load_model(path), path, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("share", ["-1", "0", "1e-9", "7"])
+def test_somebody_elses_shares(share: str, knowing: Callable[[object], Path], listener: Any):
+    path = knowing({"1.0": 0.0, share: 0.5})
+    if share == "7":
+        assert smallest(load_model(path), path, listener) == 1
+        return
+    with pytest.raises(FormatError, match=r"--model .*: predict\.shrink is .*; it must be at least 0\.1"):
+        smallest(load_model(path), path, listener)
 
 
 def test_poses_of_smaller_frames_are_in_pixels_of_the_frame(
