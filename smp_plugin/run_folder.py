@@ -80,8 +80,8 @@ class WholeCheckpoints(TorchCheckpointIO):
         with written_whole(path) as temporary, temporary.open("wb") as file:
             try:
                 torch.save(checkpoint, file)
-            except RuntimeError as error:  # behind which torch hides what the disk said
-                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+            except RuntimeError as error:  # behind which torch hides what the disk said, and Ctrl-C
+                raise error.__context__ if isinstance(error.__context__, (OSError, KeyboardInterrupt)) else error from None
 
 
 class RunFolder(L.Callback):

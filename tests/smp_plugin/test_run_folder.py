@@ -3,9 +3,11 @@ animals have no label."""
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,6 +136,23 @@ def test_a_full_disk_is_one_sentence(name: str, tmp_path: Path):
                 WholeCheckpoints().save_checkpoint({"weights": torch.zeros(1_000_000)}, tmp_path / name)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("write", range(1, 7))  # torch hides what is raised in some of them
+def test_ctrl_c_while_a_checkpoint_is_written(write: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class File(io.FileIO):
+        count = 0
+
+        def write(self, data: Any) -> int:
+            self.count += 1
+            if self.count == write:
+                raise KeyboardInterrupt
+            return super().write(data) or 0
+
+    monkeypatch.setattr(Path, "open", lambda path, mode: File(path, mode))
+    with pytest.raises(KeyboardInterrupt):
+        WholeCheckpoints().save_checkpoint({"a": torch.zeros(1000, 100), "b": torch.zeros(100_000)}, tmp_path / "last.ckpt")
     assert not list(tmp_path.iterdir())
 
 
