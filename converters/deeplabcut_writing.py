@@ -55,8 +55,12 @@ def write_dlc(folder: Path, labels: Labels, inputs: Sequence[Path] = ()) -> list
     scorer = _named(folder)["scorer"]
     slots, individuals = _slots(kept, notes) if multi else ([[0] * len(frame.instances) for frame in kept], None)
     columns = columns_of(scorer, individuals, labels.skeleton.keypoints, ("x", "y"))
+    unfinished = f".{folder.name}.unfinished."
+    for left in folder.parent.iterdir():  # by a process that was killed
+        if left.name.startswith(unfinished):
+            shutil.rmtree(left, ignore_errors=True)
     try:
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=unfinished) as scratch:
             project = Path(scratch) / folder.name
             for part in ("videos", "labeled-data", "training-datasets", "dlc-models-pytorch"):
                 (project / part).mkdir(parents=True)

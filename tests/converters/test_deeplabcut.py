@@ -514,6 +514,11 @@ def test_write_whole_or_not_at_all(tmp_path: Path, video_file: Path) -> None:
     with pytest.raises(FormatError, match="frame 4000 was asked for"):
         write_dlc(tmp_path / "out", labels)
     assert list(tmp_path.iterdir()) == []
+    for name in (".out.unfinished.0abc", ".output.unfinished.0abc"):  # of processes that were killed, the second at something else
+        (tmp_path / name / "out").mkdir(parents=True)
+    with pytest.raises(FormatError, match="frame 4000 was asked for"):
+        write_dlc(tmp_path / "out", labels)
+    assert [path.name for path in tmp_path.iterdir()] == [".output.unfinished.0abc"]
     (tmp_path / "out").mkdir()
     with pytest.raises(FormatError, match="out exists already; name a new folder"):
         write_dlc(tmp_path / "out", labels)
