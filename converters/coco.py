@@ -66,7 +66,7 @@ def read_coco(
     data = load_json(path)
     if isinstance(data, list):
         raise FormatError(
-            f"{path} is a list, as COCO results are, and names no keypoints; give its labels file, too (smp-convert: --annotations FILE)."
+            f"{path} is a list, as COCO results are, and names no keypoints; name its labels file (smp-convert: with --annotations FILE)."
         )
     found = entries(path, data, "annotations")
     labels = read_labels(path, data, path, found, category, images=images, video_root=video_root, required=require_videos)
@@ -79,7 +79,8 @@ def read_coco(
 def image_paths(path: Path, names: Sequence[str], images: Path | None, video_root: Path | None, required: bool) -> tuple[Path, ...]:
     """Where the images that ``path`` names lie; FormatError for one that is required and not found, or two that are one file."""
     if images is not None and not Path(images).is_dir():
-        raise FormatError(f"The folder given for the images, {images}, does not exist; check --images.")
+        what = "is a file" if Path(images).exists() else "does not exist"
+        raise FormatError(f"The folder given for the images, {images}, {what}; check --images, which takes a folder.")
     folders = [path.parent] if images is None else [Path(images), path.parent]
     finders = [Finder(folder, video_root) for folder in folders]
     found = [next((file for finder in finders if (file := finder.find(name)) is not None), None) for name in names]
@@ -91,7 +92,8 @@ def image_paths(path: Path, names: Sequence[str], images: Path | None, video_roo
     twice = next((file for file, count in Counter(paths).items() if count > 1), None)
     if twice is not None:
         raise FormatError(
-            f"{path} names different images for which only one file is found, {twice}; give their folder with --images FOLDER."
+            f"{path} names different images for which only one file is found, {twice}; put the folders that it names beside it "
+            "(smp-train, smp-convert: or give --images FOLDER)."
         )
     return paths
 
@@ -215,7 +217,9 @@ def _read_categories(
     if len({tuple(entry["keypoints"]) for entry in chosen.values()}) != 1:
         known = ", ".join(repr(entry.get("name")) for entry in found.values())
         asked = "has several categories with different keypoints" if name is None else f"has no single category {name!r} with keypoints"
-        raise FormatError(f"{path} {asked}; choose one of {known} (smp-convert: --category NAME).")
+        raise FormatError(
+            f"{path} {asked}; choose one of {known} (smp-convert: --category NAME; smp-train has it, too; for others convert first)."
+        )
     first = next(iter(chosen.values()))
     edges = [edge for entry in chosen.values() for edge in _pairs(path, entry, "skeleton", notes)]
     symmetries = _pairs(path, first, "symmetries", notes)

@@ -104,7 +104,8 @@ def _part(labels: Labels, kind: str, only: str | None, source: Path, target: Pat
     if takes is not None and (only not in (None, takes) or not _has(labels, takes)):
         other = PREDICTIONS if takes == LABELS else LABELS
         what = f"only {other}" if only is not None or _has(labels, other) else "no animals"
-        raise FormatError(f"{target} takes {takes}, but there are {what} in {source}; .slp and .json files take both kinds.")
+        chosen = "" if only is None else f" with --only {only}"
+        raise FormatError(f"{target} takes {takes}, but there are {what} in {source}{chosen}; .slp and .json files take both kinds.")
     if kind == COCO and only is None:
         return PREDICTIONS if _has(labels, PREDICTIONS) and not _has(labels, LABELS) else None
     return takes if kind == DLC_PREDICTIONS else only

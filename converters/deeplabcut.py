@@ -151,7 +151,10 @@ def _find_videos(config: Path, settings: dict[str, Any], root: Path | None, note
             )
     if missing := sorted(set(videos) - found):
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        notes.append(f"{config}: {len(missing)} of the project's videos are not found ({some}); their images in labeled-data are used.")
+        notes.append(
+            f"{config}: {len(missing)} of the project's videos are not found ({some}); only their images in labeled-data are used; "
+            "--video-root FOLDER says where videos are."
+        )
     written = settings.get("project_path")
     if isinstance(written, str) and written and found and Path(written).absolute() != config.parent:
         notes.append(f"{config}: 'project_path' says {written}; the folder that the file lies in is used instead.")

@@ -26,7 +26,8 @@ class Finder:
     def __init__(self, folder: Path, video_root: Path | None = None) -> None:
         """``folder``: where the project lies; ``video_root``: where the user keeps the videos. FormatError if that is no folder."""
         if video_root is not None and not video_root.is_dir():
-            raise FormatError(f"The folder given for the videos, {video_root}, does not exist; check --video-root.")
+            what = "is a file" if video_root.exists() else "does not exist"
+            raise FormatError(f"The folder given for the videos, {video_root}, {what}; check --video-root, which takes a folder.")
         self._folder = folder.absolute()
         self._root = video_root.absolute() if video_root is not None else None
         self._listed: dict[Path, tuple[Path, frozenset[str]]] = {}

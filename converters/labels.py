@@ -62,7 +62,10 @@ class Skeleton:
         for kind, pairs in (("edge", self.edges), ("symmetry", self.symmetries)):
             for a, b in pairs:
                 if not (0 <= a < len(self.keypoints) and 0 <= b < len(self.keypoints)) or a == b:
-                    raise FormatError(f"The skeleton has an {kind} between keypoints {a} and {b}, which is not a pair of its keypoints.")
+                    raise FormatError(
+                        f"The skeleton's {kind} between keypoints number {a + 1} and {b + 1} is no pair of its {len(self.keypoints)} "
+                        "keypoints; remove or correct it."
+                    )
 
     def __len__(self) -> int:
         return len(self.keypoints)

@@ -40,14 +40,21 @@ def _rows_of_csv(path: Path) -> list[list[str]]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             lines = [[cell.strip() for cell in line] for line in csv.reader(file, strict=True)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise FormatError(f"{path}: not a readable CSV table of keypoint names ({error}).") from error
+        raise FormatError(
+            f"{path}: not a readable CSV table of keypoint names ({error}); save it as UTF-8, names separated by commas."
+        ) from error
     if not any(any(line) for line in lines):
         raise FormatError(f"{path}: the table of aliases is empty; write one keypoint a line, its names separated by commas.")
     kept = 0
     if MASTER in lines[0]:
         kept, lines = lines[0].index(MASTER), lines[1:]
     rows = [line[kept : kept + 1] + line[:kept] + line[kept + 1 :] for line in lines]
-    return [[name for name in row if name] for row in rows if any(row)]
+    found = [[name for name in row if name] for row in rows if any(row)]
+    if all(len(names) < 2 for names in found):
+        raise FormatError(
+            f"{path}: no line has two names; write all names of a keypoint in one line, separated by commas (not semicolons)."
+        )
+    return found
 
 
 def _rows_of_config(path: Path) -> list[list[str]]:

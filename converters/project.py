@@ -99,7 +99,7 @@ def read_project(
     except FormatError:
         raise
     except Exception as error:  # the readers' libraries raise what they meet
-        what = f"{format_of(path)} file and may be damaged ({type(error).__name__}: {error})"
+        what = f"{format_of(path)} file and may be damaged ({str(error) or 'for an unknown reason'})"
         raise FormatError(f"{path} cannot be read as a {what}; save or export it again.") from error
 
 

@@ -79,7 +79,7 @@ def _load(path: Path) -> Any:
     except Exception as error:  # sleap-io raises what it meets: OSError, KeyError, IndexError, JSONDecodeError, ValueError
         if not h5py.is_hdf5(path):
             raise FormatError(f"{path} is no SLEAP project (not an HDF5 file); name a .slp or .pkg.slp file.") from error
-        cause = f"{type(error).__name__}: {error}"
+        cause = str(error) or "for an unknown reason"
         raise FormatError(f"{path} cannot be read as a SLEAP project and may be damaged ({cause}); save it again from SLEAP.") from error
 
 
@@ -149,8 +149,8 @@ def _check_distinct(path: Path, project: Any, videos: list[VideoSource]) -> None
         shape = tuple(video.backend_metadata.get("shape") or ())[:3]
         if source.embedded is None and shape and shapes.setdefault(source, shape) != shape:
             raise FormatError(
-                f"{path} names two different videos for which only one file is found, {source.name}; keep them in folders named as in the "
-                "project, and give the folder above these with --video-root FOLDER."
+                f"{path} names two different videos for which only one file is found, {source.name}; move each into a folder named as in "
+                "the project, and give the folder above these with --video-root FOLDER."
             )
 
 

@@ -265,7 +265,7 @@ def read_analysis(path: Path, video_root: Path | None = None, predicted: bool = 
     except FormatError:
         raise
     except Exception as error:  # h5py raises what it meets: OSError, KeyError, TypeError, ValueError
-        cause = f"{type(error).__name__}: {error}"
+        cause = str(error) or "for an unknown reason"
         raise FormatError(f"{path} cannot be read as a SLEAP analysis file and may be damaged ({cause}); export it again.") from error
     return Labels(skeleton, [video], frames, path)
 

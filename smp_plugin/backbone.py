@@ -17,10 +17,8 @@ STAGE_CHANNELS = {"resnet18": (64, 128, 256, 512), "resnet34": (64, 128, 256, 51
 
 
 def group_norm(channels: int) -> GroupNorm:
-    """GroupNorm: statistics do not depend on the small batches here. 32 groups, or fewer where that does not divide the channels or leaves
-    one to a group, which on a map of one cell has no statistics.
-    """
-    return GroupNorm(next((g for g in (32, 16, 8, 4, 2) if channels % g == 0 and channels > g), 1), channels)
+    """GroupNorm with 32 groups, or fewer where that does not divide the channels: statistics do not depend on the small batches here."""
+    return GroupNorm(next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0), channels)
 
 
 class Backbone(nn.Module):
@@ -67,7 +65,9 @@ class Backbone(nn.Module):
             self.load_state_dict(renamed)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            raise FormatError(f"--weights: they are not those of this backbone ({reason}); set model.backbone to theirs.") from error
+            raise FormatError(
+                f"--weights: they are not those of this backbone ({reason[:200]}); set model.backbone to theirs (resnet18, 34 or 50)."
+            ) from error
 
 
 def find_weights(choice: str, name: str) -> tuple[dict[str, Tensor] | None, str]:
@@ -97,7 +97,9 @@ def find_weights(choice: str, name: str) -> tuple[dict[str, Tensor] | None, str]
                 f"--weights imagenet: the weights of {name} could not be had ({reason}). Download {weights.url} where there is a "
                 "network and pass the file with --weights FILE, or use --weights none."
             )
-        return None, f"NO PRETRAINED WEIGHTS could be had for {name} ({reason}): training from scratch, which needs more labels and steps"
+        remedy = f"download {weights.url} elsewhere and pass the file with --weights FILE"
+        cost = "training from scratch, which needs more labels and steps"
+        return None, f"NO PRETRAINED WEIGHTS could be had for {name} ({reason}): {cost}; {remedy}"
     return _weights_file(Path(choice)), f"backbone weights: {choice}"
 
 
@@ -111,9 +113,11 @@ def _weights_file(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = load_plain(path)
     except Exception as error:
-        raise FormatError(f"--weights {path}: not a file of weights that loads without running code; save a plain state_dict.") from error
+        raise FormatError(
+            f"--weights {path}: not a safe file of ResNet weights; give the .pth that torchvision offers, a plain state_dict."
+        ) from error
     for key in ("model", "state_dict"):
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise FormatError(f"--weights {path}: holds no table of weights; save a plain state_dict.")
+        raise FormatError(f"--weights {path}: holds no table of weights; give the .pth that torchvision offers, a plain state_dict.")
     return state

@@ -71,7 +71,7 @@ def load_model(path: Path) -> Checkpoint:
     """Read a model file, or the ``model.pt`` of a run folder. Raises FormatError saying what is wrong with it."""
     path = path / "model.pt" if path.is_dir() else path
     if not path.is_file():
-        raise FormatError(f"--model {path}: no such model file; give a run folder of smp-train or the model.pt in it.")
+        raise FormatError(f"--model {path}: no such model file; give the folder of a finished smp-train run, or the model.pt in it.")
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("smp_plugin", "{}"))

@@ -107,7 +107,9 @@ def workers_of(scheduler: str, reporter: Reporter) -> Iterator[Executor]:
         try:
             yield executor
         except KilledWorker as error:
-            raise FormatError(f"{scheduler}: several workers were lost at the same segment (out of memory?): {error}") from error
+            raise FormatError(
+                f"{scheduler}: several workers were lost at the same frames (out of memory?); --resume with --batch 1 takes less."
+            ) from error
         except CancelledError as error:
             raise FormatError(f"{scheduler}: the connection was lost; the same command with --resume goes on.") from error
         finally:

@@ -18,7 +18,7 @@ import numpy as np
 from converters import FormatError, LabeledFrame, Labels, read_project, write_project
 from converters.files import refuse_links
 from smp_plugin.baselines import DLC, METHODS, OWN, SLEAP, Job, Outcome, own_settings
-from smp_plugin.baselines.__main__ import UNAVAILABLE
+from smp_plugin.baselines.__main__ import REFUSED, UNAVAILABLE
 from smp_plugin.comparison_report import write_comparison
 from smp_plugin.comparison_results import append_result, cell_folder, read_results, shown
 from smp_plugin.completeness import looks_partial
@@ -217,16 +217,19 @@ def _claim(
         if path.exists():
             theirs = dict(json.loads(path.read_text(encoding="utf-8")))
             if other := [key for key in mine if theirs.get(key) != mine[key]]:
-                raise FormatError(
-                    f"-o {out} holds a comparison with another {other[0]} ({theirs.get(other[0])}, now {mine[other[0]]}); "
-                    "choose another folder."
-                )
+                what = {"val": "--val", "preset": "--preset", "settings": "choice of --set"}.get(other[0], other[0])
+                before, now = (_in_words(values.get(other[0])) for values in (theirs, mine))
+                raise FormatError(f"-o {out} holds a comparison with another {what} ({before}, now {now}); choose another folder.")
             return
         path.write_text(json.dumps(mine, indent=1), encoding="utf-8")
     except FormatError:
         raise
     except (OSError, TypeError, ValueError, RecursionError) as error:
         raise FormatError(f"-o {out}: it can't be used ({error}); choose another folder.") from error
+
+
+def _in_words(value: object) -> str:
+    return (", ".join(f"{key}={text}" for key, text in value.items()) or "none") if isinstance(value, dict) else str(value)
 
 
 def _digest(labels: Labels) -> str:
@@ -271,7 +274,10 @@ def _run(job: Job, tick: Callable[[float], None]) -> _Problem | None:
         return None
     if code == UNAVAILABLE:
         return _Problem((job.folder / "unavailable.txt").read_text(encoding="utf-8"), True)
-    return _Problem(f"{job.method} failed (exit code {code}) and is left out; {log} says why.", False)
+    if code == REFUSED:
+        return _Problem(f"{job.method} is left out: {(job.folder / 'refused.txt').read_text(encoding='utf-8')}", False)
+    why = "it was killed (out of memory?)" if code < 0 else f"it failed (exit code {code})"
+    return _Problem(f"{job.method} is left out: {why}; {log} has all that it said, and the same command tries it again.", False)
 
 
 def _environment() -> dict[str, str]:

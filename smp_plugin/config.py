@@ -146,7 +146,7 @@ class PredictConfig:
     refine: bool = True  # move keypoints to the near heatmap maximum
     refine_radius: float = 0.12  # how far refinement may look, share of the animal's length
     shrink: float = 1.0  # frames are read at this share of the size that the model learnt them at; smp-predict --fast chooses it
-    batch: int = 0  # frames a batch; 0: 2 on a CPU, which works on several at once, 16 on a GPU
+    batch: int = 0  # frames a batch; 0: 2 on a CPU, which works on several at once, 16 on an NVIDIA GPU, 4 on others
 
 
 @dataclass
@@ -295,7 +295,8 @@ def _parsed(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or a number that can't be
-        raise FormatError(f"{where}: not a readable YAML ({str(error).splitlines()[0]}).") from error
+        cause = " ".join(str(error).split()).replace('"<unicode string>", ', "")
+        raise FormatError(f"{where}: not a readable YAML ({cause}); correct it there.") from error
 
 
 def _is_number(text: str) -> bool:

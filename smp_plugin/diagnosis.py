@@ -94,7 +94,10 @@ def frames_twice(labels: Labels) -> Finding | None:
         frames[_identity(labels.videos[frame.video], frame.index)].append(frame)
     spots = [Spot(several[1]) for several in frames.values() if len(several) > 1]
     return _finding(
-        labels, spots, f"{_many(spots, 'frame')} labelled more than once, where what only the others have counts as background", "keep one"
+        labels,
+        spots,
+        f"{_many(spots, 'frame')} labelled more than once, so that animals of one entry count as background in the other",
+        "keep one",
     )
 
 
@@ -125,7 +128,10 @@ def points_outside(labels: Labels, sizes: Mapping[tuple[int, int], tuple[int, in
                 names |= set(np.flatnonzero(beyond).tolist())
     what = f"{points} point{'s lie' if points > 1 else ' lies'} outside of the picture ({_names(labels, sorted(names))})"
     return _finding(
-        labels, spots, what, "move or delete them, or name the right video with --video-root if it is another than the labelled one"
+        labels,
+        spots,
+        what,
+        "move or delete them; if it is another video than the labelled one, rename it, and give the right one's folder with --video-root",
     )
 
 
@@ -307,8 +313,8 @@ def frozen_videos(labels: Labels, thumbnails: Mapping[tuple[int, int], Thumbnail
         if len(frames) >= FEW_FRAMES and all(alike(thumbnails[number, frames[0].index], thumbnails[number, f.index]) for f in frames):
             findings.append(
                 Finding(
-                    f"{video.name}: all {len(frames)} labelled frames show the same picture, as if the recording were stuck: look at it, "
-                    "and name the right video with --video-root.",
+                    f"{video.name}: all {len(frames)} labelled frames show the same picture, as if the recording were stuck: look at it; "
+                    "if it is another video than the labelled one, rename it, and give the right one's folder with --video-root.",
                     tuple(Spot(f) for f in frames[:2]),
                 )
             )

@@ -68,7 +68,8 @@ class FiniteGuard(L.Callback):
             if self.in_a_row == MOST:
                 self.stop(trainer, module, step, f"the gradient was not finite {MOST} times in a row")
             if not gradient:
-                self.reporter.warn(f"step {step.number + 1}: the gradient is not finite and counts as zero; {MOST} in a row end the run")
+                harm = f"no harm while it is rare; {MOST} in a row end the run"
+                self.reporter.warn(f"step {step.number + 1}: the gradient is not finite and counts as zero, {harm}")
 
     def stop(self, trainer: L.Trainer, module: PoseTraining, step: Step, what: str) -> None:
         """Keep the batch, and raise FormatError saying which terms and frames it was."""

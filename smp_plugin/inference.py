@@ -62,10 +62,13 @@ def choose_device(name: str) -> tuple[torch.device, str]:
                 _try(torch.device("cuda"))
                 return torch.device("cuda"), f"device: {torch.cuda.get_device_name()}"
             except RuntimeError as error:
-                return torch.device("cpu"), f"{_UNUSABLE} ({str(error).splitlines()[0]}): device: CPU"
+                return torch.device(
+                    "cpu"
+                ), f"{_UNUSABLE} ({str(error).splitlines()[0]}): device: CPU; install a torch made for it (pytorch.org)"
         if _nvidia_is_there():
             built = f"for CUDA {torch.version.cuda}: is the driver older?" if torch.version.cuda else "without CUDA"
-            return torch.device("cpu"), f"{_UNUSABLE} (this torch, {torch.__version__}, is built {built}): device: CPU"
+            remedy = "update the driver" if torch.version.cuda else "install a torch with CUDA (pytorch.org)"
+            return torch.device("cpu"), f"{_UNUSABLE} (this torch, {torch.__version__}, is built {built}): device: CPU; {remedy}"
         if torch.backends.mps.is_available():
             return torch.device("mps"), "device: Apple GPU (MPS)"
         return torch.device("cpu"), f"device: CPU, {torch.get_num_threads()} threads (torch sees no GPU)"

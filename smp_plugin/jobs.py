@@ -73,6 +73,8 @@ def plan(
     else:
         jobs = [_only_wanted(_together(asked)) if kind in (ANALYSIS, DLC_PREDICTIONS) else _together(asked)]
     if not sum(job.total for job in jobs):
+        if kind == MACHINELABELS and frames not in (None, "all", "unlabeled"):
+            raise FormatError(f"--frames {frames}: all these frames of {', '.join(map(str, inputs))} are labelled already; ask for others.")
         remedy = "extract some" if kind == MACHINELABELS else "try --frames all"
         raise FormatError(
             f"{', '.join(map(str, inputs))}: no frames are asked for with --frames {frames or 'unlabeled'}; {remedy}, or name videos."
@@ -169,7 +171,7 @@ def _asked(
     if labels.skeleton.keypoints != skeleton.keypoints:
         raise FormatError(
             f"{path}: its keypoints are {', '.join(labels.skeleton.keypoints)}, those of the model {', '.join(skeleton.keypoints)}; "
-            "choose a model that was trained on this skeleton with --model."
+            "name the project's videos in its place, or another model with --model (names and their order must be the same)."
         )
     wanted: list[Numbers] = []
     for number, source in enumerate(labels.videos):

@@ -47,7 +47,7 @@ def installed() -> list[str]:
 
 def remedy(name: str) -> str:
     """How to get a peer that is not there."""
-    return f"{name} is not installed (pip install smp-plugin[{PACKAGES[name][1]}])"
+    return f"{name} is not installed (pip install 'smp-plugin[{PACKAGES[name][1]}]')"
 
 
 def peer_figures(name: str, frames: Sequence[PeerFrame]) -> tuple[str, dict[str, float]]:

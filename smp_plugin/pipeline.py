@@ -6,7 +6,7 @@ import contextlib
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -50,39 +50,65 @@ def ahead(items: Iterable[Any], depth: int) -> Generator[Any, None, None]:
         thread.join()
 
 
-def abreast(work: Callable[[Any], Any], items: Iterable[Any], lanes: int) -> Generator[tuple[Any, Any], None, None]:
-    """(item, ``work(item)``) in the order of the items, ``lanes`` of them at a time, which share torch's CPU threads between them.
+def abreast(
+    work: Callable[[Any, bool], Any], items: Iterable[Any], lanes: int, share: Callable[[Any], int] = lambda _: 1
+) -> Generator[Any, None, None]:
+    """What ``work`` makes of each item, in the order of the items; up to ``lanes`` items at a time share torch's CPU threads.
 
     Torch's threads wait for each other after every operation, and a small image keeps few of them busy: an image for each thread does not.
-    An error, of ``work`` or of ``items``, is raised in its place. A single lane is the thread that calls.
+    An error, of ``work`` or of ``items``, is raised in its place. A single lane is the thread that calls. An item's result does not depend
+    on what else is worked on: it has the same number of threads.
+
+    Args:
+        work: called with an item and whether nothing else is worked on meanwhile. If something is, it may return None to ask to be called
+            again when it is alone.
+        items: are made one ahead.
+        lanes: how many.
+        share: how many lanes an item takes.
     """
     if lanes == 1:
-        yield from ((item, work(item)) for item in items)
+        for item in items:
+            result = work(item, True)
+            del item  # large, and the next one may be made before this loop is asked for it
+            yield result
         return
     threads = torch.get_num_threads()
-    source: Iterator[Any] | None = iter(items)
-    problem: Exception | None = None
-    line: deque[tuple[Any, Future[Any]]] = deque()
+    source, free, turn = iter(items), threading.Semaphore(lanes), threading.Lock()
+
+    def attempt(item: Any, taken: int) -> Any:
+        with turn:  # one collects its lanes at a time, or two could wait for each other's
+            for _ in range(taken):
+                free.acquire()
+        try:
+            torch.set_num_threads(max(1, threads * taken // lanes))
+            return work(item, taken == lanes)
+        finally:
+            free.release(taken)
+
+    def lane(item: Any) -> Any:
+        result = attempt(item, min(lanes, share(item)))
+        return attempt(item, lanes) if result is None else result
+
+    line: deque[Future[Any]] = deque()
+    more = True
     try:
-        with ThreadPoolExecutor(lanes, "lane", torch.set_num_threads, (-(-threads // lanes),)) as pool:
+        with ThreadPoolExecutor(lanes, "lane") as pool:
             try:
                 while True:
-                    while source is not None and len(line) <= lanes:  # one waits, so that no lane does
+                    while more and len(line) <= lanes:  # one waits, so that no lane does
                         try:
-                            item = next(source)
-                            line.append((item, pool.submit(work, item)))
+                            line.append(pool.submit(lane, next(source)))
                         except StopIteration:
-                            source = None
+                            more = False
                         except Exception as error:
-                            source, problem = None, error
+                            more = False
+                            line.append(Future())
+                            line[-1].set_exception(error)
                     if not line:
                         break
-                    item, future = line.popleft()
-                    yield item, future.result()
+                    yield line.popleft().result()
             finally:
-                for _, future in line:
+                for future in line:
                     future.cancel()
     finally:
         torch.set_num_threads(threads)  # lanes have set it for threads that begin later, too
-    if problem is not None:
-        raise problem

@@ -92,7 +92,7 @@ def predict(
     reporter.say(f"model: {path} ({', '.join(checkpoint.skeleton.keypoints)})" + ("" if model else ", the newest finished run"))
     say_device(reporter, why)
     if fast:
-        overrides["predict.shrink"] = smallest(checkpoint, path, reporter)
+        overrides["predict.shrink"] = checkpoint.config.predict.shrink = smallest(checkpoint, path, reporter)
     skeleton = checkpoint.skeleton
     jobs = plan(inputs, output, suffix, frames, video_root, skeleton, reporter)
     if overlay:

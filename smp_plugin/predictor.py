@@ -6,6 +6,7 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 import platform
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -27,7 +28,7 @@ from smp_plugin.segments import Found, Segment, digest, stamp
 
 KEPT = 0.98  # share of AP that --fast keeps
 MOST_LANES = 4  # batches that a CPU works on at once; each takes memory
-MOST_PIXELS = 2**27  # in a batch, 16 frames of 4K; four batches are in memory at once, and a video of a few kilobytes may claim any size
+MOST_PIXELS = 2**27  # in the network at once, 16 frames of 4K: a video of a few kilobytes may claim any size
 
 
 class Predictor:
@@ -44,7 +45,8 @@ class Predictor:
         self.model = for_prediction(checkpoint.model, device, self.config.train.precision)
         on_cpu = device.type == "cpu"
         self.batch = self.config.predict.batch or (2 if on_cpu else 16 if device.type == "cuda" else 4)
-        self.lanes = min(torch.get_num_threads(), MOST_LANES) if on_cpu else 1
+        threads = torch.get_num_threads()
+        self.lanes = max(n for n in range(1, MOST_LANES + 1) if threads % n == 0) if on_cpu else 1
         self._warn: Callable[[str], None] | None = (reporter or Reporter(quiet=True)).warn  # once
 
     def __call__(self, images: torch.Tensor) -> list[FramePoses]:
@@ -55,15 +57,15 @@ class Predictor:
         found: list[FramePoses] = []
         while len(found) < len(images):
             some = images[len(found) : len(found) + self.batch]
-            poses = self._attempt(some)
+            poses = self.attempt(some)
             if poses is None:
                 self._halve(some)
             else:
                 found += poses
         return found
 
-    def _attempt(self, images: torch.Tensor) -> list[FramePoses] | None:
-        """None where memory is too small; on return all that was computed has been given back."""
+    def attempt(self, images: torch.Tensor) -> list[FramePoses] | None:
+        """All of them in one batch. None where memory is too small; on return all that was computed has been given back."""
         config, typical = self.config, self.checkpoint.typical_length
         try:
             return infer(self.model, images, config.data.input_scale, config.predict, typical, config.train.precision)
@@ -88,23 +90,36 @@ class Predictor:
 
     def stream(self, frames: Iterable[tuple[int, np.ndarray]]) -> Generator[tuple[int, np.ndarray, FramePoses], None, None]:
         """(number, frame) pairs -> (number, frame, animals) in the same order. A thread decodes and sends ahead."""
-        with contextlib.closing(ahead(self._batches(frames), 2)) as batches:  # closed at once: its thread reads a video that may be, too
-            if (first := next(batches, None)) is None:
-                return
-            lanes = min(self.lanes, max(1, MOST_PIXELS // first[1][:, 0].numel()))  # a huge frame is work enough for all threads
-            with contextlib.closing(abreast(lambda item: self(item[1]), itertools.chain([first], batches), lanes)) as done:
-                for (batch, _), found in done:
-                    for (number, frame), poses in zip(batch, found, strict=True):
-                        yield number, frame, poses
+
+        def found(item: tuple[list[tuple[int, np.ndarray]], torch.Tensor], alone: bool) -> list[tuple[int, np.ndarray, FramePoses]] | None:
+            batch, images = item
+            poses = self(images) if alone else self.attempt(images)
+            if poses is None:
+                return None
+            return [(number, frame, of_frame) for (number, frame), of_frame in zip(batch, poses, strict=True)]
+
+        def share(item: tuple[object, torch.Tensor]) -> int:
+            return math.ceil(self.lanes * item[1][:, 0].numel() * self._enlarged / MOST_PIXELS)
+
+        with (  # closed at once: the thread reads a video that may be, too
+            contextlib.closing(ahead(self._batches(frames), 2)) as batches,
+            contextlib.closing(abreast(found, batches, self.lanes, share)) as done,
+        ):
+            for batch in done:
+                yield from batch
+
+    @property
+    def _enlarged(self) -> float:
+        """Pixels that the network sees of each pixel of a frame, at least 1."""
+        return max(1.0, self.config.data.input_scale * self.config.predict.shrink) ** 2
 
     def _batches(self, frames: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[list[tuple[int, np.ndarray]], torch.Tensor]]:
         batch: list[tuple[int, np.ndarray]] = []
-        scale = self.config.data.input_scale * self.config.predict.shrink
         for number, frame in frames:
             height, width = frame.shape[:2]
-            most = int(MOST_PIXELS / (height * width * max(1.0, scale) ** 2))
+            most = int(MOST_PIXELS / (height * width * self._enlarged))
             if not most:
-                read = f"{width} x {height} pixels, which the model reads at {scale:g} times their size"
+                read = f"{width} x {height} pixels, which the model reads at {math.sqrt(self._enlarged):g} times their size"
                 raise FormatError(f"Frame {number} has {read}; {MOST_PIXELS:,} pixels are the most, so make the video smaller.")
             if batch and (len(batch) >= min(self.batch, most) or batch[0][1].shape != frame.shape):
                 yield batch, self.images([frame for _, frame in batch])
@@ -146,7 +161,7 @@ def load(path: Path, overrides: Mapping[str, object]) -> Checkpoint:
     """A model, with some of its settings changed."""
     checkpoint = load_model(path)
     for key, value in overrides.items():
-        set_value(checkpoint.config, key, value, key)
+        set_value(checkpoint.config, key, value, "--" + key.partition(".")[2].replace("_", "-"))
     return checkpoint
 
 
@@ -158,10 +173,9 @@ def smallest(checkpoint: Checkpoint, path: Path, reporter: Reporter) -> float:
     except (KeyError, TypeError, ValueError):
         raise FormatError(
             f"--fast: what smaller frames cost was never measured for {path} (smp-train does it on validation frames); leave out --fast, "
-            "or train with validation frames."
+            "or train with validation frames and train.keep=best."
         ) from None
-    share = min((s for s, ap in measured.items() if ap >= KEPT * full), default=1.0)
-    set_value(checkpoint.config, "predict.shrink", share, f"--model {path}")
+    share = min((s for s, ap in measured.items() if 0.1 <= s <= 1 and full > 0 and ap >= KEPT * full), default=1.0)
     shown = ", ".join(f"{ap:.3f} at {s:g}" for s, ap in sorted(measured.items(), reverse=True))
     less = f"frames are read at {share:g} of their size, {1 / share**2:.2g} times fewer pixels" if share < 1 else "frames are read in full"
     reporter.say(f"--fast: {less}; AP on validation frames (s2 = 0.1): {shown}")

@@ -89,6 +89,8 @@ def prepare(config: Config, reporter: Reporter) -> Material:
     labelled = {(f.video, f.index) for f in frames}  # held-out ones too: unlabelled frames must be new
     if val is not None:
         held = _read(val, config.data)
+        if not any(f.instances for f in held.labelled_frames):
+            raise FormatError(f"--val {val}: no animal is labelled in it; name a project with labelled frames, or leave --val out.")
         val_frames = _held_out(held, skeleton, aliases, len(videos))
         videos += held.videos
         reporter.say(f"validation: {len(val_frames)} frames of {val}")
@@ -134,7 +136,7 @@ def _read(path: Path, data: DataConfig) -> Labels:
             except FormatError as error:
                 raise FormatError(
                     f"{path}: frame {last} of {source.name} is labelled, but can't be read: {error} "
-                    "If this is another video than the labelled one, name the right one's folder with --video-root."
+                    "If this is another video than the labelled one, rename it, and give the right one's folder with --video-root."
                 ) from error
     return labels
 
@@ -258,7 +260,10 @@ def _unlabeled(
     if len(pool) and config.train.unlabeled_batch > 0:
         reporter.say(f"unlabelled frames: {len(pool):,} in {len(sources)} video{'s' if len(sources) > 1 else ''}")
     elif config.loss.beta > 0 or config.loss.agreement > 0:
+        ranges_leave_none = f"--unlabeled-frames {config.data.unlabeled_frames} leaves none" if ranges else ""
+        why = "train.unlabeled_batch is 0" if len(pool) else ranges_leave_none or "all are labelled, or their video is not there"
         reporter.warn(
-            "there are no unlabelled frames: training as SemiMultiPose-labeled, on labelled frames alone (--unlabeled VIDEO adds some)"
+            f"there are no unlabelled frames to learn from ({why}): training on labelled frames alone, as SemiMultiPose-labeled "
+            "(--unlabeled VIDEO adds some)"
         )
     return sources, pool

@@ -264,8 +264,9 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
         kept.config.predict.min_score = round(choose_min_score(*on, material.partial) * (1.0 if may_choose else 0.5), 3)
         reason = "labelled animals stand out most from the rest" if material.partial else "the fewest animals are missed or invented"
         reporter.say(f"--min-score: {kept.config.predict.min_score:g} by default, where {reason}")
-        if may_choose:
-            kept.facts["shrunk"] = shrunk(kept, frames, reader)
+        save_model(out / "model.pt", kept)
+    if may_choose and "shrunk" not in kept.facts:
+        kept.facts["shrunk"] = shrunk(kept, frames, reader)
         save_model(out / "model.pt", kept)
     rules: dict[str, Any] = {"symmetries": material.skeleton.symmetries, "partial": material.partial}
     result = evaluate_poses(truth, [(f.poses, f.scores) for f in found], material.skeleton.keypoints, **rules)

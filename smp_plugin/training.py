@@ -294,7 +294,9 @@ def train(
 
 def unfit(error: Exception) -> FormatError:
     """What to say of a checkpoint whose contents are of another network or optimiser."""
-    return FormatError(f"--resume: the run's last.ckpt does not fit its config.yaml ({' '.join(str(error).split())}); train anew.")
+    reason = " ".join(str(error).split())[:80]
+    remedy = "set back what was changed, such as train.optimizer, or train anew in another folder"
+    return FormatError(f"--resume: the run's last.ckpt does not fit its config.yaml ({reason}); {remedy}.")
 
 
 def is_first_process(config: Config) -> bool:

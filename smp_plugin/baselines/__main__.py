@@ -1,6 +1,6 @@
 """``python -m smp_plugin.baselines FOLDER``: do the job that FOLDER's ``job.json`` describes, and write ``outcome.json`` beside it.
 
-Exit code 3: the method is not available here, and ``unavailable.txt`` says why.
+Exit code 3: the method is not available here, and ``unavailable.txt`` says why; 2: bad input, and ``refused.txt`` says what is wrong.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import os
 import sys
 from pathlib import Path
 
+from converters.labels import FormatError
 from smp_plugin.baselines import DLC, SLEAP, Job, Outcome, Unavailable
 
-UNAVAILABLE = 3
+REFUSED, UNAVAILABLE = 2, 3
 
 
 def main(folder: Path) -> int:
@@ -25,6 +26,9 @@ def main(folder: Path) -> int:
     except Unavailable as error:
         (folder / "unavailable.txt").write_text(str(error), encoding="utf-8")
         return UNAVAILABLE
+    except FormatError as error:
+        (folder / "refused.txt").write_text(str(error), encoding="utf-8")
+        return REFUSED
     outcome.peak_memory = peak_memory()
     partial = folder / ".outcome.json.partial"
     partial.write_text(json.dumps(outcome.to_dict(), indent=1), encoding="utf-8")

@@ -131,6 +131,7 @@ def train(job: Job, project: Path, images: frozenset[tuple[str, str]]) -> Traini
         images: those to learn from, as (folder, file) in ``labeled-data``.
     """
     import deeplabcut
+    import yaml
     from deeplabcut.pose_estimation_pytorch.data import DLCLoader
 
     _split(project, images, job.method.removeprefix("dlc-"))
@@ -148,6 +149,7 @@ def train(job: Job, project: Path, images: frozenset[tuple[str, str]]) -> Traini
             notes.append("The detector's batch statistics are learned, which DeepLabCut's settings for pretrained weights forbid.")
         boxes = Budget(seconds * _DETECTOR_SHARE, job.steps, detector["train_settings"]["epochs"], 0, folder)
         seconds *= 1 - _DETECTOR_SHARE
+    updates |= {key.removeprefix("dlc."): yaml.safe_load(value) for key, value in job.settings.items() if key.startswith("dlc.")}
     pose = Budget(seconds, job.steps, config["train_settings"]["epochs"], job.curve, folder)
     with _budgeted(pose, boxes):
         deeplabcut.train_network(str(project), shuffle=_SHUFFLE, device=device(job), pytorch_cfg_updates=updates, **weights)

@@ -71,7 +71,7 @@ def run(command: click.Command, argv: Sequence[str] | None = None) -> int:
         if error.errno not in MACHINE:
             return _fail(state, name, BUG, error, _apology(state, name, arguments))
         what = f"{error.filename or 'a file'} could not be written or read ({error.strerror})"
-        return _fail(state, name, BAD_INPUT, error, f"{what}; look after the disk's space and the permissions of its folder.")
+        return _fail(state, name, BAD_INPUT, error, f"{what}; check the space on the disk and the permissions of its folder.")
     except Exception as error:
         return _fail(state, name, BUG, error, _apology(state, name, arguments))
 
@@ -82,7 +82,8 @@ def _terminable(terminated: threading.Event) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # from `smp_plugin.cli`, while the command was loaded
+    ctrl_c = signal.getsignal(signal.SIGINT)
+    if ctrl_c is signal.SIG_DFL:  # from `smp_plugin.cli`, while the command was loaded
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def stop(_: int, frame: FrameType | None) -> None:
@@ -95,6 +96,8 @@ def _terminable(terminated: threading.Event) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        if ctrl_c is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, ctrl_c)
 
 
 def _fail(state: State, name: str, code: int, error: Exception, text: str) -> int:
@@ -171,7 +174,9 @@ def validation(text: str | None) -> tuple[Path | None, float | None]:
     try:
         share = float(text)
     except ValueError:
-        return existing(Path(text)), None
+        if not Path(text).exists():
+            raise FormatError(f"--val {text}: no such file, and no share of the labelled frames; write a share as 0.2.") from None
+        return Path(text), None
     if not 0 <= share < 1:
         raise FormatError(f"--val {text}: a share of the labelled frames is at least 0 and below 1.")
     return None, share
@@ -214,5 +219,5 @@ def build_config(
         set_value(config, key, value)
     for key, flag in flags.items():
         if flag is not None:
-            set_value(config, key, flag, "the flag for")
+            set_value(config, key, flag, "--" + key.partition(".")[2].replace("_", "-"))
     return config, reasons

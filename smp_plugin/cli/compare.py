@@ -34,7 +34,9 @@ EPILOG = "Example:  smp-compare --slp flies.slp --val heldout.slp --minutes 20 -
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Optimiser steps of each network, in place of minutes.")
 @click.option("-o", "--output", type=FILE, default=Path("comparison"), metavar="DIR", help="Folder; goes on where it was interrupted.")
 @click.option("--preset", type=click.Choice(["auto", "small", "gpu", "paper"]), default="auto", help="Of our own methods (default auto).")
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting of ours, or sleap.KEY of SLEAP's; repeatable.")
+@click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting of ours, or sleap.KEY, dlc.KEY of the peers'; repeatable."
+)
 @_common.device_option
 @_common.output_options
 @click.option_panel("Data", options=["--slp", "--dlc", "--coco", "--val", "--video-root", "--labels-fraction"])
@@ -51,7 +53,7 @@ def command(state: _common.State, **options: Any) -> None:
         raise click.UsageError("Give --minutes or --steps: the budget that each training gets.")
     methods = [m.strip() for m in options["methods"].split(",") if m.strip()]
     if unknown := [m for m in methods if m not in METHODS]:
-        raise FormatError(f"--methods {unknown[0]}: there is no such method; choose of {', '.join(METHODS)}.")
+        raise FormatError(f"--methods {unknown[0]}: there is no such method; choose from {', '.join(METHODS)}.")
     val, share = _common.validation(options["val"])
 
     from smp_plugin.comparison import compare

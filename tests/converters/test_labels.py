@@ -25,9 +25,9 @@ def test_skeleton_flip_order() -> None:
         ({"keypoints": ("a", "\ud800")}, r"called '\\ud800'"),
         ({"keypoints": ("a", "")}, "called ''"),
         ({"keypoints": ("a", 1)}, "called 1"),
-        ({"keypoints": ("a", "b"), "edges": ((0, 2),)}, "edge between keypoints 0 and 2"),
-        ({"keypoints": ("a", "b"), "edges": ((1, 1),)}, "edge between keypoints 1 and 1"),
-        ({"keypoints": ("a", "b"), "symmetries": ((0, -1),)}, "symmetry between keypoints 0 and -1"),
+        ({"keypoints": ("a", "b"), "edges": ((0, 2),)}, "edge between keypoints number 1 and 3 is no pair"),
+        ({"keypoints": ("a", "b"), "edges": ((1, 1),)}, "edge between keypoints number 2 and 2"),
+        ({"keypoints": ("a", "b"), "symmetries": ((0, -1),)}, "symmetry between keypoints number 1 and 0"),
     ],
 )
 def test_skeleton_refuses(arguments: dict, message: str) -> None:

@@ -235,7 +235,11 @@ def test_terminated_is_as_interrupted(ctrl_c: Any, calls: Any, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("first", "then", "code"),
     [
-        ("import smp_plugin.cli.predict", "signal.raise_signal(signal.SIGINT)", -signal.SIGINT),  # still loading: nothing to say
+        (
+            "import smp_plugin.cli.predict",
+            "signal.raise_signal(signal.SIGINT)",
+            3 if sys.platform == "win32" else -signal.SIGINT,
+        ),  # still loading: nothing to say
         ("from smp_plugin.cli.predict import main", "raise SystemExit(main(['.']))", 130),
     ],
 )

@@ -11,6 +11,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +32,7 @@ from smp_plugin.checkpoint import load_model
 from smp_plugin.cli import convert, predict, train
 from smp_plugin.comparison_results import COLUMNS, read_results
 from smp_plugin.config import Config, read_config, set_value
+from smp_plugin.inference import FramePoses
 from smp_plugin.model import PoseModel
 from smp_plugin.predictor import Predictor
 from smp_plugin.progress import Reporter
@@ -76,7 +79,7 @@ def test_checkpoints_run_nothing(trained: Path, blobs: Any, tmp_path: Path, caps
         assert "model.pt: the file is damaged" in refused(predict, f"{blobs.video} --model {run} -o {tmp_path}/o.slp --device cpu", capsys)
         assert "last.ckpt is damaged" in refused(train, f"--resume -o {run}", capsys)
         shown = refused(train, f"--slp {blobs.project} --weights {run}/weights.pth -o {tmp_path}/new --device cpu", capsys)
-        assert "loads without running code" in shown
+        assert "not a safe file of ResNet weights" in shown
     assert not ran.exists()
     torch.load(run / "model.pt", weights_only=False)  # it is a trap
     assert ran.exists()
@@ -228,6 +231,29 @@ def test_images_that_open_into_too_much(suffix: str, tmp_path: Path, monkeypatch
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # in place of an image of 179 million pixels
     with pytest.raises(FormatError, match=r"image\..* exceeds limit of 2000 pixels"):
         open_video(video_source(tmp_path / f"image{suffix}"))
+
+
+def test_the_network_sees_few_pixels_at_once(trained: Path, monkeypatch: pytest.MonkeyPatch):
+    made, lock = Predictor(load_model(trained), torch.device("cpu")), threading.Lock()
+    busy, most = 0, 0
+
+    def attempt(images: torch.Tensor) -> list[FramePoses]:
+        nonlocal busy, most
+        pixels = 4 * images[:, 0].numel()
+        with lock:
+            busy += pixels
+            most = max(most, busy)
+        time.sleep(0.01)
+        with lock:
+            busy -= pixels
+        return [FramePoses(np.zeros((0, 3, 2)), np.zeros(0), np.zeros((0, 3))) for _ in images]
+
+    made.config.data.input_scale, made.batch, made.lanes = 2.0, 2, 4
+    monkeypatch.setattr(made, "attempt", attempt)
+    monkeypatch.setattr(predictor, "MOST_PIXELS", 4 * 3 * 64 * 64)
+    sides = [16] * 8 + [64] * 6 + [32] * 9
+    assert len(list(made.stream((n, np.zeros((side, side, 3), np.uint8)) for n, side in enumerate(sides)))) == len(sides)
+    assert most <= predictor.MOST_PIXELS
 
 
 def test_frames_in_memory_are_bounded_by_their_pixels(trained: Path, monkeypatch: pytest.MonkeyPatch):

@@ -113,7 +113,7 @@ def test_deeplabcut_says_the_same_of_files(tmp_path: Path, video_file: Path, cap
 def test_peers_that_are_not_there_are_said(tmp_path: Path, video_file: Path, monkeypatch: pytest.MonkeyPatch):
     truth, guess = _files(tmp_path, video_file)
     monkeypatch.setattr(evaluation, "installed", lambda: [])
-    with pytest.raises(FormatError, match=r"sleap-nn is not installed \(pip install smp-plugin\[sleap\]\) and deeplabcut is not"):
+    with pytest.raises(FormatError, match=r"sleap-nn is not installed \(pip install 'smp-plugin\[sleap\]'\) and deeplabcut is not"):
         evaluation.evaluate(truth, guess, peers=True)
     assert evaluation.evaluate(truth, guess).peers == {}
 

@@ -44,65 +44,99 @@ def test_ahead_ends_when_left():
     endless.close()
 
 
-def slow_where_even(i: int) -> int:
+def square(i: int, alone: bool) -> int:
     time.sleep(0.02 * (i % 2 == 0))
     return i * i
 
 
-def test_abreast_keeps_order_and_bounds():
+@pytest.mark.parametrize("lanes", (1, 2, 3))
+@pytest.mark.parametrize("count", (0, 1, 2, 30))
+def test_abreast_keeps_order_and_bounds(count: int, lanes: int):
     made: list[int] = []
 
     def items() -> Iterator[int]:
-        for i in range(30):
+        for i in range(count):
             made.append(i)
             yield i
 
-    for i, square in abreast(slow_where_even, items(), 3):
-        assert square == i * i and len(made) <= i + 4  # those in the lanes and one that waits
-    assert made == list(range(30))
+    for i, result in enumerate(abreast(square, items(), lanes)):
+        assert result == i * i and len(made) <= i + lanes + 1  # those in the lanes and one that waits
+    assert made == list(range(count))
 
 
 def test_lanes_work_at_the_same_time():
     both = threading.Barrier(2, timeout=30)  # broken, which raises, if one never comes while the other waits
-    assert [i for i, _ in abreast(lambda _: both.wait(), range(4), 2)] == list(range(4))
+    assert len(list(abreast(lambda *_: both.wait(), range(4), 2))) == 4
 
 
-@pytest.mark.parametrize("lanes", (1, 2, 3))
-def test_lanes_share_the_threads_of_torch_and_leave_them_as_they_were(lanes: int):
-    before = torch.get_num_threads()
+@pytest.mark.parametrize("share", (1, 2, 4))
+def test_lanes_share_the_threads_of_torch_and_leave_them_as_they_were(share: int):
+    before, lock = torch.get_num_threads(), threading.Lock()
+    busy, most = 0, 0
+
+    def work(_: int, alone: bool) -> int:
+        nonlocal busy, most
+        with lock:
+            busy += 1
+            most = max(most, busy)
+        time.sleep(0.01)
+        assert alone == (share == 4)
+        with lock:
+            busy -= 1
+        return torch.get_num_threads()
+
     try:
         torch.set_num_threads(4)
-        assert {threads for _, threads in abreast(lambda _: torch.get_num_threads(), range(9), lanes)} == {{1: 4, 2: 2, 3: 2}[lanes]}
+        assert set(abreast(work, range(12), 4, lambda _: share)) == {share}
         later: list[int] = []
         thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
         thread.start()
         thread.join()
-        assert torch.get_num_threads() == 4 and later == [4]
+        assert torch.get_num_threads() == 4 and later == [4] and most <= 4 // share
     finally:
         torch.set_num_threads(before)
 
 
-def test_abreast_raises_in_its_place():
+def test_what_needs_to_be_alone_is_worked_on_again():
+    running, lock = 0, threading.Lock()
+
+    def work(i: int, alone: bool) -> int | None:
+        nonlocal running
+        with lock:
+            running += 1
+            others = running - 1
+        time.sleep(0.005)
+        with lock:
+            running -= 1
+        assert not (alone and others)
+        return i if alone or i % 3 else None
+
+    assert list(abreast(work, range(20), 3)) == list(range(20))
+
+
+@pytest.mark.parametrize("lanes", (1, 3))
+@pytest.mark.parametrize("count", (0, 1, 5))
+def test_abreast_raises_in_its_place(count: int, lanes: int):
     def items() -> Iterator[int]:
-        yield from range(5)
+        yield from range(count)
         raise FormatError("broken")
 
     seen = []
     with pytest.raises(FormatError, match="broken"):
-        for i, _ in abreast(slow_where_even, items(), 3):
+        for i in abreast(lambda i, _: i, items(), lanes):
             seen.append(i)
-    assert seen == list(range(5))
+    assert seen == list(range(count))
 
     seen.clear()
     with pytest.raises(ZeroDivisionError):
-        for i, _ in abreast(lambda i: 1 / (3 - i), range(9), 2):
+        for i in abreast(lambda i, _: 1 / (count - i), range(9), lanes):
             seen.append(i)
-    assert seen == [0, 1, 2]
+    assert len(seen) == count
 
 
 @pytest.mark.parametrize("lanes", (1, 2))
 def test_abreast_ends_when_left(lanes: int):
-    endless = abreast(slow_where_even, iter(int, 1), lanes)
-    assert next(endless) == (0, 0)
+    endless = abreast(square, iter(int, 1), lanes)
+    assert next(endless) == 0
     endless.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane")]

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from converters import FormatError
-from smp_plugin import segments
+from converters import FormatError, read_project
+from converters.mixing import read_aliases
+from smp_plugin import comparison, segments
+from smp_plugin.baselines import Job
 from smp_plugin.cli import _common
 from smp_plugin.cli.train import main as train
 from smp_plugin.comparison import compare
@@ -104,3 +106,39 @@ def test_a_scheduler_that_is_not_there(trained: Path, blobs: Any, tmp_path: Path
     with pytest.raises(FormatError, match=r"--scheduler tcp://127\.0\.0\.1:9: no Dask scheduler answers there .*start one with"):
         predict([blobs.video], tmp_path / "out.slp", model=trained, scheduler="tcp://127.0.0.1:9")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["20%", "0,2", "validation.slp"])
+def test_neither_a_share_nor_a_file(text: str) -> None:
+    with pytest.raises(FormatError, match=rf"--val {text}: no such file, and no share of the labelled frames; write a share as 0\.2"):
+        _common.validation(text)
+
+
+def test_validation_frames_without_labels(blobs: Any, make_blobs: Callable[..., Any], tmp_path: Path) -> None:
+    bare = make_blobs("bare", counts=[0] * 4, labelled=range(4)).project
+    with pytest.raises(FormatError, match=r"--val .*bare\.slp: no animal is labelled in it; name a project with labelled frames, or leave"):
+        learn([blobs.project], val=bare, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_in_the_place_of_a_folder_of_videos(blobs: Any) -> None:
+    with pytest.raises(FormatError, match=r"The folder given for the videos, .*\.mp4, is a file; check --video-root, which takes a folder"):
+        read_project(blobs.project, blobs.video)
+
+
+def test_a_method_that_refuses_its_input(tmp_path: Path) -> None:
+    """In a process of its own, as all are; the sentence comes back without a traceback."""
+    (tmp_path / "empty.slp").touch()
+    job = Job("smp", tmp_path / "empty.slp", tmp_path / "empty.slp", tmp_path / "cell", steps=1, device="cpu")
+    problem = comparison._run(job, lambda _: None)
+    assert problem is not None and not problem.unavailable
+    assert (
+        problem.sentence.startswith("smp is left out: ")
+        and "empty.slp is an empty file; copy or save the project again" in problem.sentence
+    )
+
+
+def test_a_table_of_aliases_with_semicolons(tmp_path: Path) -> None:
+    (tmp_path / "aliases.csv").write_text("nose;snout\ntail;tail base\n")
+    with pytest.raises(FormatError, match=r"aliases\.csv: no line has two names; write all names of a keypoint in one line, separated by"):
+        read_aliases(tmp_path / "aliases.csv")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,14 +55,17 @@ def untrained(make_config: Callable[..., Any]) -> Checkpoint:
     return Checkpoint(PoseModel(config.model, 3).eval(), config, Skeleton(("a", "b", "c")), 28.0, {})
 
 
-def test_batches_become_smaller_where_memory_is_too_small(untrained: Checkpoint, narrow: list[int], listener: Any):
+@pytest.mark.parametrize("lanes", (1, 3))  # as on a GPU, and as on a CPU
+def test_batches_become_smaller_where_memory_is_too_small(untrained: Checkpoint, narrow: list[int], listener: Any, lanes: int):
     made = Predictor(untrained, torch.device("cpu"), listener)
-    made.lanes = 1  # as on a GPU
+    made.lanes = lanes
     frames = [(n, np.zeros((64, 64, 3), np.uint8)) for n in range(13)]
     assert [number for number, _, _ in made.stream(frames)] == list(range(13))
-    assert narrow[:4] == [8, 4, 2, 2] and set(narrow[2:]) <= {1, 2} and sum(narrow[2:]) == 13
+    if lanes == 1:
+        assert narrow[:4] == [8, 4, 2, 2] and set(narrow[2:]) <= {1, 2} and sum(narrow[2:]) == 13
+    assert made.batch == 2
     (alarm,) = listener.alarms
-    assert alarm == "cpu: its memory is not enough for --batch 8; smaller batches are tried."
+    assert re.fullmatch(r"cpu: its memory is not enough for --batch [85]; smaller batches are tried\.", alarm)
 
 
 @pytest.mark.parametrize("word", ["CUDA out of memory.", "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried", "other"])
