@@ -76,7 +76,7 @@ def run(name: str, method: dict[str, object], val: str, seed: int, arguments: ar
     return {"train": name, "seed": seed, "minutes": round(minutes, 2), "steps": steps, **{k: round(v, 4) for k, v in figures.items()}}
 
 
-FIGURES = ("ap_s2_1", "ap_s2_0.1", "ap_s2_0.0025", "pixel_error_median")
+FIGURES = ("ap_s2_1", "ap_s2_0.1", "ap_s2_0.0025", "unrefined_ap_s2_0.1", "unrefined_ap_s2_0.0025", "pixel_error_median")
 
 
 def mean(values: list[float]) -> str:
@@ -93,7 +93,7 @@ def summary(runs: list[dict[str, object]]) -> dict[str, dict[str, str]]:
         rows = [r for r in runs if r["method"] == method]
         table[method] = {"runs": str(len(rows))}
         pairs = [(r, first[key]) for r in rows if (key := (r["train"], r.get("seed", 0))) in first and r["method"] != runs[0]["method"]]
-        for key in FIGURES:
+        for key in (key for key in FIGURES if all(key in r for r in runs)):
             table[method][key] = mean([float(str(r[key])) for r in rows])
             if pairs:
                 table[method][f"{key}_minus_{runs[0]['method']}"] = mean([float(str(r[key])) - float(str(f[key])) for r, f in pairs])

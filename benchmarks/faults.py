@@ -12,12 +12,12 @@ opened to write, moved or removed. A trial fails if
 * of training: a file in the run folder is not whole, a line of `metrics.csv` differs, or the run that at last ended by itself has not, to
   the last bit, the weights, optimiser and metrics of the undisturbed one;
 * of prediction: an output is there but not whole, does not hold what the undisturbed one begins with, or after SIGTERM or SIGINT
-  not all frames predicted so far; with ``--resume``, the output at the end differs from the undisturbed one;
+  not all frames that this run predicted; with ``--resume``, the output at the end differs from the undisturbed one;
 * a temporary file is still there once a run ended by itself.
 
 Importing torch takes longer than all the rest, so processes are forked from one that has done it, but for ``--fresh`` ones, whose life
-begins with the interpreter; there Ctrl-C while Python itself still starts gives Python's own traceback.
-Times differ between machines, so a seed gives the same signals, not the same moments.
+begins with the interpreter; there Ctrl-C while Python itself still starts gives Python's own traceback. All have one thread, so predict one
+batch at a time. Times differ between machines, so a seed gives the same signals, not the same moments.
 """
 
 from __future__ import annotations

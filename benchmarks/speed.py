@@ -108,7 +108,7 @@ def videos(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The videos that are predicted: path, frames, animals, size."""
     source = args.data / "flies" / "pair24" / "centered_pair_small.mp4"
     with open_video(VideoSource(paths=(source,))) as video:
-        most = max(args.frames, *(shown * args.crowd_frames for _, shown in args.crowds))
+        most = max([args.frames, *(shown * args.crowd_frames for _, shown in args.crowds)])
         frames = [video.read(i) for i in range(most)]
     write_video(args.models / "warm.mp4", frames[:BATCH])
     path = write_video(args.models / f"pair24_{args.frames}.mp4", frames[: args.frames])
@@ -133,9 +133,12 @@ def measured(method: str, networks: list[str], video: dict[str, Any], args: argp
         "warm": str((args.models / "warm.mp4").resolve()), "animals": video["animals"],
     }  # fmt: skip
     command = [sys.executable, str(Path(__file__).with_name("speed_case.py")), json.dumps(case)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
+    for _ in range(3):  # DeepLabCut's two threads now and then lose frames, which ends the case
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+        lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+        if lines:
+            break
+    else:
         sys.exit(f"{method} on {video['name']} failed:\n{done.stderr[-2000:]}")
     result: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
     return result
@@ -225,6 +228,8 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.frames, args.crowd_frames) < BATCH:
         parser.error(f"at least {BATCH} frames of each video, please: a batch")
+    if wrong := [pair for pair in args.crowds if not 0 <= pair[1] <= pair[0] ** 2]:
+        parser.error(f"--crowds {wrong[0][0]}:{wrong[0][1]}: so many tiles cannot be shown")
     args.models.mkdir(parents=True, exist_ok=True)
     networks, shown, rate = models(args, args.methods.split(",")), videos(args), matrix_rate(args.device)
     runs: list[dict[str, Any]] = []
