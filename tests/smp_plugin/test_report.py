@@ -78,7 +78,8 @@ def test_colours_repeat_after_eight():
 
 def _decoded(path: Path) -> list[np.ndarray]:
     with av.open(str(path)) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return frames
 
 
 def test_overlay_has_every_frame_at_an_even_size(tmp_path: Path):
