@@ -146,7 +146,7 @@ class PredictConfig:
     refine: bool = True  # move keypoints to the near heatmap maximum
     refine_radius: float = 0.12  # how far refinement may look, share of the animal's length
     shrink: float = 1.0  # frames are read at this share of the size that the model learnt them at; smp-predict --fast chooses it
-    batch: int = 0  # frames a batch; 0: 2 on a CPU, which works on several at once, 16 on an NVIDIA GPU, 4 on others
+    batch: int = 0  # frames a batch; 0: 16 on an NVIDIA GPU, 4 on others; a CPU works on several batches at once
 
 
 @dataclass

@@ -43,10 +43,9 @@ class Predictor:
     def __init__(self, checkpoint: Checkpoint, device: torch.device, reporter: Reporter | None = None) -> None:
         self.checkpoint, self.device, self.config = checkpoint, device, checkpoint.config
         self.model = for_prediction(checkpoint.model, device, self.config.train.precision)
-        on_cpu = device.type == "cpu"
-        self.batch = self.config.predict.batch or (2 if on_cpu else 16 if device.type == "cuda" else 4)
+        self.batch = self.config.predict.batch or (16 if device.type == "cuda" else 4)
         threads = torch.get_num_threads()
-        self.lanes = max(n for n in range(1, MOST_LANES + 1) if threads % n == 0) if on_cpu else 1
+        self.lanes = max(n for n in range(1, MOST_LANES + 1) if threads % n == 0) if device.type == "cpu" else 1
         self._warn: Callable[[str], None] | None = (reporter or Reporter(quiet=True)).warn  # once
 
     def __call__(self, images: torch.Tensor) -> list[FramePoses]:

@@ -89,8 +89,8 @@ def prepare(config: Config, reporter: Reporter) -> Material:
     labelled = {(f.video, f.index) for f in frames}  # held-out ones too: unlabelled frames must be new
     if val is not None:
         held = _read(val, config.data)
-        if not any(f.instances for f in held.labelled_frames):
-            raise FormatError(f"--val {val}: no animal is labelled in it; name a project with labelled frames, or leave --val out.")
+        if not held.labelled_frames:  # frames marked as empty are
+            raise FormatError(f"--val {val}: no frame is labelled in it; name a project with labelled frames, or leave --val out.")
         val_frames = _held_out(held, skeleton, aliases, len(videos))
         videos += held.videos
         reporter.say(f"validation: {len(val_frames)} frames of {val}")

@@ -469,4 +469,4 @@ def test_frames_of_one_size_share_a_batch(trained: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Predictor, "attempt", call)
     made = Predictor(load_model(trained), torch.device("cpu"))
     frames = [np.zeros((32, 32 if i < 5 else 64, 3), np.uint8) for i in range(8)]
-    assert [n for n, _, _ in made.stream(enumerate(frames))] == list(range(8)) and sorted(sizes) == [1, 1, 2, 2, 2]
+    assert [n for n, _, _ in made.stream(enumerate(frames))] == list(range(8)) and sorted(sizes) == [1, 3, 4]

@@ -116,7 +116,7 @@ def test_neither_a_share_nor_a_file(text: str) -> None:
 
 def test_validation_frames_without_labels(blobs: Any, make_blobs: Callable[..., Any], tmp_path: Path) -> None:
     bare = make_blobs("bare", counts=[0] * 4, labelled=range(4)).project
-    with pytest.raises(FormatError, match=r"--val .*bare\.slp: no animal is labelled in it; name a project with labelled frames, or leave"):
+    with pytest.raises(FormatError, match=r"--val .*bare\.slp: no frame is labelled in it; name a project with labelled frames, or leave"):
         learn([blobs.project], val=bare, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
