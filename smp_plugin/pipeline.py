@@ -55,7 +55,7 @@ def abreast(
 ) -> Generator[Any, None, None]:
     """What ``work`` makes of each item, in the order of the items; up to ``lanes`` items at a time share torch's CPU threads.
 
-    Torch's threads wait for each other after every operation, and a small image keeps few of them busy; images of their own do not wait.
+    Torch's threads wait for each other after every operation; threads with images of their own do not, nor does what follows the network.
     An error, of ``work`` or of ``items``, is raised in its place. A single lane is the thread that calls. An item's result does not depend
     on what else is worked on: it has the same number of threads.
 
