@@ -3,13 +3,13 @@
     python benchmarks/speed.py DATA -o benchmarks/results/speed.json
 
 DATA is the folder with ``flies/pair24``. Every method is trained on the same labels for ``--minutes`` (``smp-compare`` does it, and its
-results are kept in ``--models`` for another run); the paper's preset and DeepLabCut's DEKR are only begun, as their speed does not need
-their accuracy (DeepLabCut's top-down networks, whose speed does, are left out; so are methods whose package is not installed). Then, in
-``--rounds`` that take each method in turn, a process of its own predicts a video from file to file. Ratios are taken within a round: these
-machines are noisy. ``smp-small-fast`` is the small preset on frames of `SHRINK` their size, as ``--fast`` may choose; its accuracy on the
-held-out frames stands beside it. A crowd tiles the video, 2 x 2 or 4 x 4, with some of the tiles shown, so that only the size of the
-frames, or the number of animals in them, differs; only our small preset predicts it, since sleap-nn shrinks frames to the size of those
-it was trained on, and finds nothing there.
+results are kept in ``--models`` for another run). The paper's preset and DeepLabCut's DEKR are only begun, as their speed does not need
+their accuracy; the former with the frozen norm that pretrained weights, its usual start, bring. DeepLabCut's top-down networks, whose
+speed does, are left out; so are methods whose package is not installed. Then, in ``--rounds`` that take each method in turn, a process of
+its own predicts a video from file to file. Ratios are taken within a round: these machines are noisy. ``smp-small-fast`` is the small
+preset on frames of `SHRINK` their size, as ``--fast`` may choose; its accuracy on the held-out frames stands beside it. A crowd tiles the
+video, 2 x 2 or 4 x 4, with some of the tiles shown, so that only the size of the frames, or the number of animals in them, differs; only
+our small preset predicts it, since sleap-nn shrinks frames to the size of those it was trained on, and finds nothing there.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def models(args: argparse.Namespace, methods: list[str]) -> dict[str, list[str]]
     )  # fmt: skip
     if "smp-paper" in methods and not (folder / "paper" / "model.pt").exists():
         config, _ = preset("paper", cuda=False)
-        for key, value in {"train.steps": 1, "train.device": args.device, "model.weights": "none", "data.crop": 384}.items():
+        begun = {"train.steps": 1, "train.device": args.device, "model.weights": "none", "model.norm": "frozen", "data.crop": 384}
+        for key, value in begun.items():
             set_value(config, key, value)
         train([project], config=config, out=folder / "paper", reporter=Reporter())
     if "dlc-dekr_w18" in methods and find_spec("deeplabcut") and not (folder / "dlc" / "networks.json").exists():

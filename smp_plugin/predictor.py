@@ -22,6 +22,7 @@ from smp_plugin import __version__, cluster
 from smp_plugin.checkpoint import Checkpoint, load_model
 from smp_plugin.config import set_value
 from smp_plugin.inference import FramePoses, choose_device, for_prediction, infer, out_of_memory
+from smp_plugin.memory import keep_freed
 from smp_plugin.pipeline import abreast, ahead
 from smp_plugin.progress import Reporter
 from smp_plugin.segments import Found, Segment, digest, stamp
@@ -43,6 +44,8 @@ class Predictor:
     def __init__(self, checkpoint: Checkpoint, device: torch.device, reporter: Reporter | None = None) -> None:
         self.checkpoint, self.device, self.config = checkpoint, device, checkpoint.config
         self.model = for_prediction(checkpoint.model, device, self.config.train.precision)
+        if device.type == "cpu":
+            keep_freed()
         self.batch = self.config.predict.batch or (16 if device.type == "cuda" else 4)
         threads = torch.get_num_threads()
         self.lanes = max(n for n in range(1, MOST_LANES + 1) if threads % n == 0) if device.type == "cpu" else 1
