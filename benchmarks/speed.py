@@ -52,6 +52,7 @@ COMPARED = {  # names in smp-compare
     "sleap-topdown": "sleap-topdown",
 }
 SHRINK = 0.75
+AIM = 0.5  # AP (s2 = .1)
 
 
 def models(args: argparse.Namespace, methods: list[str]) -> dict[str, list[str]]:
@@ -59,7 +60,7 @@ def models(args: argparse.Namespace, methods: list[str]) -> dict[str, list[str]]
     project, folder = args.data / "flies" / "pair24" / "pair24_train.slp", args.models
     wanted = [COMPARED[m] for m in methods if m in COMPARED]
     compare(
-        project, val=0.25, out=folder / "compared", methods=wanted, minutes=args.minutes, device=args.device, preset="small", curve=0,
+        project, val=0.25, out=folder / "compared", methods=wanted, minutes=args.minutes, device=args.device, preset="small", curve=6,
         reporter=Reporter(),
     )  # fmt: skip
     if "smp-paper" in methods and not (folder / "paper" / "model.pt").exists():
@@ -184,13 +185,18 @@ def summarised(runs: list[dict[str, Any]], rate: dict[str, float]) -> list[dict[
     return rows
 
 
-def trained(folder: Path) -> list[dict[str, str]]:
-    """Training of the same runs: steps, minutes, accuracy on the frames held out."""
+def trained(folder: Path) -> list[dict[str, Any]]:
+    """Training of the same runs: steps, minutes, accuracy on the frames held out, and how soon it was first seen to be `AIM`."""
+    made: list[dict[str, Any]] = []
     with (folder / "compared" / "results.csv").open(newline="", encoding="utf-8") as file:
-        return [
-            {**row, "steps_per_second": f"{float(row['steps']) / max(60 * float(row['train_minutes']), 1e-9):.4g}"}
-            for row in csv.DictReader(file)
-        ]
+        for row in csv.DictReader(file):
+            minutes = float(row["train_minutes"])
+            outcome = cell_folder(folder / "compared", row["method"], row["fraction"], int(row["seed"])) / "outcome.json"
+            curve = [(p["seconds"] / 60, p["ap"]["0.1"]) for p in json.loads(outcome.read_text())["curve"]]
+            soonest = next((after for after, ap in (*curve, (minutes, float(row["ap_s2_0.1"]))) if ap >= AIM), None)
+            steps = {"steps_per_second": float(row["steps"]) / max(60 * minutes, 1e-9), f"minutes_to_ap_s2_0.1_of_{AIM}": soonest}
+            made.append({**row, **{key: value and round(value, 4) for key, value in steps.items()}})
+    return made
 
 
 def accuracy(folder: Path) -> dict[str, float]:
