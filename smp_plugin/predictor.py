@@ -29,6 +29,7 @@ from smp_plugin.segments import Found, Segment, digest, stamp
 
 KEPT = 0.98  # share of AP that --fast keeps
 MOST_LANES = 4  # batches that a CPU works on at once; each takes memory
+CUDA_LANES = 2  # while the host waits for one batch's animals, the GPU has the next one to do
 MOST_PIXELS = 2**27  # in the network at once, 16 frames of 4K: a video of a few kilobytes may claim any size
 
 
@@ -48,7 +49,8 @@ class Predictor:
             keep_freed()
         self.batch = self.config.predict.batch or (16 if device.type == "cuda" else 4)
         threads = torch.get_num_threads()
-        self.lanes = max(n for n in range(1, MOST_LANES + 1) if threads % n == 0) if device.type == "cpu" else 1
+        on_cpu = max(n for n in range(1, MOST_LANES + 1) if threads % n == 0)
+        self.lanes = {"cpu": on_cpu, "cuda": CUDA_LANES}.get(device.type, 1)
         self._warn: Callable[[str], None] | None = (reporter or Reporter(quiet=True)).warn  # once
 
     def __call__(self, images: torch.Tensor) -> list[FramePoses]:
