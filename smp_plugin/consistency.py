@@ -24,10 +24,12 @@ from smp_plugin.decode import candidates, decode, gather_poses, similarity, supp
 from smp_plugin.losses import focal_terms, quality_focal
 from smp_plugin.model import LEVEL_STRIDES, PoseOutputs
 from smp_plugin.targets import Instances, draw_gaussians
+from smp_plugin.waiting import numbers
 
 MIN_CONFIDENCE = (
     0.25  # a network that scores even labelled animals lower has nothing sure to teach; believing it lets errors feed on themselves
 )
+MOST_FOUND = 50  # animals that the teacher finds in a crop, at most; crops are a few animals wide
 
 
 @torch.no_grad()
@@ -52,7 +54,7 @@ def fusion_loss(outputs: PoseOutputs, indices: Tensor, scores: Tensor, config: L
     h, w = heatmaps.shape[2:]
     # Keypoints off the grid are dropped: at the border their gradient would push them further out.
     with torch.no_grad():
-        on_grid = ((cells >= 0) & (cells <= cells.new_tensor([w - 1, h - 1]))).all(dim=-1)
+        on_grid = ((cells >= 0) & (cells <= numbers((w - 1, h - 1), cells))).all(dim=-1)
         norm = (scores[..., None] * on_grid).sum().clamp(min=1)
     if config.fusion == "quality":
         target = draw_gaussians(tuple(heatmaps.shape), cells, on_grid & (scores > 0)[..., None], scores, config.heatmap_sigma, "gaussian")  # type: ignore[arg-type]
@@ -77,7 +79,7 @@ def relative_scores(scores: Tensor, confidence: Tensor) -> Tensor:
 
 def _blur(maps: Tensor, sigma: float) -> Tensor:
     """3x3 Gaussian of height 1 at its middle, as the supervised target has: a pseudo-label is drawn as a label is. Its own adjoint."""
-    line = torch.exp(-(torch.tensor([-1.0, 0.0, 1.0], device=maps.device, dtype=maps.dtype) ** 2) / (2 * sigma**2))
+    line = torch.exp(-(torch.arange(-1, 2, device=maps.device, dtype=maps.dtype) ** 2) / (2 * sigma**2))
     kernel = (line[:, None] * line).expand(maps.shape[1], 1, 3, 3)
     with torch.autocast(maps.device.type, enabled=False):
         return F.conv2d(maps, kernel, padding=1, groups=maps.shape[1])
@@ -86,7 +88,7 @@ def _blur(maps: Tensor, sigma: float) -> Tensor:
 def _sample(maps: Tensor, cells: Tensor) -> Tensor:
     """Map k at cell position u_sk, bilinear: maps (N, K, h, w), cells (N, S, K, 2) -> (N, S, K)."""
     n, k, h, w = maps.shape
-    grid = (cells + 0.5) * (2 / cells.new_tensor([w, h])) - 1
+    grid = (cells + 0.5) * (2 / numbers((w, h), cells)) - 1
     grid = grid.permute(0, 2, 1, 3).reshape(n * k, -1, 1, 2)
     sampled = F.grid_sample(maps.reshape(n * k, 1, h, w), grid, mode="bilinear", padding_mode="border", align_corners=False)
     return sampled.view(n, k, -1).transpose(1, 2)
@@ -101,7 +103,7 @@ def _overlap(weights: Tensor, cells: Tensor, h: int, w: int, sigma: float) -> Te
     corners = []
     for dy in (0, 1):
         for dx in (0, 1):
-            corner = low + low.new_tensor([dx, dy])
+            corner = low + numbers((dx, dy), low)
             share = (1 - (cells - corner).abs()).clamp(min=0).prod(dim=-1) * weights
             index = (corner[..., 1].clamp(0, h - 1) * w + corner[..., 0].clamp(0, w - 1)).long().transpose(1, 2)  # N, K, S
             drawn.scatter_add_(1, index.reshape(n * k, s), share.transpose(1, 2).reshape(n * k, s))
@@ -120,13 +122,13 @@ def label_confidence(outputs: PoseOutputs, labels: Instances) -> Tensor:
     taken relative to this figure. NaN without animals.
     """
     known = labels.keypoints.isfinite().all(dim=-1, keepdim=True)
-    low = labels.keypoints.where(known, labels.keypoints.new_tensor(torch.inf)).amin(dim=2)
-    high = labels.keypoints.where(known, labels.keypoints.new_tensor(-torch.inf)).amax(dim=2)
+    low = torch.where(known, labels.keypoints, torch.inf).amin(dim=2)
+    high = torch.where(known, labels.keypoints, -torch.inf).amax(dim=2)
     middle = (low + high) / 2  # N, M, 2
     near = (outputs.locations[None, :, None] - middle[:, None]).abs().amax(dim=-1) <= outputs.strides[:, None]  # N, L, M
     best = (outputs.scores[..., None] * near).amax(dim=1)
     counted = known.squeeze(-1).any(dim=-1) & (labels.weights > 0)
-    return best.where(counted, best.new_tensor(torch.nan)).nanmedian()  # no waiting for a GPU, as indexing with a mask would
+    return torch.where(counted, best, torch.nan).nanmedian()  # no waiting for a GPU, as indexing with a mask would
 
 
 @torch.no_grad()
@@ -134,15 +136,16 @@ def pseudo_instances(teacher: PoseOutputs, config: LossConfig, predict: PredictC
     """The teacher's sure detections as labels, weighted by their scores relative to ``confidence`` (of a typical labelled animal).
 
     Above ``sure`` a detection is an animal; down to a quarter of it, nothing is learnt there. A keypoint that the teacher's own heatmap
-    does not confirm (point score below a fifth) is left out; a detection without any other is not sure.
+    does not confirm (point score below a fifth) is left out; a detection without any other is not sure. An image has at most
+    ``MOST_FOUND``.
     """
-    found = decode(teacher, replace(predict, min_score=0.0, max_animals=0, refine=True), typical)
+    found = decode(teacher, replace(predict, min_score=0.0, max_animals=MOST_FOUND, refine=True), typical)
     relative = relative_scores(found.scores, confidence)
     confirmed = found.point_scores >= 0.2
     sure = (relative >= config.sure) & confirmed.any(dim=-1)
     seen = confirmed | ~sure[..., None]
     exists = relative >= config.sure / 4
-    keypoints = found.poses.where((seen & exists[..., None])[..., None], found.poses.new_tensor(torch.nan))
+    keypoints = torch.where((seen & exists[..., None])[..., None], found.poses, torch.nan)
     return Instances(keypoints, relative * sure, torch.ones_like(found.scores[:, :1, None]))
 
 
@@ -179,7 +182,7 @@ def merge_instances(labels: Instances, found: Instances, background: Tensor, typ
     """
     gap = (found.keypoints[:, :, None] - labels.keypoints[:, None]).square().sum(dim=-1).sqrt()  # N, S, M, K; NaN where either is unknown
     same = (gap.nanmean(dim=-1) < 0.25 * typical).any(dim=2)  # N, S
-    fresh = found.keypoints.where(~same[..., None, None], found.keypoints.new_tensor(torch.nan))
+    fresh = torch.where(same[..., None, None], torch.nan, found.keypoints)
     return Instances(torch.cat((labels.keypoints, fresh), dim=1), torch.cat((labels.weights, found.weights * ~same), dim=1), background)
 
 

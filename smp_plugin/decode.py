@@ -11,11 +11,13 @@ from torch import Tensor
 from smp_plugin.config import PredictConfig
 from smp_plugin.model import PoseOutputs
 from smp_plugin.targets import extents
+from smp_plugin.waiting import may_look, places
 
 NMS_S2 = 0.1  # OKS constant of the similarity between two poses
 MIN_PRESENCE = 0.05  # sigma(B) below which a location is no candidate (delta in the paper)
 CANDIDATES = 150  # per image, before suppression
 MAX_RADIUS = 5.0  # heatmap cells, of refinement: larger animals have no more precise vectors, but far too many cells to look at
+ROUNDS = 15  # of suppression where the host may not look whether it is over; odd, see there
 MIN_PEAK = 0.1  # heatmap probability below which there is nothing to refine to
 
 
@@ -31,9 +33,9 @@ class Detections:
 def candidates(outputs: PoseOutputs, min_presence: float, limit: int, min_score: float = 0.0) -> tuple[Tensor, Tensor]:
     """Indices (N, S) and scores v (N, S), best first, of the locations with sigma(B) > ``min_presence``; v = 0 is padding."""
     scores = outputs.scores
-    scores = scores.where((torch.sigmoid(outputs.presence) > min_presence) & (scores > min_score), scores.new_tensor(0.0))
+    scores = torch.where((torch.sigmoid(outputs.presence) > min_presence) & (scores > min_score), scores, 0.0)
     best, indices = scores.topk(min(limit, scores.shape[1]), dim=1)
-    used = max(1, int((best > 0).sum(dim=1).max()))  # most images need far fewer than the limit
+    used = places((best > 0).sum(dim=1), best.shape[1])  # most images need far fewer than the limit
     return indices[:, :used], best[:, :used]
 
 
@@ -56,16 +58,19 @@ def suppress(alike: Tensor, scores: Tensor, threshold: float) -> Tensor:
     """Greedy NMS -> (N, S) bool. ``alike`` (N, S, S) and ``scores`` (N, S) are sorted best first; score 0 is never kept.
 
     A candidate is dropped when a *kept* better one is too alike. Iterating that rule from "all kept" reaches the greedy solution after
-    as many rounds as the longest chain of drops, a handful in practice.
+    as many rounds as the longest chain of drops, a handful in practice. Where the host may not look whether that is so, it makes ``ROUNDS``
+    of them: exact for chains of up to ``ROUNDS`` + 1 candidates, each too alike to the one before. What lies further down a longer chain
+    is not settled; as rounds keep too many and too few in turn, an odd number of them drops it, and it teaches nothing.
     """
     size = scores.shape[1]
     earlier = torch.ones(size, size, dtype=torch.bool, device=scores.device).tril(-1)  # [i, j]: j is better than i
     beats = (alike > threshold) & earlier
     valid = scores > 0
     keep = valid
-    for _ in range(size):
+    look = may_look(scores)
+    for _ in range(size if look else ROUNDS):
         updated = valid & ~(beats & keep[:, None, :]).any(dim=2)
-        if torch.equal(updated, keep):
+        if look and torch.equal(updated, keep):
             break
         keep = updated
     return keep
@@ -90,7 +95,7 @@ def refine(heatmaps: Tensor, poses: Tensor, radius: Tensor, stride: int) -> tupl
     h, w = heatmaps.shape[2:]
     cells = (poses + 0.5) / stride - 0.5
     limit = (radius / stride).clamp(min=1.0, max=MAX_RADIUS)[..., None, None, None]
-    reach = int(1.5 * float(limit.max()) + 0.5)
+    reach = int(1.5 * (float(limit.max()) if may_look(limit) else MAX_RADIUS) + 0.5)  # what lies beyond an animal's own limit never counts
     steps = torch.arange(-reach, reach + 1, device=poses.device)
     columns = cells[..., 0].round().long()[..., None] + steps  # N, S, K, R
     rows = cells[..., 1].round().long()[..., None] + steps
@@ -105,7 +110,7 @@ def refine(heatmaps: Tensor, poses: Tensor, radius: Tensor, stride: int) -> tupl
     patch = at(rows[..., :, None], columns[..., None, :])
     far = (rows[..., :, None] - cells[..., 1, None, None]) ** 2 + (columns[..., None, :] - cells[..., 0, None, None]) ** 2
     # Nearer maxima are preferred: of two animals that touch, the neighbour's keypoint is the farther one.
-    wanted = (patch * torch.exp(-far / (2 * limit**2))).where(far <= (1.5 * limit) ** 2, patch.new_tensor(0.0)).flatten(3)
+    wanted = torch.where(far <= (1.5 * limit) ** 2, patch * torch.exp(-far / (2 * limit**2)), 0.0).flatten(3)
     best = wanted.argmax(dim=3)
     row = rows.gather(3, (best // len(steps))[..., None])[..., 0]
     column = columns.gather(3, (best % len(steps))[..., None])[..., 0]
@@ -115,8 +120,8 @@ def refine(heatmaps: Tensor, poses: Tensor, radius: Tensor, stride: int) -> tupl
     row, column = row + uphill // 3 - 1, column + uphill % 3 - 1
     peak = at(row, column)
     # Off the map nothing is known: a maximum in its outermost cells has no offset across the border.
-    dx = _vertex(at(row, column - 1), peak, at(row, column + 1)).where((column > 0) & (column < w - 1), peak.new_tensor(0.0))
-    dy = _vertex(at(row - 1, column), peak, at(row + 1, column)).where((row > 0) & (row < h - 1), peak.new_tensor(0.0))
+    dx = torch.where((column > 0) & (column < w - 1), _vertex(at(row, column - 1), peak, at(row, column + 1)), 0.0)
+    dy = torch.where((row > 0) & (row < h - 1), _vertex(at(row - 1, column), peak, at(row + 1, column)), 0.0)
     found = torch.stack((column + dx, row + dy), dim=-1) * stride + (stride - 1) / 2
     use = (peak > MIN_PEAK) & (wanted.amax(dim=3) > 0)
     own = at(cells[..., 1].round().long(), cells[..., 0].round().long())
@@ -136,7 +141,8 @@ def decode(outputs: PoseOutputs, config: PredictConfig, typical: float) -> Detec
     keep = suppress(similarity(poses, typical), scores, config.nms)
     if config.max_animals:
         keep = keep & (keep.cumsum(dim=1) <= config.max_animals)
-    order = keep.float().argsort(dim=1, descending=True, stable=True)[:, : max(1, int(keep.sum(dim=1).max()))]
+    count = places(keep.sum(dim=1), config.max_animals or keep.shape[1])
+    order = keep.float().argsort(dim=1, descending=True, stable=True)[:, :count]
     scores = (scores * keep).gather(1, order)
     poses = poses.gather(1, order[..., None, None].expand(-1, -1, *poses.shape[2:]))
     radius = config.refine_radius * extents(poses, typical)[1] if config.refine else poses.new_zeros(poses.shape[:2])

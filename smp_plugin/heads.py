@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smp_plugin.backbone import group_norm
+from smp_plugin.waiting import numbers
 
 PRIOR = 0.01  # probability that heatmaps and presence start from, so that the many empty cells do not swamp the first steps
 
@@ -136,8 +137,7 @@ def sample_residuals(residuals: Tensor, points: Tensor, stride: int) -> Tensor:
     """
     n, channels, h, w = residuals.shape
     keypoints, count = channels // 2, points.shape[1]
-    size = torch.tensor([w, h], device=points.device, dtype=points.dtype)
-    grid = (points + 0.5) * (2 / (stride * size)) - 1  # cell centres at (p + .5) / stride - .5, in grid_sample's unit
+    grid = (points + 0.5) * (2 / (stride * numbers((w, h), points))) - 1  # cell centres at (p + .5) / stride - .5, in grid_sample's unit
     grid = grid.permute(0, 2, 1, 3).reshape(n * keypoints, count, 1, 2)
     maps = residuals.float().reshape(n * keypoints, 2, h, w)
     sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)

@@ -9,6 +9,7 @@ from torch import Tensor
 from smp_plugin.config import LossConfig
 from smp_plugin.model import PoseOutputs
 from smp_plugin.targets import Instances, PoseTargets, build_targets, extents
+from smp_plugin.waiting import places
 
 QUALITY_S2 = 0.01  # OKS constant of the quality target: a keypoint 5 % of the animal's length off scores about .7
 
@@ -64,36 +65,52 @@ def presence_loss(outputs: PoseOutputs, targets: PoseTargets, config: LossConfig
 def instance_losses(
     outputs: PoseOutputs, targets: PoseTargets, instances: Instances, config: LossConfig, typical: float
 ) -> tuple[Tensor, Tensor]:
-    """L_d, smooth L1 in strides to the labelled keypoints of each positive location's animal, and BCE of the quality C there."""
-    image, place = torch.nonzero(targets.assigned >= 0, as_tuple=True)  # P positive locations
-    if len(image) == 0:
-        zero = outputs.vectors.sum() * 0 + outputs.quality.sum() * 0  # every parameter keeps a gradient, as several GPUs need
-        return zero, zero
-    animal = targets.assigned[image, place]
-    truth = instances.keypoints[image, animal]  # P, K, 2
-    weight = instances.weights[image, animal]  # P
-    known = truth.isfinite().all(dim=-1)  # P, K
+    """L_d, smooth L1 in strides to the labelled keypoints of each positive location's animal, and BCE of the quality C there.
+
+    Without positive locations both are 0, and every parameter still gets a gradient, as several GPUs need.
+    """
+    animal, place = targets.assigned.topk(_most_positive(targets, instances, config), dim=1)  # N, P: positive locations before all others
+    positive, animal = animal >= 0, animal.clamp(min=0)
+    truth = _at(instances.keypoints, animal)  # N, P, K, 2
+    weight = instances.weights.gather(1, animal) * positive  # N, P
+    known = truth.isfinite().all(dim=-1) & positive[..., None]  # N, P, K
     centre, stride = outputs.locations[place], outputs.strides[place]
-    vectors = outputs.vectors[image, place]  # P, K, 2
-    wanted = torch.where(known[..., None], (truth - centre[:, None]) / stride[:, None, None], vectors.detach())
+    vectors = _at(outputs.vectors, place)  # N, P, K, 2
+    wanted = torch.where(known[..., None], (truth - centre[:, :, None]) / stride[..., None, None], vectors.detach())
     error = F.smooth_l1_loss(vectors, wanted, beta=config.vector_beta, reduction="none").sum(dim=-1)
-    vector = (error * weight[:, None]).sum() / (known * weight[:, None]).sum().clamp(min=1)
+    vector = (error * weight[..., None]).sum() / (known * weight[..., None]).sum().clamp(min=1)
 
     with torch.no_grad():
         boxes, _, area = extents(truth, typical)
         if config.quality == "oks":
-            square = ((vectors - wanted) * stride[:, None, None]).square().sum(dim=-1)
-            similarity = torch.exp(-square / (2 * QUALITY_S2 * area[:, None]))
+            square = ((vectors - wanted) * stride[..., None, None]).square().sum(dim=-1)
+            similarity = torch.exp(-square / (2 * QUALITY_S2 * area[..., None]))
             target = (similarity * known).sum(dim=-1) / known.sum(dim=-1).clamp(min=1)
         else:
-            target = _centerness(boxes, centre, typical)
-    quality = F.binary_cross_entropy_with_logits(outputs.quality[image, place], target, reduction="none")
+            target = torch.where(positive, _centerness(boxes, centre, typical), 0.0)  # boxes without keypoints have no middle
+    quality = F.binary_cross_entropy_with_logits(outputs.quality.gather(1, place), target, reduction="none")
     return vector, (quality * weight).sum() / weight.sum().clamp(min=1)
+
+
+def _most_positive(targets: PoseTargets, instances: Instances, config: LossConfig) -> int:
+    """Positive locations in the image with most of them; where the host may not look, as many as there can be.
+
+    An animal's lie on one level, within ``center_radius`` strides of one of its anchors: 2 radius + 1 in a row, and as many rows.
+    """
+    _, animals, keypoints, _ = instances.keypoints.shape
+    anchors = 1 + keypoints if config.keypoint_anchors else 1
+    possible = animals * anchors * int(2 * config.center_radius + 1) ** 2
+    return places((targets.assigned >= 0).sum(dim=1), min(possible, targets.assigned.shape[1]))
+
+
+def _at(values: Tensor, index: Tensor) -> Tensor:
+    """``values`` (N, M, K, 2) at ``index`` (N, P) -> (N, P, K, 2), with gradient."""
+    return values.gather(1, index[..., None, None].expand(-1, -1, *values.shape[2:]))
 
 
 def _centerness(boxes: Tensor, centre: Tensor, typical: float) -> Tensor:
     """FCOS, eq. 3: root of the product of smaller over larger distance to opposite sides of the box, at least ``typical / 4`` wide."""
-    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
-    half = ((boxes[:, 2:] - boxes[:, :2]) / 2).clamp(min=typical / 8)
+    middle = (boxes[..., :2] + boxes[..., 2:]) / 2
+    half = ((boxes[..., 2:] - boxes[..., :2]) / 2).clamp(min=typical / 8)
     low, high = (centre - middle + half).clamp(min=0), (middle + half - centre).clamp(min=0)
     return (torch.minimum(low, high) / torch.maximum(low, high).clamp(min=1e-6)).prod(dim=-1).sqrt()

@@ -6,6 +6,7 @@ are partial nothing away from the labels is a sure negative.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from smp_plugin.config import LossConfig
 from smp_plugin.model import LEVEL_STRIDES, PoseOutputs
+from smp_plugin.waiting import numbers
 
 WINDOW = 4  # heatmap cells to either side of a keypoint in which its Gaussian is drawn, at least; three sigma where that is more
 
@@ -52,8 +54,8 @@ def extents(keypoints: Tensor, typical: float) -> tuple[Tensor, Tensor, Tensor]:
     ``typical``, the median complete animal. The area is the box's, at least a tenth of the length squared (animals lying along an axis).
     """
     known = keypoints.isfinite().all(dim=-1, keepdim=True)
-    low = keypoints.where(known, keypoints.new_tensor(torch.inf)).amin(dim=-2)
-    high = keypoints.where(known, keypoints.new_tensor(-torch.inf)).amax(dim=-2)
+    low = torch.where(known, keypoints, torch.inf).amin(dim=-2)
+    high = torch.where(known, keypoints, -torch.inf).amax(dim=-2)
     side = (high - low).clamp(min=0).nan_to_num(0, 0, 0)
     complete = known.squeeze(-1).all(dim=-1)
     length = side.amax(dim=-1)
@@ -84,7 +86,7 @@ def _exists(instances: Instances) -> Tensor:
 
 
 def _grow(boxes: Tensor, margin: Tensor) -> Tensor:
-    return boxes + margin[..., None] * boxes.new_tensor([-1, -1, 1, 1])
+    return torch.cat((boxes[..., :2] - margin[..., None], boxes[..., 2:] + margin[..., None]), dim=-1)
 
 
 def _reach(boxes: Tensor, lengths: Tensor, typical: float, margin: float) -> Tensor:
@@ -105,8 +107,8 @@ def _resize_background(background: Tensor, outputs: PoseOutputs) -> Tensor:
     if h == w == 1:
         return background.view(n, 1).expand(n, len(outputs.locations))
     rows, columns = outputs.heatmaps.shape[2:]
-    extent = outputs.locations.new_tensor([columns, rows]) * outputs.heatmap_stride
-    index = ((outputs.locations + 0.5) / extent * outputs.locations.new_tensor([w, h])).long()
+    extent = numbers((columns, rows), outputs.locations) * outputs.heatmap_stride
+    index = ((outputs.locations + 0.5) / extent * numbers((w, h), outputs.locations)).long()
     return background[:, index[:, 1].clamp(max=h - 1), index[:, 0].clamp(max=w - 1)]
 
 
@@ -160,7 +162,7 @@ def draw_gaussians(shape: tuple[int, int, int, int], cells: Tensor, which: Tenso
     reach = (
         torch.arange(-half, half + 1, device=cells.device) if kind == "gaussian" else torch.zeros(1, device=cells.device, dtype=torch.long)
     )
-    safe = cells.where(which[..., None], cells.new_tensor(0.0))
+    safe = torch.where(which[..., None], cells, 0.0)
     middle = safe.detach().round().long()
     columns, rows = middle[..., 0, None] + reach, middle[..., 1, None] + reach  # N, M, K, R
     gain_x = (
@@ -191,14 +193,24 @@ def _assign(outputs: PoseOutputs, instances: Instances, boxes: Tensor, lengths: 
     anchors = ((boxes[..., :2] + boxes[..., 2:]) / 2)[:, :, None]  # N, M, 1, 2: the centres
     if config.keypoint_anchors:
         anchors = torch.cat((anchors, instances.keypoints), dim=2)
-    anchors = anchors.where(anchors.isfinite() & exists[..., None, None], anchors.new_tensor(torch.inf))
+    anchors = torch.where(anchors.isfinite() & exists[..., None, None], anchors, torch.inf)
     half = lengths / 2
     level_of_animal = (half > 64).long() + (half > 128).long()  # N, M
-    level_of_location = torch.bucketize(outputs.strides, outputs.strides.new_tensor(LEVEL_STRIDES))  # L
-    distance = (outputs.locations[None, :, None, None] - anchors[:, None]).square().sum(-1).amin(-1).sqrt()  # N, L, M
+    level_of_location = torch.bucketize(outputs.strides, numbers(LEVEL_STRIDES, outputs.strides))  # L
+    distance = _to_nearest(outputs.locations, anchors)  # N, L, M
     usable = (level_of_location[None, :, None] == level_of_animal[:, None]) & exists[:, None]  # N, L, M
-    distance = distance.where(usable, distance.new_tensor(torch.inf)) / outputs.strides[:, None]
+    distance = torch.where(usable, distance, torch.inf) / outputs.strides[:, None]
     nearest = torch.zeros_like(usable).scatter_(1, distance.argmin(dim=1, keepdim=True), True) & usable
     candidate = (distance <= config.center_radius) | nearest
     best, animal = torch.where(candidate, distance, torch.inf).min(dim=2)
     return torch.where(best.isfinite(), animal, -1)
+
+
+def _to_nearest(points: Tensor, anchors: Tensor) -> Tensor:
+    """(N, L, M) distance from each of ``points`` (L, 2) to the nearest anchor of each animal (N, M, A, 2).
+
+    One anchor after the other: all at once would be the largest tensor of a training step.
+    """
+    xs, ys = points[:, None].unbind(dim=-1)  # L, 1
+    squares = ((xs - x[:, None]).square() + (ys - y[:, None]).square() for x, y in (a.unbind(dim=-1) for a in anchors.unbind(dim=2)))
+    return functools.reduce(torch.minimum, squares).sqrt()

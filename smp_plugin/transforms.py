@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smp_plugin.config import AugmentConfig
+from smp_plugin.waiting import numbers
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet, RGB, 0-255: what pretrained backbones expect
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -22,9 +23,9 @@ STRIDE = 32  # inputs are padded to a multiple of the coarsest level
 
 def normalise(images: Tensor) -> Tensor:
     """uint8 or float images (N, 3, H, W), 0-255 -> float32 with ImageNet's mean and deviation removed."""
-    mean = torch.tensor(PIXEL_MEAN, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(PIXEL_STD, device=images.device).view(1, 3, 1, 1)
-    return (images.float() - mean) / std
+    images = images.float()
+    mean, std = (numbers(values, images).view(1, 3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+    return (images - mean) / std
 
 
 def resized_shape(height: int, width: int, scale: float) -> tuple[int, int]:

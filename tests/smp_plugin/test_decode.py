@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from smp_plugin import decode as decoding
+from smp_plugin import waiting
 from smp_plugin.config import PredictConfig
-from smp_plugin.decode import MIN_PEAK, candidates, decode, gather_poses, refine, similarity, suppress
+from smp_plugin.decode import CANDIDATES, MIN_PEAK, ROUNDS, Detections, candidates, decode, gather_poses, refine, similarity, suppress
 from smp_plugin.model import PoseOutputs
 
 TYPICAL = 60.0
@@ -53,6 +56,38 @@ def test_a_long_chain_of_neighbours_keeps_every_other_one() -> None:
     alike = (torch.arange(size)[:, None] - torch.arange(size)).abs().le(1).double()[None]
     keep = suppress(alike, torch.linspace(1, 0.1, size)[None], 0.5)
     assert keep[0].tolist() == [i % 2 == 0 for i in range(size)]
+
+
+@contextlib.contextmanager
+def not_looking() -> Iterator[None]:
+    """As on a GPU in training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(waiting, "may_look", lambda _: False)
+        patch.setattr(decoding, "may_look", lambda _: False)
+        yield
+
+
+@given(st.integers(0, 10**6), st.integers(1, 40), st.floats(0, 1))
+@settings(deadline=None)
+def test_suppression_without_looking_is_the_greedy_one_or_keeps_less(seed: int, size: int, threshold: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    alike = torch.rand(2, size, size, generator=generator)
+    alike = torch.maximum(alike, alike.transpose(1, 2))
+    scores = torch.rand(2, size, generator=generator).sort(dim=1, descending=True).values + 0.01
+    scores[0, size // 2 :] = 0
+    with not_looking():
+        keep = suppress(alike, scores, threshold)
+    greedy = torch.tensor([naive_nms(alike[i], scores[i], threshold) for i in range(2)])
+    assert not (keep & ~greedy).any()
+    assert torch.equal(keep[:, : ROUNDS + 1], greedy[:, : ROUNDS + 1])
+
+
+def test_suppression_without_looking_settles_the_beginning_of_a_long_chain_and_drops_the_rest() -> None:
+    size = 41
+    alike = (torch.arange(size)[:, None] - torch.arange(size)).abs().le(1).double()[None]
+    with not_looking():
+        keep = suppress(alike, torch.linspace(1, 0.1, size)[None], 0.5)
+    assert keep[0].tolist() == [i % 2 == 0 and i <= ROUNDS for i in range(size)]
 
 
 def test_similarity_is_oks_with_the_smaller_area() -> None:
@@ -216,6 +251,21 @@ def test_refinement_moves_poses_to_the_heatmaps_and_scores_points_there(
     assert torch.equal(found.poses[0, 0, 2], plain.poses[0, 0, 2])
     assert found.point_scores[0, 0, :2].min() > 0.7 and found.point_scores[0, 0, 2] < 0.01
     torch.testing.assert_close(plain.poses[0, 0], truth + torch.tensor([3.0, -2.0]))
+
+
+@pytest.mark.parametrize("max_animals", [0, 1])
+def test_animals_are_the_same_where_the_host_may_not_look(scene: PoseOutputs, max_animals: int) -> None:
+    with torch.no_grad():
+        scene.heatmaps.copy_(torch.randn(scene.heatmaps.shape, generator=torch.Generator().manual_seed(0)))
+    config = dataclasses.replace(CONFIG, refine=True, max_animals=max_animals)
+    found = decode(scene, config, TYPICAL)
+    with not_looking():
+        padded = decode(scene, config, TYPICAL)
+    count = found.scores.shape[1]
+    assert padded.scores.shape[1] == (max_animals or CANDIDATES) and padded.scores[:, count:].abs().sum() == 0
+    real = found.scores > 0
+    for field in dataclasses.fields(Detections):
+        assert torch.equal(getattr(padded, field.name)[:, :count][real], getattr(found, field.name)[real])
 
 
 def test_candidates_are_the_best_locations_above_the_threshold(make_outputs: Callable[..., PoseOutputs]) -> None:

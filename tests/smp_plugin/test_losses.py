@@ -14,8 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from smp_plugin import waiting
 from smp_plugin.config import LossConfig
-from smp_plugin.losses import QUALITY_S2, focal_terms, heatmap_loss, instance_losses, presence_loss, quality_focal, supervised
+from smp_plugin.losses import (
+    QUALITY_S2,
+    _most_positive,
+    focal_terms,
+    heatmap_loss,
+    instance_losses,
+    presence_loss,
+    quality_focal,
+    supervised,
+)
 from smp_plugin.model import PoseOutputs
 from smp_plugin.targets import Instances, build_targets
 
@@ -99,8 +109,18 @@ def test_heatmap_and_presence_losses_are_weighted_sums_over_cells(make_outputs: 
     assert count > 3 and presence_loss(outputs, targets, config).item() == pytest.approx(box / count)
 
 
+@pytest.fixture(params=[True, False], ids=["looking", "not looking"])
+def looking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """May the host look at values? Losses may not depend on it."""
+    if not request.param:
+        monkeypatch.setattr(waiting, "may_look", lambda _: False)
+    return bool(request.param)
+
+
 @pytest.mark.parametrize("quality", ["oks", "centerness"])
-def test_vector_and_quality_losses_are_sums_over_positive_locations(make_outputs: Callable[..., PoseOutputs], quality: Any) -> None:
+def test_vector_and_quality_losses_are_sums_over_positive_locations(
+    make_outputs: Callable[..., PoseOutputs], looking: bool, quality: Any
+) -> None:
     config = dataclasses.replace(CONFIG, quality=quality)
     outputs = make_outputs(images=2, keypoints=3, height=96, width=160, seed=2)
     keypoints = torch.full((2, 2, 3, 2), NAN, dtype=torch.float64)
@@ -146,6 +166,74 @@ def test_vector_and_quality_losses_are_sums_over_positive_locations(make_outputs
             places += weight
     mine = instance_losses(outputs, targets, instances, config, TYPICAL)
     assert mine[0].item() == pytest.approx(vector / points) and mine[1].item() == pytest.approx(quality_sum / places)
+
+
+@pytest.mark.parametrize("quality", ["oks", "centerness"])
+def test_gradients_of_vectors_and_quality_are_those_of_positive_locations_one_by_one(
+    make_outputs: Callable[..., PoseOutputs], looking: bool, quality: Any
+) -> None:
+    config = dataclasses.replace(CONFIG, quality=quality, keypoint_anchors=True)
+    outputs = make_outputs(images=3, keypoints=3, height=96, width=160, seed=7)  # the third image has no animal
+    keypoints = torch.full((3, 3, 3, 2), NAN, dtype=torch.float64)
+    keypoints[0, 0], keypoints[0, 1], keypoints[1, 0], keypoints[1, 2, 1] = TRIANGLE, TRIANGLE * 2 - 60, TRIANGLE - 30, TRIANGLE[1]
+    keypoints[0, 1, 0] = NAN
+    weights = [[1.0, 0.4, 0.0], [0.0, 1.0, 0.7], [1.0, 0.0, 0.0]]
+    instances = instances_of(keypoints, weights)
+    targets = build_targets(outputs, instances, config, TYPICAL)
+    vector, quality_sum, points, places = outputs.vectors.sum() * 0, outputs.quality.sum() * 0, 0.0, 0.0
+    for i, place in (targets.assigned >= 0).nonzero().tolist():
+        m = int(targets.assigned[i, place])
+        known = keypoints[i, m].isfinite().all(dim=1)
+        wanted = (keypoints[i, m, known] - outputs.locations[place]) / outputs.strides[place]
+        error = (outputs.vectors[i, place, known] - wanted).abs()
+        square = (error.detach() * outputs.strides[place]).square().sum(dim=1)
+        vector = vector + weights[i][m] * torch.where(error > 0.1, error - 0.05, error.square() / 0.2).sum()
+        points += weights[i][m] * int(known.sum())
+        sides = keypoints[i, m, known].amax(dim=0) - keypoints[i, m, known].amin(dim=0)
+        length = max(sides.max().item(), 0.0 if known.all() else TYPICAL)
+        alike = torch.exp(-square / (2 * QUALITY_S2 * max(sides.prod().item(), 0.1 * length**2))).mean()
+        if quality == "centerness":
+            off = (outputs.locations[place] - keypoints[i, m, known].amax(dim=0) + sides / 2).abs()
+            half = (sides / 2).clamp(min=TYPICAL / 8)
+            alike = ((half - off).clamp(min=0) / (half + off)).prod().sqrt()
+        quality_sum = quality_sum + weights[i][m] * F.binary_cross_entropy_with_logits(outputs.quality[i, place], alike)
+        places += weights[i][m]
+    mine = instance_losses(outputs, targets, instances, config, TYPICAL)
+    theirs = (vector / points, quality_sum / places)
+    assert places > 20 and targets.assigned[2].max() < 0
+    for a, b, leaf in zip(mine, theirs, (outputs.vectors, outputs.quality), strict=True):
+        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(*(torch.autograd.grad(x, leaf)[0] for x in (a, b)))
+
+
+@pytest.mark.parametrize("quality", ["oks", "centerness"])
+@pytest.mark.parametrize("anchors", [False, True])
+def test_without_positive_locations_losses_and_gradients_are_zero(
+    make_outputs: Callable[..., PoseOutputs], looking: bool, quality: Any, anchors: bool
+) -> None:
+    config = dataclasses.replace(CONFIG, quality=quality, keypoint_anchors=anchors)
+    for keypoints, weight in ((torch.full((1, 1, 3, 2), NAN), 1.0), (torch.full((1, 1, 3, 2), NAN), 0.0), (TRIANGLE[None, None], 0.0)):
+        outputs, instances = make_outputs(keypoints=3, seed=8), instances_of(keypoints, [[weight]])
+        losses = instance_losses(outputs, build_targets(outputs, instances, config, TYPICAL), instances, config, TYPICAL)
+        assert [x.item() for x in losses] == [0.0, 0.0]
+        gradients = torch.autograd.grad(sum(losses), [outputs.vectors, outputs.quality])  # type: ignore[arg-type]
+        assert all(torch.equal(g, torch.zeros_like(g)) for g in gradients)
+
+
+@given(st.integers(0, 10**6), st.floats(0, 4), st.integers(1, 3), st.booleans())
+@settings(deadline=None)
+def test_there_is_a_place_for_every_positive_location(
+    make_outputs: Callable[..., PoseOutputs], seed: int, radius: float, animals: int, anchors: bool
+) -> None:
+    config = dataclasses.replace(CONFIG, center_radius=radius, keypoint_anchors=anchors)
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.tensor([0, 0]) + torch.rand(1, animals, 1, 2, generator=generator, dtype=torch.float64) * torch.tensor([160, 96])
+    instances = instances_of(centres + 20 * torch.randn(1, animals, 2, 2, generator=generator, dtype=torch.float64))
+    outputs = make_outputs(keypoints=2)
+    targets = build_targets(outputs, instances, config, TYPICAL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(waiting, "may_look", lambda _: False)
+        assert (targets.assigned >= 0).sum() <= _most_positive(targets, instances, config) <= len(outputs.locations)
 
 
 def test_the_quality_target_carries_no_gradient_to_the_vectors(make_outputs: Callable[..., PoseOutputs]) -> None:
