@@ -15,8 +15,8 @@ our small preset predicts it, since sleap-nn shrinks frames to the size of those
 from __future__ import annotations
 
 import argparse
-import csv
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -37,7 +37,7 @@ from converters.video import open_video
 from smp_plugin.baselines import Job, deeplabcut
 from smp_plugin.checkpoint import load_model
 from smp_plugin.comparison import compare
-from smp_plugin.comparison_results import cell_folder
+from smp_plugin.comparison_results import cell_folder, read_outcome, read_results
 from smp_plugin.config import preset, set_value
 from smp_plugin.datasets import FrameReader
 from smp_plugin.progress import Reporter
@@ -188,14 +188,12 @@ def summarised(runs: list[dict[str, Any]], rate: dict[str, float]) -> list[dict[
 def trained(folder: Path) -> list[dict[str, Any]]:
     """Training of the same runs: steps, minutes, accuracy on the frames held out, and how soon it was first seen to be `AIM`."""
     made: list[dict[str, Any]] = []
-    with (folder / "compared" / "results.csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            minutes = float(row["train_minutes"])
-            outcome = cell_folder(folder / "compared", row["method"], row["fraction"], int(row["seed"])) / "outcome.json"
-            curve = [(p["seconds"] / 60, p["ap"]["0.1"]) for p in json.loads(outcome.read_text())["curve"]]
-            soonest = next((after for after, ap in (*curve, (minutes, float(row["ap_s2_0.1"]))) if ap >= AIM), None)
-            steps = {"steps_per_second": float(row["steps"]) / max(60 * minutes, 1e-9), f"minutes_to_ap_s2_0.1_of_{AIM}": soonest}
-            made.append({**row, **{key: value and round(value, 4) for key, value in steps.items()}})
+    for cell in read_results(folder / "compared"):
+        figures = {key: None if math.isnan(value) else value for key, value in cell.figures.items()}
+        curve = outcome.curve if (outcome := read_outcome(folder / "compared", cell)) else []
+        made.append({"method": cell.method, "labels": cell.labels, "version": cell.version, **figures})
+        made[-1]["steps_per_second"] = cell.figures["steps"] / max(60 * cell.figures["train_minutes"], 1e-9)
+        made[-1][f"minutes_to_ap_s2_0.1_of_{AIM}"] = next((p.seconds / 60 for p in curve if p.ap.get("0.1", 0) >= AIM), None)
     return made
 
 

@@ -14,9 +14,9 @@ from torchvision.ops import FrozenBatchNorm2d
 class GroupNorm(nn.GroupNorm):
     """``torch.nn.GroupNorm``; same values, parameters and gradients.
 
-    Groups have a handful of channels, and there PyTorch's CPU kernels for channels-last images walk the channels one by one: for the
-    gradient of all maps, a third of a training step, and for the values of maps below 1024 cells, a fifteenth of the whole network's time
-    (``benchmarks/results/group_norm.json``).
+    Groups have a handful of channels, and there PyTorch's CPU kernels for channels-last images walk them one by one in bf16: for the
+    gradient of all maps, a third of a training step, and for the values of maps below 1024 cells in groups of less than 16 channels, a
+    fifteenth of the whole network's time (``benchmarks/results/group_norm.json``).
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -31,12 +31,12 @@ class GroupNorm(nn.GroupNorm):
 def _normalised(images: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Images (N, C, H, W) normalised, and each group's mean and inverse deviation (N, groups)."""
     n, c, h, w = images.shape
-    if h * w >= 1024:
+    if h * w >= 1024 or c // groups >= 16:
         return torch.native_group_norm(images, weight, bias, n, c, h * w, groups, eps)
     x = images.to(torch.promote_types(images.dtype, torch.float32))
 
     def of_group(per_channel: Tensor) -> Tensor:
-        return per_channel.view(n, groups, -1).mean(dim=2)
+        return per_channel.view(n, groups, c // groups).mean(dim=2)
 
     def per_channel(of_group: Tensor) -> Tensor:
         return of_group.repeat_interleave(c // groups, dim=1)

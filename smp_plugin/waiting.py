@@ -1,7 +1,8 @@
 """Where the host may look at values, and what stands in for looking where it may not.
 
 A GPU works through a queue that the host fills. To look at a value, let it decide a shape or copy from ordinary memory is to wait until the
-queue has run empty; a training step never does, so that the next step is queued while this one is computed.
+queue has run empty; a training step never does, so that the next step is queued while this one is computed (`smp_plugin.finite` looks
+every ten steps).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -9,33 +10,33 @@ import sys
 import pytest
 
 FAULTS = """
-import resource, sys, threading
-import torch
+import resource, sys
 from smp_plugin.memory import keep_freed
 
 def network():
-    for _ in range(20):
-        blocks = [torch.zeros(20, 2**20, dtype=torch.uint8) for _ in range(4)]
-
-def lanes():
-    threads = [threading.Thread(target=network) for _ in range(2)]
-    for thread in threads: thread.start()
-    for thread in threads: thread.join()
+    for _ in range(5):
+        blocks = [b"1" * (20 * 2**20) for _ in range(4)]
+        del blocks
 
 if "keep" in sys.argv:
     assert keep_freed()
-lanes()
+network()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-lanes()
+network()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 def faults(*arguments: str) -> int:
-    done = subprocess.run([sys.executable, "-c", FAULTS, *arguments], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    own = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")  # another allocator, or one that was told otherwise
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(own)}
+    command = [sys.executable, "-c", FAULTS, *arguments]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library can be told to keep memory")
 def test_memory_that_is_used_over_and_over_stays_with_the_process():
-    assert faults("keep") < faults() / 5
+    usual = faults()
+    if usual < 10_000:
+        pytest.skip(f"this system counts only {usual} page faults")
+    assert faults("keep") < usual / 5
