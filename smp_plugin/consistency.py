@@ -128,7 +128,8 @@ def label_confidence(outputs: PoseOutputs, labels: Instances) -> Tensor:
     near = (outputs.locations[None, :, None] - middle[:, None]).abs().amax(dim=-1) <= outputs.strides[:, None]  # N, L, M
     best = (outputs.scores[..., None] * near).amax(dim=1)
     counted = known.squeeze(-1).any(dim=-1) & (labels.weights > 0)
-    return torch.where(counted, best, torch.nan).nanmedian()  # no waiting for a GPU, as indexing with a mask would
+    # No waiting for a GPU, as indexing with a mask would; nor, as nanmedian without a dimension does in some versions of torch.
+    return torch.where(counted, best, torch.nan).flatten().nanmedian(dim=0).values
 
 
 @torch.no_grad()

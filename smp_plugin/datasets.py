@@ -367,14 +367,14 @@ def uncorrected(frame: LabeledFrame, near: float) -> list[np.ndarray]:
 
 
 class StepRange(torch.utils.data.Sampler[int]):
-    """The next ``length`` steps, from wherever the run stands."""
+    """The next ``length()`` steps, from wherever the run stands."""
 
-    def __init__(self, start: Callable[[], int], length: int) -> None:
+    def __init__(self, start: Callable[[], int], length: Callable[[], int]) -> None:
         self.start, self.length = start, length
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         first = self.start()
-        return iter(range(first, first + self.length))
+        return iter(range(first, first + self.length()))
 
     def __len__(self) -> int:
-        return self.length
+        return self.length()

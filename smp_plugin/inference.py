@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from converters.labels import FormatError
 from smp_plugin import transforms
 from smp_plugin.config import PredictConfig
-from smp_plugin.decode import decode
+from smp_plugin.decode import Detections, decode
 from smp_plugin.model import PoseModel
 from smp_plugin.normalization import fold
 from smp_plugin.progress import Reporter
@@ -50,8 +50,9 @@ def say_device(reporter: Reporter, why: str) -> None:
 
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether torch wanted more memory than there is; each of its devices says so in its own way."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+    # The last two are cuDNN's and cuBLAS's.
+    words = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "allocation_failed")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)
 
 
 def choose_device(name: str) -> tuple[torch.device, str]:
@@ -62,9 +63,9 @@ def choose_device(name: str) -> tuple[torch.device, str]:
                 _try(torch.device("cuda"))
                 return torch.device("cuda"), f"device: {torch.cuda.get_device_name()}"
             except RuntimeError as error:
-                return torch.device(
-                    "cpu"
-                ), f"{_UNUSABLE} ({str(error).splitlines()[0]}): device: CPU; install a torch made for it (pytorch.org)"
+                taken = out_of_memory(error) or "busy" in str(error)
+                remedy = "wait until others have left it" if taken else "install a torch made for it (pytorch.org)"
+                return torch.device("cpu"), f"{_UNUSABLE} ({str(error).splitlines()[0]}): device: CPU; {remedy}"
         if _nvidia_is_there():
             built = f"for CUDA {torch.version.cuda}: is the driver older?" if torch.version.cuda else "without CUDA"
             remedy = "update the driver" if torch.version.cuda else "install a torch with CUDA (pytorch.org)"
@@ -83,15 +84,26 @@ def choose_device(name: str) -> tuple[torch.device, str]:
 
 
 def every_device(name: str) -> list[str]:
-    """Names of the devices that predict: for ``auto`` all GPUs where there are several, else the one that `choose_device` chooses."""
+    """Names of the devices that predict: for ``auto`` all GPUs that work, where several do, else the one that `choose_device` chooses."""
     count = torch.cuda.device_count() if name == "auto" else 0
-    return [f"cuda:{index}" for index in range(count)] if count > 1 else [name]
+    usable = [gpu for gpu in (f"cuda:{index}" for index in range(count)) if _works(gpu)] if count > 1 else []
+    return usable if len(usable) > 1 else [name]
+
+
+def _works(gpu: str) -> bool:
+    """An old card that drives the screen has no kernels in torch, and one that others fill no memory."""
+    try:
+        _try(torch.device(gpu))
+    except RuntimeError:
+        return False
+    return True
 
 
 def has_bf16(device: torch.device) -> bool:
     """Does bfloat16 pay on this device?"""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):  # torch tells of the current one, and a machine's GPUs may differ
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return device.type == "cpu" and bool(probe and probe())
 
@@ -116,6 +128,14 @@ def for_prediction(model: PoseModel, device: torch.device, precision: str) -> Po
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def detect(model: PoseModel, frames: Tensor, scale: float, config: PredictConfig, typical: float, precision: str) -> Detections:
+    """Frames (N, 3, H, W) uint8 on the model's device -> animals there, in input pixels, of which a frame pixel is ``scale``."""
+    images = transforms.resize_frames(frames, scale)
+    with autocast(frames.device, precision):
+        outputs = model(images)
+    return decode(outputs, config, typical)
+
+
 @torch.inference_mode()
 def infer(model: PoseModel, frames: Tensor, scale: float, config: PredictConfig, typical: float, precision: str) -> list[FramePoses]:
     """Predict frames of one size.
@@ -128,10 +148,7 @@ def infer(model: PoseModel, frames: Tensor, scale: float, config: PredictConfig,
     scale, typical = scale * config.shrink, typical * config.shrink
     device = next(model.parameters()).device
     height, width = frames.shape[2:]
-    images = transforms.resize_frames(frames.to(device, non_blocking=True), scale)
-    with autocast(device, precision):
-        outputs = model(images)
-    found = decode(outputs, config, typical)
+    found = detect(model, frames.to(device, non_blocking=True), scale, config, typical, precision)
     to_frame = np.linalg.inv(transforms.resize_matrix(height, width, scale))
     poses = transforms.apply_matrix(to_frame, found.poses.double().cpu().numpy())
     scores, point_scores = found.scores.cpu().numpy(), found.point_scores.cpu().numpy()

@@ -61,7 +61,7 @@ def abreast(
 
     Args:
         work: called with an item and whether nothing else is worked on meanwhile. If something is, it may return None to ask to be called
-            again when it is alone.
+            again when it is alone; from then on every item is.
         items: are made one ahead.
         lanes: how many.
         share: how many lanes an item takes.
@@ -85,9 +85,15 @@ def abreast(
         finally:
             free.release(taken)
 
+    crowded = threading.Event()
+
     def lane(item: Any) -> Any:
-        result = attempt(item, min(lanes, share(item)))
-        return attempt(item, lanes) if result is None else result
+        if not crowded.is_set():
+            result = attempt(item, min(lanes, share(item)))
+            if result is not None:
+                return result
+            crowded.set()  # as a rule what comes next has no more room beside others, and would be done twice
+        return attempt(item, lanes)
 
     line: deque[Future[Any]] = deque()
     more = True

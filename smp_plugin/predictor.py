@@ -88,9 +88,18 @@ class Predictor:
         self.batch, self._warn = count // 2, None
 
     def images(self, frames: list[np.ndarray]) -> torch.Tensor:
-        """Frames (H, W, 3) uint8 of one size -> (N, 3, H, W) on the device. A copy from pinned memory to a GPU holds nothing up."""
+        """Frames (H, W, 3) uint8 of one size -> (N, 3, H, W), on a GPU already if it has room beside the batches in hand.
+
+        A copy from pinned memory holds nothing up.
+        """
         images = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
-        return images.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else images
+        if self.device.type == "cuda":
+            try:
+                return images.pin_memory().to(self.device, non_blocking=True)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+        return images
 
     def stream(self, frames: Iterable[tuple[int, np.ndarray]]) -> Generator[tuple[int, np.ndarray, FramePoses], None, None]:
         """(number, frame) pairs -> (number, frame, animals) in the same order. A thread decodes and sends ahead."""

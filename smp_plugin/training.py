@@ -64,6 +64,10 @@ class Budget:
         """Share of the run that is over before ``step``."""
         return min(1.0, self.elapsed / self.seconds if self.seconds else step / self.steps)
 
+    def set_clock(self, elapsed: float) -> None:
+        """From now on as if so many seconds had been trained so far."""
+        self.started, self.spent = time.monotonic(), elapsed
+
 
 class PoseTraining(L.LightningModule):
     """The step: supervised terms, then + L_fl, then + L_fu, with a moving average of the weights as teacher and as the model kept."""
@@ -151,6 +155,10 @@ class PoseTraining(L.LightningModule):
         """L_f on ``outputs`` with the candidates that ``chooser`` finds."""
         indices, scores = select(chooser, self.config.loss, self.typical, self.config.predict.nms)
         return fusion_loss(outputs, indices, relative_scores(scores, self.confidence), self.config.loss)
+
+    def on_train_epoch_start(self) -> None:
+        if self.trainer.world_size > 1:  # clocks are started one after the other, and only the first one stops for validation
+            self.budget.set_clock(self.trainer.strategy.broadcast(self.budget.elapsed))
 
     def on_train_batch_start(self, *_: object) -> None:
         train, progress = self.config.train, self.budget.progress(self.step)
@@ -317,6 +325,8 @@ def fit(
 ) -> bool:
     """Run Lightning's loop until the budget is spent. Returns whether it was interrupted by the user."""
     settings, budget = config.train, module.budget
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # what Muon multiplies bears TF32, as convolutions in single precision do by default
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     total, unit = (budget.seconds, "s") if budget.seconds else (float(settings.steps), "steps")
     with reporter.task("training", total, unit) as task:
@@ -328,7 +338,6 @@ def fit(
             precision="bf16-mixed" if in_bf16(device, settings.precision) else "32-true",
             max_steps=-1 if budget.seconds else settings.steps - (saved["step"] if saved else 0),
             max_epochs=-1,
-            reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,
             logger=False,
             enable_checkpointing=False,
@@ -346,7 +355,8 @@ def fit(
         keeper = RunFolder(out, config, material, steps, task, facts)
         guard = FiniteGuard(out, steps, reporter)
         trainer.callbacks += [guard, keeper]  # type: ignore[attr-defined]  # what is not finite is noticed before it is kept
-        module.train_dataloader = loader(steps, config, device, lambda: module.step)  # type: ignore[method-assign]
+        batches = loader(steps, config, device, lambda: module.step)
+        module.train_dataloader = lambda: batches  # type: ignore[method-assign]
         if saved is not None:
             try:
                 module.resume(saved)
@@ -377,12 +387,18 @@ def fit(
     return keeper.interrupted
 
 
-def loader(steps: TrainingSteps, config: Config, device: torch.device, position: Callable[[], int]) -> Callable[[], DataLoader[Batch]]:
-    """Makes the loader of the next ``val_every`` steps, from wherever the run stands."""
-    workers = config.train.workers if config.train.workers >= 0 else 4 if device.type == "cuda" else 0
+def loader(steps: TrainingSteps, config: Config, device: torch.device, position: Callable[[], int]) -> DataLoader[Batch]:
+    """Gives the next ``val_every`` steps, from wherever the run stands, each time it is gone through.
 
-    def make() -> DataLoader[Batch]:
-        left = config.train.val_every if config.train.minutes else min(config.train.val_every, config.train.steps - position())
-        return DataLoader(steps, batch_size=None, sampler=StepRange(position, left), num_workers=workers, pin_memory=device.type == "cuda")
+    Its processes stay for the whole run, and with them the frames that they have decoded: a GPU would wait for them after every validation.
+    """
+    settings = config.train
+    workers = settings.workers if settings.workers >= 0 else 4 if device.type == "cuda" else 0
 
-    return make
+    def left() -> int:
+        return settings.val_every if settings.minutes else min(settings.val_every, settings.steps - position())
+
+    return DataLoader(
+        steps, batch_size=None, sampler=StepRange(position, left), num_workers=workers, pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+    )  # fmt: skip

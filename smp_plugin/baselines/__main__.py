@@ -39,8 +39,10 @@ def main(folder: Path) -> int:
 def peak_memory() -> int:
     """Bytes: of the GPU where this process used one, else of the process; 0 where the system does not say."""
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_reserved():
-        return int(torch.cuda.max_memory_reserved())
+    if torch is not None and torch.cuda.is_available():
+        reserved = max(map(torch.cuda.max_memory_reserved, range(torch.cuda.device_count())), default=0)  # it may have used any of them
+        if reserved:
+            return int(reserved)
     try:
         import resource
     except ImportError:  # Windows

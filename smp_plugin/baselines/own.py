@@ -7,8 +7,6 @@ import math
 import time
 from pathlib import Path
 
-import torch
-
 from converters import LabeledFrame, PredictedInstance, read_project, write_predictions
 from converters.video import open_video
 from smp_plugin import __version__
@@ -69,8 +67,6 @@ def _predict(job: Job, run_folder: Path) -> tuple[float, int, float]:
                 ]
                 predicted.append(LabeledFrame(number, index, predicted=animals))
     write_predictions(job.predictions, checkpoint.skeleton, labels.videos, predicted, {"model": str(run_folder)})
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
     return time.monotonic() - started, len(frames), cut
 
 

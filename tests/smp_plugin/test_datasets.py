@@ -360,7 +360,11 @@ def test_loader_processes_give_the_same_batches_as_none(make_steps: Callable[...
     start = [3]
     alone = [steps[i] for i in range(3, 7)]
     loader = DataLoader(
-        steps, batch_size=None, sampler=StepRange(lambda: start[0], 4), num_workers=1 + (method == "fork"), multiprocessing_context=method
+        steps,
+        batch_size=None,
+        sampler=StepRange(lambda: start[0], lambda: 4),
+        num_workers=1 + (method == "fork"),
+        multiprocessing_context=method,
     )
     loaded = list(loader)
     assert len(loaded) == len(alone) == 4
@@ -370,7 +374,7 @@ def test_loader_processes_give_the_same_batches_as_none(make_steps: Callable[...
 
 def test_the_sampler_goes_on_from_where_the_run_stands() -> None:
     step = 10
-    sampler = StepRange(lambda: step, 3)
+    sampler = StepRange(lambda: step, lambda: 3)
     assert list(sampler) == [10, 11, 12] and len(sampler) == 3
     step = 13
     assert list(sampler) == [13, 14, 15]

@@ -114,6 +114,17 @@ def test_what_needs_to_be_alone_is_worked_on_again():
     assert list(abreast(work, range(20), 3)) == list(range(20))
 
 
+def test_what_comes_after_it_is_alone_at_once():
+    tries: list[tuple[int, bool]] = []
+
+    def work(i: int, alone: bool) -> int | None:
+        tries.append((i, alone))
+        return i if alone else None
+
+    assert list(abreast(work, range(20), 2)) == list(range(20))
+    assert sum(not alone for _, alone in tries) <= 2 and sum(alone for _, alone in tries) == 20
+
+
 @pytest.mark.parametrize("lanes", (1, 3))
 @pytest.mark.parametrize("count", (0, 1, 5))
 def test_abreast_raises_in_its_place(count: int, lanes: int):

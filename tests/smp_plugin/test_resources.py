@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from converters.video import open_video, video_source
 from smp_plugin import inference
 from smp_plugin.checkpoint import Checkpoint
 from smp_plugin.cli.predict import main
-from smp_plugin.inference import choose_device, say_device
+from smp_plugin.inference import choose_device, every_device, has_bf16, say_device
 from smp_plugin.model import PoseModel
 from smp_plugin.predictor import Predictor
 from smp_plugin.training import train
@@ -68,7 +69,15 @@ def test_batches_become_smaller_where_memory_is_too_small(untrained: Checkpoint,
     assert re.fullmatch(r"cpu: its memory is not enough for --batch [85]; smaller batches are tried\.", alarm)
 
 
-@pytest.mark.parametrize("word", ["CUDA out of memory.", "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried", "other"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "CUDA out of memory.",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried",
+        "other",
+    ],
+)
 def test_too_little_memory_for_one_frame(word: str, untrained: Checkpoint, monkeypatch: pytest.MonkeyPatch):
     def fail(*_: Any) -> None:
         raise RuntimeError(word)
@@ -124,6 +133,59 @@ def test_a_card_without_a_driver_for_torch(hidden: str | None, seen: bool, monke
     device, why = choose_device("auto")
     say_device(listener, why)
     assert device.type == "cpu" and bool(listener.alarms) == seen and why.startswith("NO USE OF THE NVIDIA GPU") == seen
+
+
+def test_a_card_that_others_use_is_waited_for(monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", full)
+    device, why = choose_device("auto")
+    assert device.type == "cpu" and why.endswith("wait until others have left it")
+
+
+@pytest.mark.parametrize(
+    ("broken", "used"), [({}, ["cuda:0", "cuda:1", "cuda:2"]), ({1}, ["cuda:0", "cuda:2"]), ({1, 2}, ["auto"]), ({0, 1, 2}, ["auto"])]
+)
+def test_cards_that_do_not_work_are_left_out(broken: set[int], used: list[str], monkeypatch: pytest.MonkeyPatch):
+    def fail(device: torch.device) -> None:
+        if device.index in broken:
+            raise RuntimeError("CUDA error: no kernel image is available")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(inference, "_try", fail)
+    assert every_device("auto") == used and every_device("cuda:1") == ["cuda:1"]
+
+
+def test_a_card_is_asked_about_itself(monkeypatch: pytest.MonkeyPatch):
+    """torch tells whether the current card has bfloat16; a machine may have an old and a new one."""
+    current = [0]
+
+    @contextlib.contextmanager
+    def switch(device: torch.device) -> Iterator[None]:
+        before, current[0] = current[0], current[0] if device.index is None else device.index
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "device", switch)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[0] == 0)
+    assert [has_bf16(torch.device(name)) for name in ("cuda", "cuda:0", "cuda:1")] == [True, True, False]
+
+
+@pytest.mark.parametrize("word", ["CUDA out of memory.", "other"])
+def test_frames_wait_on_the_host_where_a_card_is_full(word: str, untrained: Checkpoint, monkeypatch: pytest.MonkeyPatch):
+    """A thread sends them ahead, while the network may have all of the card's memory."""
+
+    def fail(_: torch.Tensor) -> None:
+        raise RuntimeError(word)
+
+    made = Predictor(untrained, torch.device("cpu"))
+    made.device = torch.device("cuda")
+    monkeypatch.setattr(torch.Tensor, "pin_memory", fail)
+    with pytest.raises(RuntimeError, match="other") if word == "other" else contextlib.nullcontext():
+        images = made.images([np.zeros((32, 48, 3), np.uint8)] * 2)
+        assert images.device.type == "cpu" and images.shape == (2, 3, 32, 48)
 
 
 # --- disks ---

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -194,6 +195,23 @@ def test_what_a_loader_process_can_not_read(make_blobs: Any, make_config: Callab
     assert "img005.png" in str(caught.value) and "Traceback" not in str(caught.value)
 
 
+def test_loader_processes_stay(blobs: Any, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also where the last round of steps is a shorter one; a new process would decode every frame anew."""
+    get, log = TrainingSteps.__getitem__, tmp_path / "log.txt"
+
+    def logged(self: TrainingSteps, step: int) -> Any:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()} {step}\n")
+        return get(self, step)
+
+    monkeypatch.setattr(TrainingSteps, "__getitem__", logged)
+    config = make_config(train__workers=1, train__steps=5, train__val_every=2)
+    run = train([blobs.project], config=config, out=tmp_path / "run")
+    pids, steps = zip(*map(str.split, log.read_text().splitlines()), strict=True)
+    assert len(set(pids)) == 1 and list(steps) == list("01234") and str(os.getpid()) not in pids
+    assert [row["step"] for row in rows_of(run)] == ["2", "4", "5"]
+
+
 # --- stopping and going on ---
 
 
@@ -294,6 +312,14 @@ def test_model_can_be_read_by_whom_the_umask_lets(trained: Path):
 
 
 # --- several processes ---
+
+
+def test_processes_agree_on_the_time(make_config: Callable[..., Config]):
+    module = training.PoseTraining(make_config(), 3, 28.0, False, training.Budget(10, 1.0), None)
+    module.budget.spent = 50.0
+    module._trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(broadcast=lambda mine: mine - 20))  # type: ignore[assignment]
+    module.on_train_epoch_start()
+    assert module.budget.elapsed == pytest.approx(30, abs=1) and module.budget.progress(0) == pytest.approx(0.5, abs=0.02)
 
 
 def test_two_processes(blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
