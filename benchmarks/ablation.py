@@ -14,6 +14,7 @@ METHODS: dict[str, dict[str, object]] = {
     "one-cell": {"loss.heatmap_target": "cell"},  # heatmaps with one positive cell, and focal loss, as the authors
     "heatmap-stride-8": {"model.heatmap_stride": 8},
     "centerness": {"loss.quality": "centerness"},
+    "strict-quality": {"loss.quality_s2": 0.01},
     "keypoint-anchors": {"loss.keypoint_anchors": True},
     "no-paste": {"augment.paste": 0.0},
     "alpha-0": {"loss.alpha": 0.0},

@@ -91,6 +91,7 @@ class LossConfig:
     quality: Literal["oks", "centerness"] = (
         "oks"  # what C learns: similarity of the predicted pose to the label, or closeness to the centre
     )
+    quality_s2: float = 0.1  # squared tolerance of that similarity; smaller ones leave little to tell apart while labels are few
     center_radius: float = 1.5  # strides around an animal's centre in which locations are positive
     keypoint_anchors: bool = False  # places around an animal's keypoints are its own, too; always so where labels are partial
     partial_negative: float = 0.3  # weight of background away from labels where labels are partial
@@ -214,7 +215,7 @@ def preset(name: str, cuda: bool) -> tuple[Config, str]:
 AT_LEAST = {
     "train.steps": 1, "train.batch": 1, "train.val_every": 1, "train.val_frames": 1, "train.devices": 1, "train.num_nodes": 1,
     "train.workers": -1, "model.channels": 1, "model.heatmap_channels": 1, "data.animal_size": 1, "loss.max_candidates": 1,
-    "predict.shrink": 0.1,
+    "predict.shrink": 0.1, "loss.quality_s2": 1e-6,
 }  # fmt: skip  # any other number: 0
 # What somebody else's settings may ask of a machine; far more than is of use. Any other number: 1e9.
 AT_MOST = {

@@ -11,8 +11,6 @@ from smp_plugin.model import PoseOutputs
 from smp_plugin.targets import Instances, PoseTargets, build_targets, extents
 from smp_plugin.waiting import places
 
-QUALITY_S2 = 0.01  # OKS constant of the quality target: a keypoint 5 % of the animal's length off scores about .7
-
 
 def focal_terms(logits: Tensor, gamma: float, kappa: float) -> tuple[Tensor, Tensor]:
     """Focal loss of a positive and of a negative cell (eq. 4): l1 = kappa (1-p)^gamma (-log p), l0 = (1-kappa) p^gamma (-log(1-p))."""
@@ -84,7 +82,7 @@ def instance_losses(
         boxes, _, area = extents(truth, typical)
         if config.quality == "oks":
             square = ((vectors - wanted) * stride[..., None, None]).square().sum(dim=-1)
-            similarity = torch.exp(-square / (2 * QUALITY_S2 * area[..., None]))
+            similarity = torch.exp(-square / (2 * config.quality_s2 * area[..., None]))
             target = (similarity * known).sum(dim=-1) / known.sum(dim=-1).clamp(min=1)
         else:
             target = torch.where(positive, _centerness(boxes, centre, typical), 0.0)  # boxes without keypoints have no middle

@@ -17,7 +17,6 @@ from torch import Tensor
 from smp_plugin import waiting
 from smp_plugin.config import LossConfig
 from smp_plugin.losses import (
-    QUALITY_S2,
     _most_positive,
     focal_terms,
     heatmap_loss,
@@ -152,7 +151,7 @@ def test_vector_and_quality_losses_are_sums_over_positive_locations(
                         error - config.vector_beta / 2 if error > config.vector_beta else error**2 / (2 * config.vector_beta)
                     )
                     square += (error * stride) ** 2
-                alike += math.exp(-square / (2 * QUALITY_S2 * area)) / len(known)
+                alike += math.exp(-square / (2 * config.quality_s2 * area)) / len(known)
                 points += weight
             if quality == "centerness":
                 alike = 1.0
@@ -191,7 +190,7 @@ def test_gradients_of_vectors_and_quality_are_those_of_positive_locations_one_by
         points += weights[i][m] * int(known.sum())
         sides = keypoints[i, m, known].amax(dim=0) - keypoints[i, m, known].amin(dim=0)
         length = max(sides.max().item(), 0.0 if known.all() else TYPICAL)
-        alike = torch.exp(-square / (2 * QUALITY_S2 * max(sides.prod().item(), 0.1 * length**2))).mean()
+        alike = torch.exp(-square / (2 * config.quality_s2 * max(sides.prod().item(), 0.1 * length**2))).mean()
         if quality == "centerness":
             off = (outputs.locations[place] - keypoints[i, m, known].amax(dim=0) + sides / 2).abs()
             half = (sides / 2).clamp(min=TYPICAL / 8)
