@@ -1,6 +1,6 @@
 """What each choice is worth: the default settings with one thing changed, trained on few labels, measured on val30 of the honeybees.
 
-    python benchmarks/ablation.py DATA -o benchmarks/results/ablation.json --train 'train5_*' --steps 450
+    python benchmarks/ablation.py DATA -o benchmarks/results/ablation.json --train 'train5_[012]' --steps 200
 
 DATA is the folder with ``train*.slp`` and ``val30.slp``. The table compares each change with the default on the same training frames and
 seeds, in pairs. Refinement costs no training of its own: every run is measured with and without it.

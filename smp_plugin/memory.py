@@ -13,9 +13,8 @@ def keep_freed() -> bool:
     """Freed memory, up to 1 GiB of it, stays with the process for what it needs next. Returns whether the C library took it.
 
     A network on a CPU frees and takes the same blocks over and over. The GNU C library hands large ones back to the system, which clears
-    them page by page when they are wanted again: thousands of page faults in a batch of four frames of 384x384, which cost a twentieth of
-    its time and more. It helps less the more threads of the process have taken memory before. Other C libraries (macOS, Windows) are left
-    as they are.
+    them page by page when they are wanted again: thousands of page faults in a batch of four frames of 384x384. It helps less the more
+    threads of the process have taken memory before. Other C libraries (macOS, Windows) are left as they are.
     """
     if not sys.platform.startswith("linux"):
         return False

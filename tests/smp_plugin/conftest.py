@@ -60,6 +60,22 @@ def make_outputs() -> Callable[..., PoseOutputs]:
     return blank_outputs
 
 
+def _move_model(model: torch.nn.Module, move: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    for part in model.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = torch.nn.Parameter(move(parameter.detach()), parameter.requires_grad)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = move(buffer)
+
+
+@pytest.fixture(scope="session")
+def move_model() -> Callable[..., None]:
+    """Puts a model on another device, in place, also as tensors without values, which ``Module.to`` refuses."""
+    return _move_model
+
+
 @dataclass
 class Blobs:
     """A project of bright blobs, its video (or images), and where the animals are in every frame: (n, K, 2) frame pixels."""

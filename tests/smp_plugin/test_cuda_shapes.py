@@ -45,22 +45,15 @@ class Kernels(TorchDispatchMode):
 class Gpu:
     """Holds tensors on "cuda", without values; within ``with``, operations on them are watched."""
 
-    def __init__(self) -> None:
-        self.fake, self.kernels = FakeTensorMode(), Kernels()
+    def __init__(self, move_model: Callable[..., None]) -> None:
+        self.fake, self.kernels, self.move_model = FakeTensorMode(), Kernels(), move_model
 
     def move(self, tensor: Tensor) -> Tensor:
         with self.fake:
             return self.fake.from_tensor(tensor).to("cuda")
 
     def take(self, model: nn.Module) -> None:
-        """``Module.to`` refuses tensors without values."""
-        for part in model.modules():
-            for name, parameter in part._parameters.items():
-                if parameter is not None:
-                    part._parameters[name] = nn.Parameter(self.move(parameter.detach()), requires_grad=False)
-            for name, buffer in part._buffers.items():
-                if buffer is not None:
-                    part._buffers[name] = self.move(buffer)
+        self.move_model(model, self.move)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -82,11 +75,11 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+def gpu(monkeypatch: pytest.MonkeyPatch, move_model: Callable[..., None]) -> Gpu:
     for module in (waiting, decode):
         monkeypatch.setattr(module, "may_look", lambda _: False)  # there is nothing to see
     monkeypatch.setattr(inference, "autocast", autocast)
-    return Gpu()
+    return Gpu(move_model)
 
 
 def make_model(config: Config, norm: str, precision: str, ready: bool) -> PoseModel:

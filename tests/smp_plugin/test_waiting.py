@@ -72,20 +72,19 @@ def make_batch(unlabelled: int) -> Batch:
     return Batch(images, keypoints, torch.tensor([[1.0, 1], [1, 0], [0, 0]]), torch.tensor([1.0, 0.3, 0.3]), others, others.flip(0))
 
 
-def on_device(module: nn.Module, batch: Batch, move: Callable[[Tensor], Tensor]) -> Batch:
-    """Put ``module`` on another device, in place, and return the batch there; ``Module.to`` refuses tensors without values."""
-    for part in module.modules():
-        for name, parameter in part._parameters.items():
-            if parameter is not None:
-                part._parameters[name] = nn.Parameter(move(parameter.detach()), parameter.requires_grad)
-        for name, buffer in part._buffers.items():
-            if buffer is not None:
-                part._buffers[name] = move(buffer)
-    return Batch(**{name: move(value) for name, value in vars(batch).items()})
+@pytest.fixture
+def on_device(move_model: Callable[..., None]) -> Callable[..., Batch]:
+    """Puts a module on another device, in place, and returns the batch there."""
+
+    def put(module: nn.Module, batch: Batch, move: Callable[[Tensor], Tensor]) -> Batch:
+        move_model(module, move)
+        return Batch(**{name: move(value) for name, value in vars(batch).items()})
+
+    return put
 
 
 @pytest.fixture
-def gpu() -> Iterator[Callable[[nn.Module, Batch], Batch]]:
+def gpu(on_device: Callable[..., Batch]) -> Iterator[Callable[[nn.Module, Batch], Batch]]:
     """Tensors on "cuda", without values: all shapes, types and devices are those on a GPU, and no GPU is needed. Nothing may wait."""
     mode = FakeTensorMode()
 
@@ -146,7 +145,11 @@ def test_the_terms_of_the_loss_are_had_without_waiting(
 
 @pytest.mark.parametrize(("phase", "settings"), CASES)
 def test_gradients_are_had_without_waiting(
-    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, phase: str, settings: dict[str, Any]
+    make_config: Callable[..., Config],
+    on_device: Callable[..., Batch],
+    monkeypatch: pytest.MonkeyPatch,
+    phase: str,
+    settings: dict[str, Any],
 ) -> None:
     # On "meta", since going backwards on "cuda" needs a driver, with or without values; mixed precision is not known there.
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
