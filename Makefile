@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 
 help:
 	@echo "make test    style, types, import order and tests"
-	@echo "make demo    simulate a nest, learn from a few labels, predict, evaluate (about 5 minutes)"
+	@echo "make demo    simulate a nest, learn from a few labels, predict, evaluate (about 6 minutes)"
 	@echo "make coverage  the tests once more, and which error paths they take"
 	@echo "make format  put the code in order"
 	@echo "make clean   remove the environment, caches and the demo's output"

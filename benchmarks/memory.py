@@ -27,7 +27,7 @@ LENGTHS = (1_000, 10_000, 100_000)
 SIDE = 128
 COMMAND = "python benchmarks/memory.py DATA/flies/pair24 --model runs/speed/compared/cells/smp_all_0/run -o benchmarks/results/memory.json"
 CHILD = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 model, video, output = (Path(a) for a in sys.argv[1:4])
 import smp_plugin
@@ -39,7 +39,8 @@ else:
     for key, value in {"train.steps": 10, "train.unlabeled_fusion_start": 0.2, "model.weights": "none", "train.device": "cpu"}.items():
         set_value(config, key, value)
     smp_plugin.train([model], config=config, out=output, unlabeled=[video])
-print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+from smp_plugin.baselines.__main__ import peak_memory
+print("PEAK", peak_memory() / 2**20)
 """
 
 

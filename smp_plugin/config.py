@@ -1,6 +1,6 @@
 """Every setting once: its default, unit and meaning; presets; YAML in and out. Unknown keys are errors.
 
-The tables in README and ``--help`` are not copies of this file: they name the few settings that have flags of their own.
+``--help`` is not a copy of this file: it names the few settings that have flags of their own.
 """
 
 from __future__ import annotations

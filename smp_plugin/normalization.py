@@ -14,8 +14,8 @@ from torchvision.ops import FrozenBatchNorm2d
 class GroupNorm(nn.GroupNorm):
     """``torch.nn.GroupNorm``; same values, parameters and gradients.
 
-    Groups have a handful of channels, and there PyTorch's CPU kernels for channels-last images in bf16 are slow: for the gradient, and for
-    the values of maps below 1024 cells in groups of less than 16 channels (``benchmarks/results/group_norm.json``).
+    In groups of less than 16 channels, PyTorch's CPU kernels for channels-last images in bf16 are slow: for the gradient, and for values of
+    maps below 1024 cells (``benchmarks/results/group_norm.json``).
     """
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Muon for convolution kernels, AdamW for everything else: from scratch, far more is learnt in the same steps.
 
-On honeybee with 25 labels, 600 steps end at AP .896 (s2 = 1) and .720 (.1), those of AdamW at .851 and .634:
+On honeybee with 25 labels, 600 steps end at AP .896 (s2 = 1) and .720 (.1), those of AdamW at .851 and .634, one run each:
 `benchmarks/results/honeybee_optimizer.json`.
 """
 

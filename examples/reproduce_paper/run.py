@@ -26,7 +26,7 @@ from smp_plugin.progress import Reporter  # noqa: E402
 
 NOTES = (
     "The paper's subsets were not published; these are others.",
-    "The frames measured on choose nothing here, neither a model nor a setting; the paper chose alpha and beta on them.",
+    "The frames measured on choose no model here; the paper chose alpha and beta on them. Settings were chosen on val30 of the bees.",
     "alpha = 0.01 and beta = 0.1 throughout, unless settings say otherwise; the paper raises alpha to 5-10 where labels are very few.",
     "SLEAP is sleap-nn with its own training profiles; the paper used the SLEAP of its time.",
 )

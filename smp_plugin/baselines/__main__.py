@@ -5,6 +5,7 @@ Exit code 3: the method is not available here, and ``unavailable.txt`` says why;
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -43,6 +44,9 @@ def peak_memory() -> int:
         reserved = max(map(torch.cuda.max_memory_reserved, range(torch.cuda.device_count())), default=0)  # it may have used any of them
         if reserved:
             return int(reserved)
+    with contextlib.suppress(OSError, StopIteration):  # getrusage's figure, on Linux, begins at the parent's
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
     try:
         import resource
     except ImportError:  # Windows

@@ -11,9 +11,9 @@ from converters import LabeledFrame, PredictedInstance, read_project, write_pred
 from converters.video import open_video
 from smp_plugin import __version__
 from smp_plugin.baselines import CurvePoint, Job, Outcome, own_settings
-from smp_plugin.checkpoint import load_model
+from smp_plugin.checkpoint import Checkpoint, load_model
 from smp_plugin.config import preset, set_value
-from smp_plugin.inference import choose_device
+from smp_plugin.inference import choose_device, in_bf16
 from smp_plugin.predictor import Predictor
 from smp_plugin.progress import Reporter
 from smp_plugin.training import train
@@ -39,15 +39,18 @@ def run(job: Job) -> Outcome:
         set_value(config, key, value)
     out = job.folder / "run"
     train([job.train], config=config, out=out, val=job.val, resume=(out / "last.ckpt").exists(), reporter=Reporter())
-    seconds, frames, cut = _predict(job, out)
+    checkpoint = load_model(out)
+    made = checkpoint.config
+    precision = "mixed bf16" if in_bf16(device, made.train.precision) else "single precision"
+    notes = [chosen, f"frames scaled by {made.data.input_scale:g}, as suits the animals' size; {precision}"]
+    seconds, frames, cut = _predict(job, checkpoint, out)
     curve = _curve(out / "metrics.csv")
     steps, trained = curve[-1].step, curve[-1].seconds
-    return Outcome(f"smp-plugin {__version__}", steps, trained, seconds, frames, [chosen], curve, min_score=cut)
+    return Outcome(f"smp-plugin {__version__}", steps, trained, seconds, frames, notes, curve, min_score=cut)
 
 
-def _predict(job: Job, run_folder: Path) -> tuple[float, int, float]:
+def _predict(job: Job, checkpoint: Checkpoint, run_folder: Path) -> tuple[float, int, float]:
     """Seconds, frames, and the score from which animals would be kept. The first batch, which warms up, is not timed."""
-    checkpoint = load_model(run_folder)
     cut, checkpoint.config.predict.min_score = checkpoint.config.predict.min_score, 0.0
     predictor, labels = Predictor(checkpoint, choose_device(job.device)[0]), read_project(job.val)
     frames = labels.labelled_frames

@@ -2,8 +2,10 @@
 
 The profiles are those of the SLEAP GUI 1.6 (``baseline_medium_rf.bottomup``, ``baseline.centroid``, ``baseline_medium_rf.topdown``). What
 differs, each in SLEAP's favour or because a budget is asked for: every labelled frame is trained on (the profile holds a tenth out), the
-run ends with the budget and its last weights are kept, and on a CPU, where a budget is a few hundred steps, large frames are halved and the
-learning rate is that of sleap-nn's ``train()``, ten times the profiles'. ``job.settings`` that begin with ``sleap.`` overrule any of it.
+run ends with the budget and its last weights are kept, validation takes no time of it, and on a CPU, where a budget is a few hundred steps,
+large frames are halved for the bottom-up model, and the learning rate is that of sleap-nn's ``train()``, ten times the profiles'. Top-down
+models have the profiles' scales: centroids from halved frames, poses from crops at full size. sleap-nn works in single precision.
+``job.settings`` that begin with ``sleap.`` overrule any of it.
 
 Traps: sleap-nn has no wall-clock cap; its steps an epoch have a minimum of their own; checkpoints exist for whole epochs only; the profiles
 open ports for the GUI. Frames that a prediction file lacks are not counted by its own evaluator, so every frame is written here.
@@ -42,7 +44,7 @@ def run(job: Job) -> Outcome:
     _hush()
     shutil.rmtree(_models(job), ignore_errors=True)  # of a run that was interrupted
     on_cpu = _on_cpu(job)
-    scale, why = _scale(job, on_cpu)
+    scale = _scale(job, on_cpu)
     parts = list(_networks(job, scale))
     steps, seconds = 0, 0.0
     snapshots: list[list[_Snapshot]] = []
@@ -55,8 +57,10 @@ def run(job: Job) -> Outcome:
     shutil.rmtree(_models(job) / "snapshots", ignore_errors=True)
     notes = [
         f"settings of SLEAP's own profile ({', '.join(name for name, *_ in parts)}), all labelled frames trained on, last weights kept",
-        why,
+        "validation takes no time of the budget; single precision, sleap-nn has no other",
     ]
+    if scale != 1:
+        notes.append("large frames halved, as a CPU needs several seconds a step at full size")
     if on_cpu:
         notes.append("learning rate .001 (sleap-nn's train()), as few steps fit a budget on a CPU; the profiles' is .0001")
     if len(parts) == 2:
@@ -83,16 +87,14 @@ def _on_cpu(job: Job) -> bool:
     return job.device == "cpu" or (job.device == "auto" and not (torch.cuda.is_available() or torch.backends.mps.is_available()))
 
 
-def _scale(job: Job, on_cpu: bool) -> tuple[float, str]:
-    """Factor on the input of the full-frame networks, and why."""
+def _scale(job: Job, on_cpu: bool) -> float:
+    """Factor on the input of the bottom-up network, whose profile asks for full size."""
     from converters import read_project
     from converters.video import open_video
 
     with open_video(read_project(job.val).videos[0]) as video:
         height, width = video.read(video.frame_numbers[0]).shape[:2]
-    if on_cpu and height * width > LARGE_FRAME:
-        return 0.5, f"frames of {width}x{height} halved, as a CPU needs several seconds a step at full size"
-    return 1.0, "frames at full size"
+    return 0.5 if job.method == "sleap-bottomup" and on_cpu and height * width > LARGE_FRAME else 1.0
 
 
 def _networks(job: Job, scale: float) -> Iterator[tuple[str, dict[str, Any], Head, float, float]]:
@@ -169,11 +171,19 @@ class _Clock:
         self.marks = [(i + 1) / job.curve for i in range(job.curve - 1)] if job.curve else []
         self.folder = _models(job) / "snapshots" / name
         self.snapshots: list[_Snapshot] = []
-        self.started = self.elapsed = self.aside = 0.0
+        self.started = self.elapsed = self.aside = self.paused = 0.0
         self.step = 0
 
     def begin(self) -> None:
         self.started = time.monotonic()
+
+    def pause(self) -> None:
+        """Validation takes no time of the budget, here as in our own runs."""
+        self.paused = time.monotonic()
+
+    def go_on(self) -> None:
+        if self.started:  # not in the trial run of a validation, before training
+            self.aside += time.monotonic() - self.paused
 
     def tick(self, step: int, save: Callable[[Path], None]) -> bool:
         """Is the budget spent? Saving a snapshot takes no time of it."""
@@ -207,6 +217,12 @@ def _train(job: Job, name: str, settings: dict[str, Any], share: float) -> _Cloc
         def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
             if clock.tick(trainer.global_step, lambda path: trainer.save_checkpoint(path, weights_only=True)):
                 raise _Spent
+
+        def on_validation_start(self, *_: Any) -> None:
+            clock.pause()
+
+        def on_validation_end(self, *_: Any) -> None:
+            clock.go_on()
 
     made = lightning.Trainer
 

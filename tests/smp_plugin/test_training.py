@@ -105,7 +105,7 @@ def test_it_learns(trained: Path, blobs: Any):
     rows = rows_of(trained)
     for term in ("loss_heatmap", "loss_box", "loss_vector"):
         assert float(rows[-1][term]) < 0.5 * float(rows[0][term]), term
-    assert max(float(row["val_ap_s2_0.1"]) for row in rows) > 0.7  # after 42 steps: rounding alone moves it from below .84 to above .9
+    assert max(float(row["val_ap_s2_0.1"]) for row in rows) > 0.9
     model = load_model(trained)
     model.config.predict.min_score = 0.02
     for image, truth in zip(frames_of(blobs.video), blobs.truth, strict=True):

@@ -52,6 +52,23 @@ def test_the_clock_ends_a_run_and_keeps_weights_on_the_way(tmp_path: Path) -> No
     assert [s.step for s in clock.snapshots] == [2, 4, 6, 8] and len(saved) == 4
 
 
+def test_validation_takes_no_time_of_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("smp_plugin.baselines.sleap.time.monotonic", lambda: now)
+    clock = _Clock(job_of(tmp_path, tmp_path / "p.slp", "sleap-bottomup", minutes=1.0), "bottomup", 1.0)
+    clock.pause()  # a trial of the validation, before training
+    now += 50
+    clock.go_on()
+    clock.begin()
+    now += 50
+    clock.pause()
+    now += 1000
+    clock.go_on()
+    assert not clock.tick(1, lambda path: None) and clock.elapsed == 50
+    now += 10
+    assert clock.tick(2, lambda path: None) and clock.elapsed == 60
+
+
 @pytest.mark.skipif(HERE, reason="sleap-nn is installed")
 def test_without_sleap_nn_the_remedy_is_named(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"sleap-topdown needs sleap-nn.*pip install 'smp-plugin\[sleap\]'"):
