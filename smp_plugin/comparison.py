@@ -291,7 +291,8 @@ def _row(job: Job, labels: int, fraction: str) -> dict[str, object]:
     """AP over all predictions, which AP weighs by score; counts and pixel errors over those that a person would be shown."""
     outcome = Outcome.from_dict(json.loads((job.folder / "outcome.json").read_text(encoding="utf-8")))
     found, truth = read_project(job.predictions, require_videos=False), read_project(job.val, require_videos=False)
-    full = evaluate(truth, found)
+    every = read_project(job.everything, require_videos=False) if job.everything.exists() else found
+    full = evaluate(truth, every)
     seen = evaluate(truth, shown(found, outcome.min_score))
     ap, counts = (full.partial or full).ap, seen.partial or seen  # where labels are partial, what has no label is not judged
     return {

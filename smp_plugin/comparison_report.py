@@ -71,7 +71,10 @@ HOW = (
     "the squared tolerance relative to the animal's area: at 1 (the SemiMultiPose paper's) it matters that animals are found, at 0.1 it "
     "matters too where their points are, at 0.0025 (SLEAP's) almost only that.",
     "Missed: labelled animals without a prediction. Invented: predictions where no animal is labelled. Doubled: predictions beyond the "
-    "first of an animal. All of a method's predictions count, whatever their score.",
+    "first of an animal. AP counts whatever a method finds, however unsure: SLEAP predicts for it with a lower threshold of peaks, 0.05, and 0 "
+    "for the points of an animal that was found. These counts and the pixel error are of what a person is shown: of this project's methods, "
+    "what scores above the cut that training chose on the frames it learnt from; of SLEAP's, peaks above its own threshold, 0.2; of "
+    "DeepLabCut's, everything, as it has no cut for animals.",
     "The pixel error is the median over the labelled points of animals that were found: a method that misses the difficult animals looks "
     "better in it than it is.",
     "± is the standard error of the mean over runs (seeds); with one run there is none. Differences are taken between runs that share "

@@ -58,8 +58,13 @@ class Job:
 
     @property
     def predictions(self) -> Path:
-        """Where the poses on the frames of ``val`` go."""
+        """Where the poses on the frames of ``val`` go, as the method's package shows them to its users."""
         return self.folder / "predictions.slp"
+
+    @property
+    def everything(self) -> Path:
+        """The same with what the package leaves out as too unsure, for AP, which weighs by scores. Only where a package leaves out any."""
+        return self.folder / "everything.slp"
 
     def write(self) -> None:
         """As ``job.json`` in the job's folder."""

@@ -28,6 +28,9 @@ EPOCH = 200  # steps, as in the profiles; after each the learning rate may fall
 CENTROID_SHARE = 1 / 3  # of a wall-clock budget: a centroid step costs less, and centroids are found long before poses are exact
 LARGE_FRAME = 640 * 640  # px; larger frames are halved on a CPU, where a step on them takes many seconds
 GEOMETRY = {"rotation_min": -180.0, "rotation_max": 180.0, "scale_min": 0.9, "scale_max": 1.1, "affine_p": 1.0}
+# Peaks of less are left out for AP, of centroids or of all points, and of the points of a crop. sleap-nn's own threshold, .2 for both, takes
+# points away from animals that were found, by which AP counts them as wrong; young networks are unsure of all of them.
+UNSURE = (0.05, 0.0)
 Head = dict[str, Any]
 
 
@@ -52,7 +55,9 @@ def run(job: Job) -> Outcome:
         clock = _train(job, name, _settings(job, name, backbone, head, part_scale, 1e-3 if on_cpu else 1e-4), share)
         steps, seconds = steps + clock.step, seconds + clock.elapsed
         snapshots.append(clock.snapshots)
-    predict_seconds, frames = _predict(job, [_models(job) / name for name, *_ in parts], job.predictions)
+    models = [_models(job) / name for name, *_ in parts]
+    predict_seconds, frames = _predict(job, models, job.predictions)
+    _predict(job, models, job.everything, UNSURE[: len(models)])
     curve = _curve(job, [name for name, *_ in parts], snapshots)
     shutil.rmtree(_models(job) / "snapshots", ignore_errors=True)
     notes = [
@@ -248,14 +253,15 @@ class _Spent(Exception):
     """The budget is spent. Lightning's own flag would train on to the end of the epoch."""
 
 
-def _predict(job: Job, models: list[Path], output: Path) -> tuple[float, int]:
-    """Seconds and frames; model loading and the first batch are not timed."""
+def _predict(job: Job, models: list[Path], output: Path, thresholds: tuple[float, ...] = ()) -> tuple[float, int]:
+    """Seconds and frames; model loading and the first batch are not timed. ``thresholds``: of peaks, for each network; (): sleap-nn's own."""
     import sleap_io
     import torch
     from sleap_nn.inference import Predictor
 
     device = job.device if job.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    predictor = Predictor.from_model_paths([str(m) for m in models], device=device, batch_size=4)
+    cut = {"peak_threshold": list(thresholds) if len(thresholds) > 1 else thresholds[0]} if thresholds else {}
+    predictor = Predictor.from_model_paths([str(m) for m in models], device=device, batch_size=4, **cut)
     wanted = sleap_io.load_slp(str(job.val))
     places = [(frame.video, frame.frame_idx) for frame in wanted.labeled_frames]
     bare = sleap_io.Labels(
@@ -280,6 +286,6 @@ def _curve(job: Job, names: list[str], snapshots: list[list[_Snapshot]]) -> list
             os.replace(snapshot.path, folder / "best.ckpt")
             folders.append(folder)
         output = _models(job) / "snapshots" / f"{number}.slp"
-        _predict(job, folders, output)
+        _predict(job, folders, output, UNSURE[: len(folders)])
         points.append(curve_point(job, output, sum(s.seconds for s in stage), sum(s.step for s in stage)))
     return points
