@@ -6,9 +6,11 @@ import hashlib
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,10 +27,13 @@ from smp_plugin.completeness import looks_partial
 from smp_plugin.config import Config, set_value
 from smp_plugin.evaluation import evaluate
 from smp_plugin.metrics import MEDIUM_S2, PAPER_S2, SLEAP_S2
+from smp_plugin.pairing import frame_pairs
 from smp_plugin.progress import Reporter
 
 DEFAULT = (*OWN, *SLEAP)
 CAMPS = (OWN, SLEAP, DLC)  # what is not available for one method is not for its camp
+TRIES = 2  # failures in a row after which a method is left out of the rest
+SAVING = 60.0  # seconds that an interrupted run has to keep what it has
 
 
 @dataclass(frozen=True)
@@ -81,9 +86,13 @@ def compare(
         ``report.html``.
 
     Raises:
-        FormatError: bad input, or ``out`` holds a comparison with another budget or other frames.
+        FormatError: bad input, or ``out`` holds a comparison with another budget, another kind of device or other frames.
     """
     reporter = reporter or Reporter(quiet=True)
+    if not methods:
+        raise FormatError(f"--methods names none; choose from {', '.join(METHODS)}.")
+    if not fractions:
+        raise FormatError("--labels-fraction names none; write numbers of labelled frames, percentages or all, such as 5,20%,all.")
     if not minutes and not steps:
         raise FormatError("--minutes or --steps is missing: the budget that every method gets.")
     for key, value in own_settings(settings or {}).items():  # a wrong one is better said now than in every run
@@ -93,7 +102,16 @@ def compare(
     held = read_project(val, video_root) if isinstance(val, Path) else None
     train, judged = _split(labels, held, val if isinstance(val, float) else 0.0)
     counts = {fraction: count_of(fraction, len(train.labelled_frames)) for fraction in fractions}
-    _claim(out, project, val, (train, judged), budget, preset, settings or {})
+    for fraction, seed in itertools.product(fractions, seeds):
+        if not _shows_animals(drawn(train, counts[fraction], seed).frames):
+            raise FormatError(
+                f"--labels-fraction {fraction}: no animal is labelled in the frames that seed {seed} draws; ask for more than "
+                f"{counts[fraction]} of the {len(train.labelled_frames)}."
+            )
+    notes = _twice(train, judged) if held is not None else []
+    _claim(out, project, val, (train, judged), budget, preset, settings or {}, device)
+    for note in notes:
+        reporter.warn(note)
     val_file = out / "data" / "val.slp"
     val_file.parent.mkdir(exist_ok=True)
     _write_once(val_file, judged)
@@ -111,11 +129,11 @@ def compare(
             dict(settings or {}), curve,
         )  # fmt: skip
         jobs.append((fraction, counts[fraction], job))
-    left_out = _do(jobs, out, reporter)
+    problems = _do(jobs, out, reporter)
     if not read_results(out):
-        raise FormatError(f"No method could be run: {' '.join(dict.fromkeys(left_out.values()))}")
+        raise FormatError(f"No method could be run: {' '.join(problems)}")
     facts = _facts(project, train, judged, budget, seeds)
-    page = write_comparison(out, title=f"Methods on {project.name}", val=judged, facts=facts, notes=sorted(set(left_out.values())))
+    page = write_comparison(out, title=f"Methods on {project.name}", val=judged, facts=facts, notes=[*notes, *problems])
     reporter.say(f"results: {out / 'results.csv'}; report: {page}")
     return page
 
@@ -134,26 +152,55 @@ def _facts(project: Path, train: Labels, judged: Labels, budget: Budget, seeds: 
     }
 
 
-def _do(jobs: Sequence[tuple[str, int, Job]], out: Path, reporter: Reporter) -> dict[str, str]:
-    """Run what ``results.csv`` does not hold yet: (fraction, labelled frames, job). Returns the methods that can't be run, and why."""
-    left_out: dict[str, str] = {}
+def _do(jobs: Sequence[tuple[str, int, Job]], out: Path, reporter: Reporter) -> list[str]:
+    """Run what ``results.csv`` does not hold yet: (fraction, labelled frames, job). Returns what went wrong, in sentences.
+
+    A run that fails is skipped. A method that is not available, or fails ``TRIES`` times in a row, is left out of the rest.
+    """
+    said: list[str] = []
+    left_out: set[str] = set()
+    failures: Counter[str] = Counter()  # in a row
+
+    def tell(sentence: str) -> None:
+        said.append(sentence)
+        reporter.warn(sentence)
+
     with reporter.task("comparing", len(jobs), "runs") as task:
         for number, (fraction, labels, job) in enumerate(jobs):
             task.update(number, method=job.method, labels=fraction, seed=job.seed)
             if job.method in left_out or any(cell.key == (job.method, fraction, job.seed) for cell in read_results(out)):
                 continue
             share = 1 / (66 * job.minutes + 60)  # of a run that a second is, about: what is not training takes a while, too
-            problem = _run(job, lambda seconds, n=number, s=share: task.update(n + min(seconds * s, 0.95)))  # type: ignore[misc]
-            if problem:
-                alike = next(camp for camp in CAMPS if job.method in camp) if problem.unavailable else (job.method,)
-                left_out |= dict.fromkeys(alike, problem.sentence)
-                reporter.warn(problem.sentence)
-                continue
-            row = _row(job, labels, fraction)
-            append_result(out, row)
-            figures = f"AP {row['ap_s2_1']:.3f}, {row['ap_s2_0.1']:.3f} (s2 = .1)"
-            reporter.say(f"{job.method}, {labels} labelled frames, seed {job.seed}: {figures}")
-    return left_out
+            found = _one(job, labels, fraction, lambda seconds, n=number, s=share: task.update(n + min(seconds * s, 0.95)))  # type: ignore[misc]
+            if not isinstance(found, _Problem):
+                failures[job.method] = 0
+                append_result(out, found)
+                figures = f"AP {found['ap_s2_1']:.3f}, {found['ap_s2_0.1']:.3f} (s2 = .1)"
+                reporter.say(f"{job.method}, {labels} labelled frames, seed {job.seed}: {figures}")
+            elif found.unavailable:
+                tell(found.sentence)
+                left_out.update(next(camp for camp in CAMPS if job.method in camp))
+            else:
+                tell(f"{job.method} with {labels} labelled frames and seed {job.seed} is left out: {found.sentence}")
+                failures[job.method] += 1
+                if failures[job.method] == TRIES:
+                    left_out.add(job.method)
+                    if any(later.method == job.method for _, _, later in jobs[number + 1 :]):
+                        tell(f"{job.method} failed {TRIES} times in a row, so that its other runs are left out.")
+    return said
+
+
+def _one(job: Job, labels: int, fraction: str, tick: Callable[[float], None]) -> dict[str, object] | _Problem:
+    """One cell's line of ``results.csv``, from a run that was finished before or from a new one."""
+    problem = None if _finished(job) else _run(job, tick)
+    if problem:
+        return problem
+    try:
+        return _row(job, labels, fraction)
+    except Exception as error:  # what another package wrote may be broken in any way
+        (job.folder / "outcome.json").unlink(missing_ok=True)  # or the same would be read again for ever
+        why = str(error).rstrip(".") if isinstance(error, FormatError) else f"{type(error).__name__}: {error}"
+        return _Problem(f"its predictions can't be measured ({why}); the same command tries it again.", False)
 
 
 def count_of(fraction: str, available: int) -> int:
@@ -177,13 +224,24 @@ def drawn(labels: Labels, count: int, seed: int) -> Labels:
     return replace(labels, frames=[frames[i] for i in sorted(order)], notes=[])
 
 
+def _shows_animals(frames: Sequence[LabeledFrame]) -> bool:
+    return any(frame.instances for frame in frames)  # not where all are marked as empty
+
+
+def _twice(train: Labels, judged: Labels) -> list[str]:
+    """A sentence where frames are both learnt from and measured on."""
+    both = sum(bool(found) for _, found in frame_pairs(judged, train, strict=False))
+    frames = f"{both} of the {len(judged.labelled_frames)} frames measured {'is' if both == 1 else 'are'}"
+    return [f"{frames} also among those learnt from, by the names of their videos, so that accuracy on them flatters."] if both else []
+
+
 def _split(labels: Labels, held: Labels | None, share: float) -> tuple[Labels, Labels]:
     """What is learnt from and what is measured on. The split does not depend on a seed: all runs are measured on the same frames."""
     frames = labels.labelled_frames
-    if not any(f.instances for f in frames):
+    if not _shows_animals(frames):
         raise FormatError(f"{labels.path}: no animal is labelled in it; label some frames and try again.")
     if held is not None:
-        if not any(f.instances for f in held.labelled_frames):
+        if not _shows_animals(held.labelled_frames):
             raise FormatError(f"--val {held.path}: no animal is labelled in it, so nothing can be measured on it.")
         return replace(labels, frames=frames), replace(held, frames=_without_predictions(held.labelled_frames))
     count = round(share * len(frames))
@@ -191,6 +249,12 @@ def _split(labels: Labels, held: Labels | None, share: float) -> tuple[Labels, L
         raise FormatError(f"--val {share:g} of {len(frames)} labelled frames leaves none to measure or none to learn from; name a project.")
     chosen = set(np.random.default_rng(0).permutation(len(frames))[:count].tolist())
     learnt, measured = ([f for i, f in enumerate(frames) if (i in chosen) == wanted] for wanted in (False, True))
+    for part, what in ((measured, "measure on"), (learnt, "learn from")):
+        if not _shows_animals(part):
+            raise FormatError(
+                f"--val {share:g}: no animal is labelled in the {len(part)} frames that are left to {what}; name a project with --val, or "
+                "another share."
+            )
     return replace(labels, frames=learnt), replace(labels, frames=_without_predictions(measured))
 
 
@@ -199,7 +263,14 @@ def _without_predictions(frames: list[LabeledFrame]) -> list[LabeledFrame]:
 
 
 def _claim(
-    out: Path, project: Path, val: Path | float, labels: tuple[Labels, Labels], budget: Budget, preset: str, settings: Mapping[str, str]
+    out: Path,
+    project: Path,
+    val: Path | float,
+    labels: tuple[Labels, Labels],
+    budget: Budget,
+    preset: str,
+    settings: Mapping[str, str],
+    device: str,
 ) -> None:
     """Results of one folder must be comparable: remember what was compared how, and refuse to mix."""
     mine = {
@@ -209,15 +280,16 @@ def _claim(
         "budget": str(budget),
         "preset": preset,
         "settings": dict(settings),
+        "device": _kind_of(device),
     }
     path = out / "comparison.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
         refuse_links(itertools.chain(*map(out.glob, ("*", "data/*", "cells/*", "cells/*/*"))))
         if path.exists():
-            theirs = dict(json.loads(path.read_text(encoding="utf-8")))
+            theirs = {"device": mine["device"], **dict(json.loads(path.read_text(encoding="utf-8")))}  # older folders do not say it
             if other := [key for key in mine if theirs.get(key) != mine[key]]:
-                what = {"val": "--val", "preset": "--preset", "settings": "choice of --set"}.get(other[0], other[0])
+                what = {"val": "--val", "preset": "--preset", "settings": "choice of --set", "device": "--device"}.get(other[0], other[0])
                 before, now = (_in_words(values.get(other[0])) for values in (theirs, mine))
                 raise FormatError(f"-o {out} holds a comparison with another {what} ({before}, now {now}); choose another folder.")
             return
@@ -226,6 +298,22 @@ def _claim(
         raise
     except (OSError, TypeError, ValueError, RecursionError) as error:
         raise FormatError(f"-o {out}: it can't be used ({error}); choose another folder.") from error
+
+
+def _kind_of(device: str) -> str:
+    """cpu, cuda or mps: what a run uses."""
+    if device != "auto":
+        return device.partition(":")[0]
+    import torch
+
+    if not torch.cuda.is_available():
+        from smp_plugin.inference import choose_device
+
+        return choose_device(device)[0].type
+    # A process that has tried a GPU keeps some of it, and the runs may need it all: one that ends tries it.
+    code = "from smp_plugin.inference import choose_device; print(choose_device('auto')[0].type)"
+    found = subprocess.run([sys.executable, "-c", code], env=_environment(), capture_output=True, text=True)
+    return found.stdout.split()[-1] if found.returncode == 0 else "cuda"
 
 
 def _in_words(value: object) -> str:
@@ -253,31 +341,55 @@ class _Problem:
     unavailable: bool
 
 
+def _finished(job: Job) -> bool:
+    """Whether exactly this was done before, and only its line in ``results.csv`` is missing: the process that waited for it was killed."""
+    try:
+        return Job.read(job.folder) == job and job.predictions.exists() and (job.folder / "outcome.json").exists()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False
+
+
 def _run(job: Job, tick: Callable[[float], None]) -> _Problem | None:
     """One run in a process of its own, whatever it prints in its ``log.txt``; ``tick`` is told the seconds it has taken so far. Ctrl-C
-    reaches that process, too, and it is waited for.
+    is handed on to that process, and it is waited for.
     """
+    for left in (job.folder / "outcome.json", job.predictions, job.everything):
+        left.unlink(missing_ok=True)
     job.write()
     log = job.folder / "log.txt"
     command = [sys.executable, "-m", "smp_plugin.baselines", str(job.folder)]
+    group = 0 if os.name == "posix" else None  # of its own, or a terminal would send Ctrl-C to both
     with log.open("a", encoding="utf-8") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=_environment())
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=_environment(), process_group=group
+        )
         started = time.monotonic()
         try:
             while (code := process.poll()) is None:
                 tick(time.monotonic() - started)
                 time.sleep(0.5)
-        except KeyboardInterrupt:
-            process.wait()
+        except BaseException:
+            _interrupt(process)
             raise
     if code == 0:
         return None
     if code == UNAVAILABLE:
         return _Problem((job.folder / "unavailable.txt").read_text(encoding="utf-8"), True)
     if code == REFUSED:
-        return _Problem(f"{job.method} is left out: {(job.folder / 'refused.txt').read_text(encoding='utf-8')}", False)
+        return _Problem((job.folder / "refused.txt").read_text(encoding="utf-8"), False)
     why = "it was killed (out of memory?)" if code < 0 else f"it failed (exit code {code})"
-    return _Problem(f"{job.method} is left out: {why}; {log} has all that it said, and the same command tries it again.", False)
+    return _Problem(f"{why}; {log} has all that it said, and the same command tries it again.", False)
+
+
+def _interrupt(process: subprocess.Popen[bytes]) -> None:
+    """Ctrl-C for a run, which has a while to save what it has, but not where Ctrl-C is pressed again."""
+    try:
+        if os.name == "posix":  # on Windows, Ctrl-C has reached it
+            process.send_signal(signal.SIGINT)
+        process.wait(SAVING)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        process.kill()
+        process.wait()
 
 
 def _environment() -> dict[str, str]:

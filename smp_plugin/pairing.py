@@ -96,13 +96,14 @@ def paired_units(truth: Labels, guess: Labels) -> dict[Unit, Unit]:
 def frame_pairs(truth: Labels, guess: Labels, strict: bool = True) -> list[tuple[list[LabeledFrame], list[LabeledFrame]]]:
     """For every labelled frame, in the labels' order, what each file holds of it (the second list is empty where the predictions lack it).
 
-    Raises FormatError when the files have no video in common and ``strict``.
+    Where no video has a name in common, ``strict`` takes it that each file's only video is the same, and raises FormatError where that
+    can't be.
     """
     by_order = False
     pairs, behind = paired_units(truth, guess), paired_units(_behind(truth), _behind(guess))
-    if not pairs and not behind:
+    if strict and not pairs and not behind:
         by_order = _alike(truth.videos, guess.videos)
-        if strict and not by_order:
+        if not by_order:
             raise FormatError(
                 f"{truth.path or 'The labels'} and {guess.path or 'the predictions'} have no video in common: "
                 f"{_some_names(truth)} against {_some_names(guess)}. Predict on the labelled videos, or rename one of them."

@@ -9,13 +9,29 @@ import contextlib
 import importlib
 import json
 import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 from converters.labels import FormatError
 from smp_plugin.baselines import DLC, SLEAP, Job, Outcome, Unavailable
 
 REFUSED, UNAVAILABLE = 2, 3
+
+
+def obey(parent: int) -> None:
+    """Ctrl-C reaches this process through its parent, and ends it where the parent no longer lives: another may soon work in the folder."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a parent in the background has switched off
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    if os.name == "posix":
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def main(folder: Path) -> int:
@@ -56,4 +72,5 @@ def peak_memory() -> int:
 
 
 if __name__ == "__main__":
+    obey(os.getppid())
     sys.exit(main(Path(sys.argv[1])))

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,18 +36,18 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 
 @pytest.fixture
 def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Job]]:
-    """Runs that predict the labels themselves, moved by ``error`` px, and one animal far off whose score is ``far``; methods in ``broken``
-    fail, DeepLabCut's are not available.
+    """Runs that predict the labels themselves, moved by ``error`` px, and one animal far off whose score is ``far``; what is in ``broken``,
+    methods or cells' folders, fails, predictions of ``unreadable`` cells are damaged, and DeepLabCut is not available.
     """
 
-    def make(error: float = 0.0, broken: tuple[str, ...] = (), far: float = 0.1) -> list[Job]:
+    def make(error: float = 0.0, broken: tuple[str, ...] = (), far: float = 0.1, unreadable: tuple[str, ...] = ()) -> list[Job]:
         done: list[Job] = []
 
         def run(job: Job, tick: Callable[[float], None]) -> comparison._Problem | None:
             job.write()
             if job.method.startswith("dlc-"):
                 return comparison._Problem("DeepLabCut is not here.", True)
-            if job.method in broken:
+            if {job.method, job.folder.name} & {*broken}:
                 return comparison._Problem(f"{job.method} failed.", False)
             labels = read_project(job.val)
             frames = [
@@ -54,6 +59,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Job]]:
             write_project(job.predictions, replace(labels, frames=frames))
             outcome = Outcome("pretended 1", 7, 120.0, 2.0, len(frames), peak_memory=3 * 10**9, min_score=0.5)
             (job.folder / "outcome.json").write_text(json.dumps(outcome.to_dict()))
+            if job.folder.name in unreadable:
+                job.predictions.write_bytes(b"damaged")
             done.append(job)
             return None
 
@@ -117,6 +124,56 @@ def test_finished_runs_are_not_repeated_and_failed_ones_are(
     assert [j.method for j in again] == ["directpose"]
 
 
+def test_a_failed_run_is_skipped_and_only_a_method_that_fails_twice_in_a_row_is_left_out(
+    blobs: Any, tmp_path: Path, pretend: Callable[..., list[Job]], listener: Any
+) -> None:
+    pretend(broken=("smp_4_0", "directpose"))
+    methods = ("smp", "directpose")
+    page = compare(blobs.project, out=tmp_path, methods=methods, steps=3, seeds=range(4), fractions=("4",), reporter=listener)
+    assert [(row["method"], row["seed"]) for row in rows_of(tmp_path)] == [("smp", "1"), ("smp", "2"), ("smp", "3")]
+    assert listener.alarms == [
+        "directpose with 4 labelled frames and seed 0 is left out: directpose failed.",
+        "smp with 4 labelled frames and seed 0 is left out: smp failed.",
+        "directpose with 4 labelled frames and seed 1 is left out: directpose failed.",
+        "directpose failed 2 times in a row, so that its other runs are left out.",
+    ]
+    assert all(sentence in page.read_text() for sentence in listener.alarms)
+
+
+def test_failures_with_a_success_between_them_are_not_in_a_row(blobs: Any, tmp_path: Path, pretend: Callable[..., list[Job]]) -> None:
+    pretend(broken=("smp_4_0", "smp_4_2"))
+    compare(blobs.project, out=tmp_path, methods=("smp",), steps=3, seeds=range(4), fractions=("4",))
+    assert [row["seed"] for row in rows_of(tmp_path)] == ["1", "3"]
+
+
+def test_predictions_that_can_not_be_read_are_a_problem_of_their_run(
+    blobs: Any, tmp_path: Path, pretend: Callable[..., list[Job]], listener: Any
+) -> None:
+    pretend(unreadable=("directpose_all_0",))
+    page = compare(blobs.project, out=tmp_path, methods=("directpose", "smp"), steps=3, reporter=listener)
+    assert [row["method"] for row in rows_of(tmp_path)] == ["smp"]
+    assert any("directpose with 9 labelled frames and seed 0 is left out: its predictions can't be" in a for a in listener.alarms)
+    assert "can&#x27;t be measured" in page.read_text() or "can't be measured" in page.read_text()
+    again = pretend()
+    compare(blobs.project, out=tmp_path, methods=("directpose", "smp"), steps=3)
+    assert [job.method for job in again] == ["directpose"] and len(rows_of(tmp_path)) == 2
+
+
+def test_a_run_that_finished_while_nobody_waited_is_taken_if_it_is_the_same(
+    blobs: Any, tmp_path: Path, pretend: Callable[..., list[Job]]
+) -> None:
+    pretend()
+    arguments: dict[str, Any] = {"out": tmp_path, "methods": ("smp",), "steps": 3, "device": "cpu"}
+    compare(blobs.project, **arguments)
+    (tmp_path / "results.csv").unlink()
+    again = pretend()
+    compare(blobs.project, **arguments)
+    assert not again and len(rows_of(tmp_path)) == 1
+    (tmp_path / "results.csv").unlink()
+    compare(blobs.project, **arguments, curve=3)
+    assert len(again) == 1
+
+
 def test_what_is_not_installed_is_said_once_and_skipped(
     blobs: Any, tmp_path: Path, pretend: Callable[..., list[Job]], listener: Any
 ) -> None:
@@ -134,6 +191,54 @@ def test_a_folder_holds_one_comparison(blobs: Any, tmp_path: Path, pretend: Call
     compare(blobs.project, out=tmp_path, methods=("smp",), steps=3)
     with pytest.raises(FormatError, match=r"another budget \(3 steps, now 2 minutes\); choose another folder"):
         compare(blobs.project, out=tmp_path, methods=("smp",), minutes=2)
+
+
+def test_devices_are_not_mixed_and_folders_that_do_not_say_theirs_are_accepted(
+    blobs: Any, tmp_path: Path, pretend: Callable[..., list[Job]]
+) -> None:
+    pretend()
+    arguments: dict[str, Any] = {"out": tmp_path, "methods": ("smp",), "steps": 3}
+    compare(blobs.project, **arguments, device="cuda:1")
+    compare(blobs.project, **arguments, device="cuda")
+    with pytest.raises(FormatError, match=r"another --device \(cuda, now cpu\); choose another folder"):
+        compare(blobs.project, **arguments, device="cpu")
+    path = tmp_path / "comparison.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "device"}))
+    compare(blobs.project, **arguments, device="cpu")
+
+
+def test_frames_that_are_learnt_from_and_measured_on_are_counted(
+    blobs: Any, make_blobs: Callable[..., Any], tmp_path: Path, pretend: Callable[..., list[Job]], listener: Any
+) -> None:
+    pretend()
+    sentence = "12 of the 12 frames measured are also among those learnt from"
+    page = compare(blobs.project, val=blobs.project, out=tmp_path / "same", methods=("smp",), steps=3, reporter=listener)
+    assert len(listener.alarms) == 1 and listener.alarms[0].startswith(sentence) and sentence in page.read_text()
+    other = make_blobs("other").project  # another video, as long
+    compare(blobs.project, val=other, out=tmp_path / "other", methods=("smp",), steps=3, reporter=listener)
+    assert len(listener.alarms) == 1
+
+
+def test_parts_without_an_animal_are_noticed_before_any_training(
+    make_blobs: Callable[..., Any], tmp_path: Path, pretend: Callable[..., list[Job]]
+) -> None:
+    done = pretend()
+    chosen = set(np.random.default_rng(0).permutation(8)[:2].tolist())
+    out = tmp_path / "out"
+    for name, empty in (("measure on", chosen), ("learn from", set(range(8)) - chosen)):
+        made = make_blobs(name[:5], counts=[0 if i in empty else 1 for i in range(8)], labelled=range(8), negative=empty)
+        with pytest.raises(
+            FormatError, match=rf"--val 0.25: no animal is labelled in the {len(empty)} frames that are left to {name}; name a"
+        ):
+            compare(made.project, out=out, methods=("smp",), steps=3)
+    empty = set(np.random.default_rng((1, 1)).permutation(4)[:2].tolist())
+    learnt = make_blobs("few", counts=[0 if i in empty else 1 for i in range(4)], labelled=range(4), negative=empty).project
+    val = make_blobs("val", counts=[1] * 2, labelled=range(2)).project
+    with pytest.raises(
+        FormatError, match="--labels-fraction 2: no animal is labelled in the frames that seed 1 draws; ask for more than 2"
+    ):
+        compare(learnt, val=val, out=out, methods=("smp",), steps=3, seeds=(0, 1), fractions=("all", "2"))
+    assert not done and not out.exists()
 
 
 @pytest.mark.parametrize("changed", ("learnt from", "measured on"))
@@ -176,6 +281,8 @@ def test_smaller_draws_are_part_of_larger_ones(blobs: Any) -> None:
         (["--steps", "3"], "Name one labelled project"),
         (["--slp", "{project}"], "Give --minutes or --steps"),
         (["--slp", "{project}", "--steps", "3", "--methods", "smp,magic"], "there is no such method"),
+        (["--slp", "{project}", "--steps", "3", "--methods", ""], "--methods names none; choose from directpose"),
+        (["--slp", "{project}", "--steps", "3", "--labels-fraction", " ,"], "--labels-fraction names none; write"),
         (["--slp", "{project}", "--steps", "3", "--labels-fraction", "500"], "there are 9 to learn from"),
         (["--slp", "{project}", "--steps", "3", "--val", "0.01"], "leaves none to measure"),
         (["--slp", "{project}", "--steps", "3", "--set", "loss.alpha"], "write it as section.name=value"),
@@ -206,3 +313,71 @@ def test_a_real_run_in_a_process_of_its_own(blobs: Any, tmp_path: Path, capsys: 
     log = (cell / "log.txt").stat().st_size
     assert main(arguments) == 0 and (cell / "log.txt").stat().st_size == log
     assert blobs.project.read_bytes() == before
+
+
+posix = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Job]:
+    """What is run in place of a method, with ``folder`` and, when it is ready, a file ``ready`` there."""
+
+    def make(code: str) -> Job:
+        script = tmp_path / "python"
+        lines = [f"#!{sys.executable}", "import os, pathlib, signal, sys, time", "folder = pathlib.Path(sys.argv[-1])", code]
+        script.write_text("\n".join(lines))
+        script.chmod(0o755)
+        monkeypatch.setattr(comparison.sys, "executable", str(script))
+        return Job("smp", tmp_path / "t.slp", tmp_path / "v.slp", tmp_path / "cell")
+
+    return make
+
+
+@posix
+@pytest.mark.parametrize("saves", [True, False])
+def test_an_interrupted_comparison_interrupts_its_run_once_and_waits_for_it(
+    saves: bool, child: Callable[[str], Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+def stop(*_):
+    with (folder / "signals").open("a") as file: file.write("x")
+    if SAVES:
+        time.sleep(1)
+        (folder / "saved").touch()
+        sys.exit(1)
+signal.signal(signal.SIGINT, stop)
+(folder / "ready").write_text(f"{os.getpid()} {os.getpgid(0)}")
+for _ in range(600): time.sleep(0.1)
+"""
+    job = child(code.replace("SAVES", str(saves)))
+    monkeypatch.setattr(comparison, "SAVING", 30.0 if saves else 0.5)
+
+    def tick(_: float) -> None:
+        if (job.folder / "ready").exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        comparison._run(job, tick)
+    number, group = map(int, (job.folder / "ready").read_text().split())
+    assert group == number != os.getpgid(0)  # Ctrl-C of a terminal reaches it only through this process
+    assert (job.folder / "signals").read_text() == "x" and (job.folder / "saved").exists() == saves
+    with pytest.raises(ProcessLookupError):
+        os.kill(number, 0)
+
+
+@posix
+def test_a_run_does_not_outlive_the_comparison() -> None:
+    code = "import time; from smp_plugin.baselines.__main__ import obey; obey(-1); time.sleep(60)"
+    started = time.monotonic()
+    ignoring = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731  # as in a script's background
+    done = subprocess.run([sys.executable, "-c", code], env=comparison._environment(), capture_output=True, preexec_fn=ignoring)
+    assert b"KeyboardInterrupt" in done.stderr and time.monotonic() - started < 50
+
+
+@posix
+def test_what_an_earlier_run_left_is_not_taken_for_the_new_one(child: Callable[[str], Job]) -> None:
+    job = child("sys.exit(len(list(folder.glob('*.slp'))) + (folder / 'outcome.json').exists())")
+    job.write()
+    for path in (job.predictions, job.everything, job.folder / "outcome.json"):
+        path.touch()
+    assert comparison._run(job, lambda _: None) is None
