@@ -174,12 +174,10 @@ def over_time(curves: Mapping[str, Sequence[Sequence[CurvePoint]]], s2: str, tit
     picture, [axes, *below] = _figure(title, strips=len(phases))
     for method, kept in runs.items():
         style, lines = looks[method], [_line(curve, s2) for curve in kept]
-        alike = len({len(line) for line in lines}) == 1
-        for line in lines if len(lines) > 1 or not alike else []:
+        for line in lines if len(lines) > 1 else []:
             axes.plot(*line.T, color=style.colour, linewidth=0.8, alpha=0.35, linestyle=style.dash, zorder=2)
-        for line in [np.mean(lines, axis=0)] if alike else lines[:1]:  # the i-th points of all runs stand at the same share of the budget
-            axes.plot(*line.T, color=style.colour, marker=style.marker, markersize=4.5, linestyle=style.dash, linewidth=style.width,
-                      zorder=style.layer)  # fmt: skip
+        axes.plot(*mean_line(lines).T, color=style.colour, marker=style.marker, markersize=4.5, linestyle=style.dash, linewidth=style.width,
+                  zorder=style.layer)  # fmt: skip
     axes.set_xlim(left=0)
     _between_0_and_1(axes)
     for strip in below:
@@ -191,6 +189,16 @@ def over_time(curves: Mapping[str, Sequence[Sequence[CurvePoint]]], s2: str, tit
 def _line(curve: Sequence[CurvePoint], s2: str) -> Array:
     """(n, 2): minutes, AP."""
     return np.array([(point.seconds / 60, point.ap[s2]) for point in curve if s2 in point.ap], dtype=np.float64)
+
+
+def mean_line(lines: Sequence[Array]) -> Array:
+    """(n, 2): the mean of several lines of minutes and AP, over the minutes that all of them have; where there are none, one point."""
+    if len(lines) == 1:
+        return lines[0]
+    first, last = max(line[0, 0] for line in lines), min(line[-1, 0] for line in lines)
+    count = max(len(line) for line in lines)
+    minutes = np.linspace(first, last, count) if count > 1 and first < last else np.array([(first + last) / 2])
+    return np.column_stack([minutes, np.mean([np.interp(minutes, *line.T) for line in lines], axis=0)])
 
 
 def _phases(curve: Sequence[CurvePoint]) -> list[tuple[str, float, float]]:

@@ -71,17 +71,19 @@ HOW = (
     "the squared tolerance relative to the animal's area: at 1 (the SemiMultiPose paper's) it matters that animals are found, at 0.1 it "
     "matters too where their points are, at 0.0025 (SLEAP's) almost only that.",
     "Missed: labelled animals without a prediction. Invented: predictions where no animal is labelled. Doubled: predictions beyond the "
-    "first of an animal. AP counts whatever a method finds, however unsure: SLEAP predicts for it with a lower threshold of peaks, 0.05, and 0 "
-    "for the points of an animal that was found. These counts and the pixel error are of what a person is shown: of this project's methods, "
-    "what scores above the cut that training chose on the frames it learnt from; of SLEAP's, peaks above its own threshold, 0.2; of "
-    "DeepLabCut's, everything, as it has no cut for animals.",
+    "first of an animal. AP counts whatever a method finds, however unsure: SLEAP predicts for it with a lower threshold of peaks, 0.05, "
+    "and 0 for the points of an animal that was found. These counts and the pixel error are of what a person is shown: of this project's "
+    "methods, what scores above the cut that training chose on the frames it learnt from; of SLEAP's, peaks above its own threshold, 0.2; "
+    "of DeepLabCut's, everything, as it has no cut for animals.",
     "The pixel error is the median over the labelled points of animals that were found: a method that misses the difficult animals looks "
     "better in it than it is.",
     "± is the standard error of the mean over runs (seeds); with one run there is none. Differences are taken between runs that share "
-    "labels and seed, so what is hard about these labels drops out. A difference smaller than its standard error is reported as none; one "
-    "smaller than two standard errors may well be chance.",
+    "labels and seed, so what is hard about these labels drops out. A difference smaller than its standard error is reported as none; a "
+    "method is called best only where it leads the next one by more standard errors than Student's t (97.5 %) asks for with so many pairs: "
+    "12.7 with 2 pairs, 4.3 with 3, 2.8 with 5. A smaller lead may well be chance.",
     "Frames/s: prediction of the validation frames with the model loaded and warm, writing included. Memory: the most that the method's "
-    "process held at any time. The points of the curves over training time cost no training time.",
+    "process, or the GPU where it used one, held at any time, training included. The points of the curves over training time cost no "
+    "training time. In them every prediction counts, also where labels are partial.",
 )
 PAGE_CSS = """
 ul.lead { padding-left: 1.2rem } small { color: #6e6e76; font-size: .82em } th { vertical-align: bottom }
@@ -160,7 +162,7 @@ def _results(summaries: Sequence[Summary], ours: str) -> str:
             body += _row(s.method, [str(s.runs), *numbers], s.method == ours)
     note = (
         "Bold is the best mean, whatever its error. Missed, invented and doubled animals are counted over all validation frames; "
-        "minutes and steps are those of training, memory is in GB at its peak."
+        "minutes and steps are those of training, memory is in GB at its peak, training included."
     )
     return f'<div class=wide><table class=results><tr>{head}</tr>{body}</table></div><p class="faint">{note}</p>'
 
@@ -249,7 +251,7 @@ def _charts(folder: Path, cells: Sequence[Cell], looks: Mapping[str, Look]) -> s
     costs = []
     for name, heading, unit in (
         ("frames_per_second", "Speed of prediction", "frames per second"),
-        ("peak_memory_gb", "Memory at its peak", "GB"),
+        ("peak_memory_gb", "Memory at its peak, training included", "GB"),
     ):
         values = {m: mean_and_error([cell.figures[name] for cell in cells if cell.method == m]) for m in looks}
         costs.append((by_method(values, f"{heading}, {unit}", "", looks), heading))
@@ -257,7 +259,7 @@ def _charts(folder: Path, cells: Sequence[Cell], looks: Mapping[str, Look]) -> s
     without = [m for m in looks if not any(key[0] == m for key in curves)]
     aside = f"No curve was recorded for {', '.join(without)}." if without else ""
     text += _chart_row("Accuracy over training time", training, aside, _legend(looks))
-    return text + _chart_row("Cost of prediction", costs, "Means over all runs of a method.", "")
+    return text + _chart_row("Speed and memory", costs, "Means over all runs of a method.", "")
 
 
 def _chart_row(heading: str, charts: Sequence[tuple[bytes | None, str]], aside: str, legend: str) -> str:

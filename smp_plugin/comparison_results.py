@@ -26,6 +26,12 @@ COLUMNS = (
 )  # fmt: skip
 FIGURES = COLUMNS[4:-1]  # the numbers of which means are taken
 HEADLINE = "ap_s2_0.1"  # by which methods are ranked: animals found and positions both count in it
+ALIKE = 0.0005  # AP that differs by less looks the same as it is written
+# Student's t, 97.5 %, for 1, 2, ... degrees of freedom (NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.2).
+STUDENT = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093,
+    2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -219,26 +225,36 @@ def _verdict(group: Sequence[Cell]) -> str:
     with_labels = f"With {labels} labelled {'frame' if labels == 1 else 'frames'}"
     if not ranked:
         return f"{with_labels}, accuracy could not be measured."
+    text = f"{with_labels}, {_best(group, ranked)}"
+    loose = _ranked(group, "ap_s2_1")
+    usual = next((s.mean["ap_s2_1"] for s in loose if s.method == ranked[0].method), -math.inf)
+    if loose and loose[0].mean["ap_s2_1"] >= max(usual + ALIKE, ALIKE):
+        text += f" If only finding the animals matters (s2 = 1), {loose[0].method} has the highest AP, {_with_error(loose[0], 'ap_s2_1')}."
+    return text
+
+
+def _best(group: Sequence[Cell], ranked: Sequence[Summary]) -> str:
+    """The rest of the sentence: what the first of ``ranked`` is ahead of."""
     best = ranked[0]
     level = f"AP {_with_error(best, HEADLINE)} at s2 = 0.1"
+    if best.mean[HEADLINE] < ALIKE:
+        return f"no method found animals well enough: {level}."
     if len(ranked) == 1:
-        return f"{with_labels}, {best.method} reaches {level} ({_runs(best.runs)}); there is no other method to compare it with."
+        return f"{best.method} reaches {level} ({_runs(best.runs)}); there is no other method to compare it with."
+    same = [summary.method for summary in ranked if best.mean[HEADLINE] - summary.mean[HEADLINE] < ALIKE]
+    if len(same) > 1:
+        return f"{_listed(same)} do not differ: {level}."
     behind = {d.method: d for d in paired_differences(group, best.method) if d.fraction is None}
     second = ranked[1]
     if second.method not in behind:
-        text = f"{with_labels}, {best.method} has the highest mean, {level}, but shares no labels and seed with {second.method}."
-    elif math.isnan(behind[second.method].lead(HEADLINE)):
+        return f"{best.method} has the highest mean, {level}, but shares no labels and seed with {second.method}."
+    if math.isnan(behind[second.method].lead(HEADLINE)):
         ahead = -behind[second.method].mean[HEADLINE]
-        text = (
-            f"{with_labels}, {best.method} has the highest accuracy, {level}, {ahead:.3f} more than {second.method}; they share one run "
-            "only, so that this may be chance."
+        return (
+            f"{best.method} has the highest accuracy, {level}, {ahead:.3f} more than {second.method}; they share one run only, so that "
+            "this may be chance."
         )
-    else:
-        text = f"{with_labels}, {_compared(best, second, level, behind)}"
-    loose = _ranked(group, "ap_s2_1")
-    if loose and loose[0].method != best.method:
-        text += f" If only finding the animals matters (s2 = 1), {loose[0].method} has the highest AP, {_with_error(loose[0], 'ap_s2_1')}."
-    return text
+    return _compared(best, second, level, behind)
 
 
 def _compared(best: Summary, second: Summary, level: str, behind: Mapping[str, Difference]) -> str:
@@ -247,17 +263,22 @@ def _compared(best: Summary, second: Summary, level: str, behind: Mapping[str, D
     difference = behind[second.method]
     by = f"{-difference.mean[HEADLINE]:.3f} ± {difference.error[HEADLINE]:.3f}"
     if equal:
-        names = " and ".join([", ".join(equal[:-1]), equal[-1]] if len(equal) > 1 else equal)
-        lead = f"its lead over {names} is within its standard error"
+        lead = f"its lead over {_listed(equal)} is within its standard error"
         return f"no method is clearly best: {best.method} has the highest mean, {level}, but {lead}."
     ahead = f"{by} ahead of {second.method} ({_runs(difference.pairs)} paired)"
-    if -difference.mean[HEADLINE] < 2 * difference.error[HEADLINE]:
-        return f"{best.method} has the highest mean, {level}, {ahead}: less than two standard errors, so that it may still be chance."
+    needed = STUDENT[min(difference.pairs - 1, len(STUDENT)) - 1]
+    if -difference.mean[HEADLINE] < needed * difference.error[HEADLINE]:
+        why = f"less than the {needed:.1f} standard errors that so many pairs need, so that it may still be chance"
+        return f"{best.method} has the highest mean, {level}, {ahead}: {why}."
     return f"{best.method} is best: {level}, {ahead}."
 
 
 def _ranked(group: Sequence[Cell], figure: str) -> list[Summary]:
     return sorted((s for s in summarise(group) if not math.isnan(s.mean[figure])), key=lambda s: -s.mean[figure])
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _runs(count: int) -> str:

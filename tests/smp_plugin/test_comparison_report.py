@@ -17,7 +17,7 @@ from PIL import Image
 from converters.labels import Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
 from converters.project import write_predictions
 from smp_plugin.baselines import METHODS, CurvePoint, Job, Outcome
-from smp_plugin.comparison_pictures import aligned, look, worst_first
+from smp_plugin.comparison_pictures import aligned, look, mean_line, worst_first
 from smp_plugin.comparison_report import reference_of, write_comparison
 from smp_plugin.comparison_results import COLUMNS, append_result, cell_folder, in_words, read_results
 from smp_plugin.drawing import DOUBLED, INVENTED, MISSED, draw_errors, judge
@@ -134,11 +134,20 @@ def test_in_words(tmp_path: Path):
     assert "no method is clearly best: smp has the highest mean" in said(*equal) and "over directpose is within its standard error" in said(
         *equal
     )
-    weak = [_row("smp", "5", 0, 0.8), _row("smp", "5", 1, 0.8), _row("directpose", "5", 0, 0.5), _row("directpose", "5", 1, 0.74)]
-    assert "0.180 ± 0.120 ahead of directpose (2 runs paired): less than two standard errors" in said(*weak)
+    weak = [_row("smp", "5", 0, 0.8), _row("smp", "5", 1, 0.8), _row("directpose", "5", 0, 0.5), _row("directpose", "5", 1, 0.6)]
+    assert "0.250 ± 0.050 ahead of directpose (2 runs paired): less than the 12.7 standard errors" in said(*weak)
+    more = [_row(method, "5", s, ap) for s in range(2, 5) for method, ap in (("smp", 0.8), ("directpose", 0.52 + 0.02 * s))]
+    assert "smp is best" in said(*weak, *more)  # 5 pairs
+    assert "less than the 2.0 standard errors" in said(
+        *(_row(m, "5", s, ap) for s in range(60) for m, ap in (("smp", 0.5), ("directpose", 0.48 + 0.1 * (-1) ** s)))
+    )
     assert "they share one run only" in said(_row("smp", "5", 0, 0.8), _row("directpose", "5", 0, 0.5))
     assert "shares no labels and seed" in said(_row("smp", "5", 0, 0.8), _row("directpose", "5", 1, 0.5))
     assert "smp reaches AP 0.800 at s2 = 0.1 (1 run)" in said(_row("smp", "5", 0, 0.8))
+    same = [_row("smp", "5", 0, 0.8), _row("directpose", "5", 0, 0.8), _row("smp-labeled", "5", 0, 0.7)]
+    assert said(*same) == "With 5 labelled frames, directpose and smp do not differ: AP 0.800 at s2 = 0.1."
+    none = [_row("smp", "5", 0, 0.0, ap_s2_1=0.0), _row("directpose", "5", 0, 0.0001, ap_s2_1=0.0)]
+    assert said(*none) == "With 5 labelled frames, no method found animals well enough: AP 0.000 at s2 = 0.1."
     assert "could not be measured" in said(_row("smp", "5", 0, math.nan))
     loose = said(_row("smp", "5", 0, 0.8, ap_s2_1=0.8), _row("directpose", "5", 0, 0.5, ap_s2_1=0.9))
     assert "If only finding the animals matters (s2 = 1), directpose has the highest AP, 0.900." in loose
@@ -160,6 +169,8 @@ def test_everything_is_escaped_and_nothing_is_fetched(tmp_path: Path, val: Label
     assert text.count("data:image/jpeg") == 3 * 3 and text.count("data:image/png") >= 3 + 3 + 2
     assert text.index("&lt;i&gt;mouse1.png") < text.index("&lt;i&gt;mouse0.png")  # the worst first
     assert "1 missed; points 2.8 px off" in text and "1 invented; points 2.8 px off" in text and "all animals found" in text
+    assert "<h2>Speed and memory</h2>" in text and "Memory at its peak, training included" in text and "Cost of prediction" not in text
+    assert "In them every prediction counts, also where labels are partial" in text and "12.7 with 2 pairs" in text
     assert "note of smp &amp; &lt;script&gt;" in text and "13 minutes" in text and "loss.beta = 0.2" in text
 
 
@@ -199,6 +210,13 @@ def test_predictions_are_put_in_the_order_of_the_labels(val: Labels):
     poses = [poses for poses, _ in aligned(val, guess)]
     assert [len(p) for p in poses] == [0, 0, 1]
     assert np.array_equal(poses[2][0], [[5.0, 6.0], [np.nan, np.nan], [1.0, 2.0]], equal_nan=True)
+
+
+def test_runs_are_averaged_over_the_minutes_that_all_have():
+    few, many = np.array([[1.0, 0.0], [5.0, 0.4]]), np.array([[2.0, 0.4], [3.0, 0.6], [4.0, 0.8], [6.0, 1.0]])
+    assert np.allclose(mean_line([few, many]), [[2, 0.25], [3, 0.4], [4, 0.55], [5, 0.65]])
+    assert mean_line([many]) is many
+    assert np.allclose(mean_line([few[:1], few[1:]]), [[3, 0.2]])  # a point each
 
 
 def test_worst_first():
