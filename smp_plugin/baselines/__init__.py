@@ -129,7 +129,9 @@ class Unavailable(Exception):
 
 
 def curve_point(job: Job, predictions: Path, seconds: float, step: int, phase: str = "") -> CurvePoint:
-    """Measure unfinished predictions the way the finished ones are measured."""
+    """Measure unfinished predictions as our own runs measure theirs: every prediction counts, also where labels are partial, which the
+    finished ones' AP heeds.
+    """
     from smp_plugin.evaluation import evaluate
 
     found = evaluate(job.val, predictions)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from converters.deeplabcut_tables import read_table
 from converters.deeplabcut_writing import video_names
@@ -33,6 +34,7 @@ from smp_plugin.baselines import DLC, CurvePoint, Job, Outcome, Unavailable, cur
 from smp_plugin.baselines.deeplabcut_training import Training, device, train
 
 _INSTALL = "pip install 'smp-plugin[dlc]'"
+_BATCH = 8  # images, or animals of a top-down method: batch_size of DeepLabCut's own projects. Its detector takes one image
 
 
 def check_available() -> str:
@@ -178,8 +180,9 @@ class _Network:
         from deeplabcut.pose_estimation_pytorch.apis.utils import get_detector_inference_runner, get_pose_inference_runner
 
         common: dict[str, Any] = {"model_config": training.config, "device": device(job), "max_individuals": project.animals}
-        self.pose = get_pose_inference_runner(snapshot_path=snapshot, **common)
         detector = training.detector
+        alike = detector is not None or len({_size(path) for _, path in project.val}) == 1  # crops of animals are
+        self.pose = get_pose_inference_runner(snapshot_path=snapshot, batch_size=_BATCH if alike else 1, **common)
         self.detector = get_detector_inference_runner(snapshot_path=detector.snapshot, **common) if detector is not None else None
 
     def __call__(self, images: list[str]) -> list[np.ndarray]:
@@ -187,6 +190,11 @@ class _Network:
         if self.detector is not None:
             inputs = list(zip(images, _all(self.detector, images), strict=True))
         return [found["bodyparts"] for found in _all(self.pose, inputs)]
+
+
+def _size(image: Path) -> tuple[int, int]:
+    with Image.open(image) as opened:
+        return opened.size
 
 
 def _all(runner: Any, inputs: list[Any]) -> list[dict[str, np.ndarray]]:

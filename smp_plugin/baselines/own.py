@@ -26,19 +26,20 @@ SETTINGS: dict[str, dict[str, object]] = {
 
 
 def run(job: Job) -> Outcome:
-    """Train and predict; a run that was interrupted goes on from its last checkpoint."""
+    """Train and predict; a run that was interrupted goes on from its last checkpoint, or begins anew where it has none."""
     device, _ = choose_device(job.device)
     config, chosen = preset(job.preset, cuda=device.type == "cuda")
     between = math.ceil(job.steps / max(job.curve, 1)) if not job.minutes else 500 if device.type == "cuda" else 100
     settings: dict[str, object] = {
         "data.val_fraction": 0.0, "train.seed": job.seed, "train.device": job.device, "train.keep": "last", "train.val_every": between,
+        "train.val_frames": max(config.train.val_frames, len(read_project(job.val).labelled_frames)),  # all, as for peers
         **SETTINGS[job.method], **own_settings(job.settings),
     }  # fmt: skip
     settings |= {"train.minutes": job.minutes} if job.minutes else {"train.steps": job.steps}
     for key, value in settings.items():
         set_value(config, key, value)
     out = job.folder / "run"
-    train([job.train], config=config, out=out, val=job.val, resume=(out / "last.ckpt").exists(), reporter=Reporter())
+    train([job.train], config=config, out=out, val=job.val, resume=(out / "config.yaml").exists(), reporter=Reporter())
     checkpoint = load_model(out)
     made = checkpoint.config
     precision = "mixed bf16" if in_bf16(device, made.train.precision) else "single precision"

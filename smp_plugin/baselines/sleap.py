@@ -19,6 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ EPOCH = 200  # steps, as in the profiles; after each the learning rate may fall
 CENTROID_SHARE = 1 / 3  # of a wall-clock budget: a centroid step costs less, and centroids are found long before poses are exact
 LARGE_FRAME = 640 * 640  # px; larger frames are halved on a CPU, where a step on them takes many seconds
 GEOMETRY = {"rotation_min": -180.0, "rotation_max": 180.0, "scale_min": 0.9, "scale_max": 1.1, "affine_p": 1.0}
-# Peaks of less are left out for AP, of centroids or of all points, and of the points of a crop. sleap-nn's own threshold, .2 for both, takes
-# points away from animals that were found, by which AP counts them as wrong; young networks are unsure of all of them.
+# Peaks of less are left out for AP, of centroids or of all points, and of the points of a crop. sleap-nn's own threshold, .2 for both,
+# takes points away from animals that were found, by which AP counts them as wrong; young networks are unsure of all of them.
 UNSURE = (0.05, 0.0)
 Head = dict[str, Any]
 
@@ -44,9 +45,12 @@ def run(job: Job) -> Outcome:
         import sleap_nn
     except ImportError as error:
         raise Unavailable(f"{job.method} needs sleap-nn, which is not installed: pip install 'smp-plugin[sleap]'") from error
+    from smp_plugin.inference import choose_device
+
     _hush()
+    job = replace(job, device=str(choose_device(job.device)[0]))  # once, for training and prediction
     shutil.rmtree(_models(job), ignore_errors=True)  # of a run that was interrupted
-    on_cpu = _on_cpu(job)
+    on_cpu = job.device == "cpu"
     scale = _scale(job, on_cpu)
     parts = list(_networks(job, scale))
     steps, seconds = 0, 0.0
@@ -59,6 +63,8 @@ def run(job: Job) -> Outcome:
     predict_seconds, frames = _predict(job, models, job.predictions)
     _predict(job, models, job.everything, UNSURE[: len(models)])
     curve = _curve(job, [name for name, *_ in parts], snapshots)
+    if job.curve:
+        curve.append(curve_point(job, job.everything, seconds, steps))
     shutil.rmtree(_models(job) / "snapshots", ignore_errors=True)
     notes = [
         f"settings of SLEAP's own profile ({', '.join(name for name, *_ in parts)}), all labelled frames trained on, last weights kept",
@@ -84,12 +90,6 @@ def _hush() -> None:
         from loguru import logger
 
         logger.remove()
-
-
-def _on_cpu(job: Job) -> bool:
-    import torch
-
-    return job.device == "cpu" or (job.device == "auto" and not (torch.cuda.is_available() or torch.backends.mps.is_available()))
 
 
 def _scale(job: Job, on_cpu: bool) -> float:
@@ -126,6 +126,7 @@ def _unet(filters: int, max_stride: int, output_stride: int) -> dict[str, Any]:
 def _settings(job: Job, name: str, backbone: dict[str, Any], head: Head, scale: float, rate: float) -> dict[str, Any]:
     """One network's configuration, as a profile of the GUI says it, but for the learning rate."""
     epochs = max(1, -(-job.steps // EPOCH)) if not job.minutes else 10**6
+    kind, _, number = job.device.partition(":")
     return {
         "data_config": {
             "train_labels_path": [str(job.train)],
@@ -140,8 +141,9 @@ def _settings(job: Job, name: str, backbone: dict[str, Any], head: Head, scale: 
         "trainer_config": {
             "train_data_loader": {"batch_size": 4, "shuffle": True, "num_workers": 0},
             "val_data_loader": {"batch_size": 4, "shuffle": False, "num_workers": 0},
-            "trainer_accelerator": {"cuda": "gpu"}.get(job.device.split(":")[0], job.device.split(":")[0]),
+            "trainer_accelerator": {"cuda": "gpu"}.get(kind, kind),
             "trainer_devices": 1,
+            "trainer_device_indices": [int(number or 0)] if kind == "cuda" else None,  # else sleap-nn takes the emptiest GPU
             "min_train_steps_per_epoch": EPOCH,
             "train_steps_per_epoch": EPOCH,
             "max_epochs": epochs,
@@ -254,14 +256,12 @@ class _Spent(Exception):
 
 
 def _predict(job: Job, models: list[Path], output: Path, thresholds: tuple[float, ...] = ()) -> tuple[float, int]:
-    """Seconds and frames; model loading and the first batch are not timed. ``thresholds``: of peaks, for each network; (): sleap-nn's own."""
+    """Seconds and frames; model loading and the first batch are not timed. ``thresholds``: of each network's peaks; (): sleap-nn's own."""
     import sleap_io
-    import torch
     from sleap_nn.inference import Predictor
 
-    device = job.device if job.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     cut = {"peak_threshold": list(thresholds) if len(thresholds) > 1 else thresholds[0]} if thresholds else {}
-    predictor = Predictor.from_model_paths([str(m) for m in models], device=device, batch_size=4, **cut)
+    predictor = Predictor.from_model_paths([str(m) for m in models], device=job.device, batch_size=4, **cut)
     wanted = sleap_io.load_slp(str(job.val))
     places = [(frame.video, frame.frame_idx) for frame in wanted.labeled_frames]
     bare = sleap_io.Labels(

@@ -206,6 +206,26 @@ def test_no_batch_of_one_is_left_over() -> None:
     assert deeplabcut_training._batch(16, 1) == 0
 
 
+@pytest.mark.parametrize(
+    ("sizes", "detector", "batch"), [([(96, 96)], False, 8), ([(96, 96), (128, 96)], False, 1), ([(96, 96), (128, 96)], True, 8)]
+)
+def test_images_of_one_size_and_crops_are_predicted_together(
+    sizes: list[tuple[int, int]], detector: bool, batch: int, tmp_path: Path, write: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    val = write(tmp_path / "b", labelled=(3, 4), images=True, sizes=sizes)
+    job = Job("dlc-dekr_w18", val.project, val.project, tmp_path / "job", device="cpu")
+    asked: list[tuple[str, int | None]] = []
+    maker = SimpleNamespace(
+        get_pose_inference_runner=lambda **options: asked.append(("pose", options.get("batch_size"))),
+        get_detector_inference_runner=lambda **options: asked.append(("detector", options.get("batch_size"))),
+    )
+    monkeypatch.setitem(sys.modules, "deeplabcut.pose_estimation_pytorch.apis.utils", maker)  # type: ignore[arg-type]
+    boxes = Budget(0, 1, 1, 0, tmp_path) if detector else None
+    training = deeplabcut_training.Training(None, Budget(0, 1, 1, 0, tmp_path), boxes, [])
+    deeplabcut._Network(job, deeplabcut.convert(job), training, tmp_path / "snapshot.pt")
+    assert asked == [("pose", batch), *([("detector", None)] if detector else [])]
+
+
 def test_images_that_two_threads_lose_are_found_by_one() -> None:
     class Losing:
         def __init__(self) -> None:

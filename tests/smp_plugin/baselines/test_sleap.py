@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from converters import read_project
-from smp_plugin.baselines import Job, Unavailable
+from smp_plugin.baselines import Job, Unavailable, sleap
 from smp_plugin.baselines.sleap import CENTROID_SHARE, _Clock, _networks, _settings, run
 from smp_plugin.evaluation import evaluate
 
@@ -41,6 +45,37 @@ def test_settings_are_those_of_the_profiles_and_open_no_port(tmp_path: Path) -> 
         made["data_config"]["preprocessing"]["scale"] == 0.5
         and made["data_config"]["augmentation_config"]["geometric"]["rotation_max"] == 180
     )
+
+
+@pytest.mark.parametrize(
+    ("device", "accelerator", "indices"), [("cuda:1", "gpu", [1]), ("cuda", "gpu", [0]), ("mps", "mps", None), ("cpu", "cpu", None)]
+)
+def test_training_uses_the_device_asked_for(device: str, accelerator: str, indices: list[int] | None, tmp_path: Path) -> None:
+    job = replace(job_of(tmp_path, tmp_path / "p.slp", "sleap-bottomup", steps=4), device=device)
+    ((name, backbone, head, scale, _),) = _networks(job, 0.5)
+    trainer = _settings(job, name, backbone, head, scale, 1e-4)["trainer_config"]
+    assert (trainer["trainer_accelerator"], trainer["trainer_device_indices"]) == (accelerator, indices)
+
+
+def test_one_device_is_chosen_for_training_and_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+
+    def train(job: Job, *_: Any) -> Any:
+        used.append(job.device)
+        return SimpleNamespace(step=1, elapsed=1.0, snapshots=[])
+
+    def predict(job: Job, *_: Any) -> tuple[float, int]:
+        used.append(job.device)
+        return 1.0, 1
+
+    monkeypatch.setitem(sys.modules, "sleap_nn", SimpleNamespace(__version__="0"))  # type: ignore[arg-type]
+    monkeypatch.setattr("smp_plugin.inference.choose_device", lambda name: (torch.device("mps"), "as on a Mac"))
+    for name, value in (("_hush", lambda: None), ("_scale", lambda *_: 1.0), ("_train", train), ("_predict", predict)):
+        monkeypatch.setattr(sleap, name, value)
+    monkeypatch.setattr(sleap, "curve_point", lambda job, path, seconds, step: (path.name, seconds, step))
+    outcome = run(replace(job_of(tmp_path, tmp_path / "p.slp", "sleap-topdown", steps=1), device="auto"))
+    assert used == ["mps"] * 4  # two networks, predictions as shown and for AP
+    assert outcome.curve == [("everything.slp", 2.0, 2)]  # the final model's point
 
 
 def test_the_clock_ends_a_run_and_keeps_weights_on_the_way(tmp_path: Path) -> None:
@@ -83,7 +118,7 @@ def test_a_real_run(method: str, tmp_path: Path, make_blobs: Callable[..., Any])
     (job.folder / "models" / "snapshots" / "0_bottomup").mkdir(parents=True)  # what an interrupted run left
     outcome = run(job)
     assert outcome.version.startswith("sleap-nn") and outcome.frames == 12
-    assert outcome.steps == (3 if method == "sleap-bottomup" else 6) and len(outcome.curve) == 1
+    assert outcome.steps == (3 if method == "sleap-bottomup" else 6) and len(outcome.curve) == 2
     found = read_project(job.predictions, require_videos=False)
     assert sorted(f.index for f in found.frames) == sorted(f.index for f in read_project(project).labelled_frames)
     assert evaluate(project, job.predictions).frames == 12

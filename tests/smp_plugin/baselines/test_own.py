@@ -1,0 +1,49 @@
+"""Our own methods as those of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smp_plugin.baselines import Job, own
+from smp_plugin.config import Config, write_config
+
+TINY = {
+    "data.crop": "64", "data.animal_size": "28", "model.channels": "16", "model.tower_depth": "1", "model.heatmap_channels": "16",
+    "model.weights": "none", "train.batch": "2", "train.unlabeled_batch": "1", "train.precision": "fp32",
+}  # fmt: skip
+
+
+class _Seen(Exception):
+    """Training would begin."""
+
+
+def test_a_run_stopped_before_its_first_checkpoint_begins_anew(
+    blobs: Any, tmp_path: Path, make_config: Callable[..., Config], thin_backbone: None
+) -> None:
+    job = Job("directpose", blobs.project, blobs.project, tmp_path, steps=1, device="cpu", settings=TINY, curve=1)
+    (tmp_path / "run").mkdir()
+    write_config(make_config(data__projects=(str(blobs.project),), data__val=str(blobs.project)), tmp_path / "run" / "config.yaml")
+    (tmp_path / "run" / "model.pt").write_bytes(b"of the run that was stopped")
+    outcome = own.run(job)
+    assert outcome.steps == 1 and outcome.frames == 12 and job.predictions.exists()
+
+
+@pytest.mark.parametrize(("labelled", "frames"), [(45, 45), (3, None)])
+def test_the_curve_is_of_all_validation_frames(
+    labelled: int, frames: int | None, blobs: Any, make_blobs: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    val = make_blobs("val", counts=[1] * labelled, labelled=range(labelled)).project
+    seen: list[Config] = []
+
+    def train(*_: Any, config: Config, **__: Any) -> None:
+        seen.append(config)
+        raise _Seen
+
+    monkeypatch.setattr(own, "train", train)
+    with pytest.raises(_Seen):
+        own.run(Job("smp", blobs.project, val, tmp_path / "cell", steps=1, device="cpu"))
+    assert seen[0].train.val_frames == (frames or Config().train.val_frames)  # never fewer: they also choose the cut
