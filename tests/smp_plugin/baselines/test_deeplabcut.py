@@ -219,7 +219,7 @@ def test_images_of_one_size_and_crops_are_predicted_together(
         get_pose_inference_runner=lambda **options: asked.append(("pose", options.get("batch_size"))),
         get_detector_inference_runner=lambda **options: asked.append(("detector", options.get("batch_size"))),
     )
-    monkeypatch.setitem(sys.modules, "deeplabcut.pose_estimation_pytorch.apis.utils", maker)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "deeplabcut.pose_estimation_pytorch.apis.utils", maker)
     boxes = Budget(0, 1, 1, 0, tmp_path) if detector else None
     training = deeplabcut_training.Training(None, Budget(0, 1, 1, 0, tmp_path), boxes, [])
     deeplabcut._Network(job, deeplabcut.convert(job), training, tmp_path / "snapshot.pt")

@@ -68,7 +68,7 @@ def test_one_device_is_chosen_for_training_and_prediction(tmp_path: Path, monkey
         used.append(job.device)
         return 1.0, 1
 
-    monkeypatch.setitem(sys.modules, "sleap_nn", SimpleNamespace(__version__="0"))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "sleap_nn", SimpleNamespace(__version__="0"))
     monkeypatch.setattr("smp_plugin.inference.choose_device", lambda name: (torch.device("mps"), "as on a Mac"))
     for name, value in (("_hush", lambda: None), ("_scale", lambda *_: 1.0), ("_train", train), ("_predict", predict)):
         monkeypatch.setattr(sleap, name, value)
