@@ -33,7 +33,7 @@ from smp_plugin.progress import Reporter
 DEFAULT = (*OWN, *SLEAP)
 CAMPS = (OWN, SLEAP, DLC)  # what is not available for one method is not for its camp
 TRIES = 2  # failures in a row after which a method is left out of the rest
-SAVING = 60.0  # seconds that an interrupted run has to keep what it has
+SAVING = 300.0  # seconds that an interrupted run has to keep what it has; a second Ctrl-C ends it at once
 
 
 @dataclass(frozen=True)

@@ -159,12 +159,12 @@ def agreement(student: PoseOutputs, teacher: PoseOutputs, confidence: Tensor, co
     """
     with torch.no_grad():
         heatmaps, presence = torch.sigmoid(teacher.heatmaps), torch.sigmoid(teacher.presence)
-        keypoints = heatmaps.sum() / (2 * math.pi * config.heatmap_sigma**2)
+        keypoints = _sum_of_sure(heatmaps) / (2 * math.pi * config.heatmap_sigma**2)
         relative = relative_scores(teacher.scores, confidence)
         sure = relative * (relative >= config.sure)
         weight = sure / sure.sum().clamp(min=1)
     heatmap = quality_focal(student.heatmaps, heatmaps, config.gamma).sum() / keypoints.clamp(min=1)
-    box = quality_focal(student.presence, presence, config.gamma).sum() / presence.sum().clamp(min=1)
+    box = quality_focal(student.presence, presence, config.gamma).sum() / _sum_of_sure(presence).clamp(min=1)
     gap = F.smooth_l1_loss(student.vectors, teacher.vectors, beta=config.vector_beta, reduction="none").sum(dim=-1).mean(dim=-1)
     quality = F.binary_cross_entropy_with_logits(student.quality, torch.sigmoid(teacher.quality), reduction="none")
     return (
@@ -173,6 +173,11 @@ def agreement(student: PoseOutputs, teacher: PoseOutputs, confidence: Tensor, co
         + config.vector_weight * (gap * weight).sum()
         + config.quality_weight * (quality * weight).sum()
     )
+
+
+def _sum_of_sure(probabilities: Tensor) -> Tensor:
+    """What is nearly nothing at each of very many cells would be most of their sum."""
+    return (probabilities * (probabilities > 0.2)).sum()
 
 
 @torch.no_grad()

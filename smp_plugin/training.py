@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from smp_plugin.preparation import Material, frame_sizes, name_sources, prepare
 from smp_plugin.progress import Reporter
 from smp_plugin.run_folder import RunFolder, WholeCheckpoints, dated_folder, finish, open_folder, read_checkpoint
 from smp_plugin.targets import Instances
+from smp_plugin.turning import WAYS, turn, turn_back
 
 
 class Budget:
@@ -73,13 +74,18 @@ class PoseTraining(L.LightningModule):
     """The step: supervised terms, then + L_fl, then + L_fu, with a moving average of the weights as teacher and as the model kept."""
 
     confidence: Tensor
+    mirrored: Tensor
 
     def __init__(
-        self, config: Config, keypoints: int, typical: float, partial: bool, budget: Budget, weights: dict[str, Tensor] | None
+        self, config: Config, mirrored: Sequence[int], typical: float, partial: bool, budget: Budget, weights: dict[str, Tensor] | None
     ) -> None:
         super().__init__()
+        self.register_buffer("mirrored", torch.tensor(mirrored), persistent=False)  # the keypoints that keypoints become in a mirror
+        augment, exact = config.augment, config.data.crop % max(LEVEL_STRIDES) == 0  # else grids do not turn onto themselves
+        self.ways = [w for w in range(WAYS) if (augment.flip or w < 4) and (augment.rotation >= 180 or w % 4 == 0)]
+        self.ways = self.ways if augment.turn and exact else [0]
         self.config, self.typical, self.partial, self.budget = config, typical, partial, budget
-        self.model = PoseModel(config.model, keypoints)
+        self.model = PoseModel(config.model, len(mirrored))
         if weights is not None:
             self.model.backbone.load_torchvision(weights)
         self.model.to(memory_format=torch.channels_last)
@@ -120,7 +126,8 @@ class PoseTraining(L.LightningModule):
     def loss_terms(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted terms of the loss, each a scalar."""
         loss, labelled = self.config.loss, len(batch.images)
-        outputs = self.model(torch.cat((batch.images, batch.strong)))
+        way = self.ways[self.step % len(self.ways)]
+        outputs = self.model(torch.cat((batch.images, turn(batch.strong, way))))
         on_labelled = outputs.images(slice(0, labelled))
         labels = Instances(batch.keypoints, batch.weights, batch.background[:, None, None])
         terms = supervised(on_labelled, self.completed(labels, batch), loss, self.typical)
@@ -129,7 +136,7 @@ class PoseTraining(L.LightningModule):
         if weight := loss.alpha * self.ramp(self.config.train.labeled_fusion_start):
             terms["fusion_labeled"] = weight * self.fusion(on_labelled, on_labelled)
         if len(batch.strong):
-            terms |= self.unlabelled_terms(batch, outputs.images(slice(labelled, None)))
+            terms |= self.unlabelled_terms(batch, turn_back(outputs.images(slice(labelled, None)), way, self.mirrored))
         return terms
 
     def completed(self, labels: Instances, batch: Batch) -> Instances:
@@ -291,7 +298,7 @@ def train(
         "labelled_frames": len(material.frames),
         "version": __version__,
     }
-    module = PoseTraining(config, len(material.skeleton), material.typical_length, material.partial, budget, weights)
+    module = PoseTraining(config, material.skeleton.mirrored, material.typical_length, material.partial, budget, weights)
     interrupted = fit(module, material, config, device, out, facts, saved, reporter)
     if not reporter.mute:
         finish(out, config, material, device, reporter)

@@ -315,7 +315,7 @@ def test_model_can_be_read_by_whom_the_umask_lets(trained: Path):
 
 
 def test_processes_agree_on_the_time(make_config: Callable[..., Config]):
-    module = training.PoseTraining(make_config(), 3, 28.0, False, training.Budget(10, 1.0), None)
+    module = training.PoseTraining(make_config(), range(3), 28.0, False, training.Budget(10, 1.0), None)
     module.budget.spent = 50.0
     module._trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(broadcast=lambda mine: mine - 20))  # type: ignore[assignment]
     module.on_train_epoch_start()

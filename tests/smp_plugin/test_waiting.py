@@ -56,7 +56,7 @@ def make_module(config: Config, fraction: float = 1.0, partial: bool = False) ->
     config.model.norm = "group" if config.model.norm == "auto" else config.model.norm
     config.loss.keypoint_anchors |= partial
     budget = Budget(100, 0.0)
-    module = PoseTraining(config, KEYPOINTS, 28.0, partial, budget, None)
+    module = PoseTraining(config, range(KEYPOINTS), 28.0, partial, budget, None)
     budget.progress = lambda step: fraction  # type: ignore[method-assign]
     return module
 
