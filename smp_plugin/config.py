@@ -43,7 +43,7 @@ class DataConfig:
 
 @dataclass
 class AugmentConfig:
-    """Random changes to training crops. Geometry is shared by teacher and student, the strong colour changes are the student's."""
+    """Random changes to training crops. Geometry is shared by teacher and student; strong colour changes and turns are the student's."""
 
     rotation: float = 180.0  # degrees to either side
     scale: tuple[float, float] = (0.8, 1.25)  # factor on the input scale

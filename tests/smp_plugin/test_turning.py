@@ -7,7 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from smp_plugin.config import Config
 from smp_plugin.model import PoseOutputs
+from smp_plugin.training import Budget, PoseTraining
 from smp_plugin.turning import WAYS, turn, turn_back
 
 SIDE = 96
@@ -45,3 +47,19 @@ def test_outputs_are_turned_back(way: int, make_outputs: Callable[..., PoseOutpu
     column, row = ((moved(cells.double(), way) - 1.5) / 4).round().long().unbind(dim=-1)
     torch.testing.assert_close(back.heatmaps, laid.heatmaps[:, mirrored][:, :, row, column])
     assert torch.autograd.grad(back.vectors.sum() + back.heatmaps.sum(), laid.vectors, retain_graph=True)[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "ways"),
+    [
+        ({}, [*range(WAYS)]),
+        ({"augment__flip": False}, [0, 1, 2, 3]),
+        ({"augment__rotation": 20.0}, [0, 4]),  # animals that stand on a floor
+        ({"augment__turn": False}, [0]),
+        ({"data__crop": 100}, [0]),  # padded on one side
+    ],
+)
+def test_crops_are_turned_as_augmentation_allows(settings: dict[str, object], ways: list[int], make_config: Callable[..., Config]) -> None:
+    config = make_config(**{"augment__flip": True, "augment__rotation": 180.0, "augment__turn": True, "data__crop": SIDE, **settings})
+    config.model.norm = "group"
+    assert PoseTraining(config, MIRRORED, 28.0, False, Budget(10, 0.0), None).ways == ways
