@@ -140,10 +140,11 @@ class RunFolder(L.Callback):
         trainer.save_checkpoint(self.out / "last.ckpt")
 
     def validate(self, module: PoseTraining) -> tuple[float, dict[str, object]]:
-        """The figure models are chosen by (the mean of AP at s2 = 1, .1 and .0025), and the columns of metrics.csv."""
+        """The figure models are chosen by (the mean of `judged_ap` at s2 = 1, .1 and .0025), and the columns of metrics.csv."""
         found = predict_frames(module.teacher, self.val_frames, self.reader, self.config, module.typical)
-        result = evaluate_poses(truth_of(self.val_frames), [(f.poses, f.scores) for f in found], self.material.skeleton.keypoints)
-        ap = {s2: result.ap[s2].ap for s2 in (PAPER_S2, MEDIUM_S2, SLEAP_S2)}
+        poses, names = [(f.poses, f.scores) for f in found], self.material.skeleton.keypoints
+        result = evaluate_poses(truth_of(self.val_frames), poses, names, partial=self.material.partial)
+        ap = judged_ap(result)
         figures = {
             "val_ap": ap[PAPER_S2],
             "val_ap_s2_0.1": ap[MEDIUM_S2],
@@ -226,14 +227,19 @@ def watched(kept: Checkpoint, material: Material, reader: FrameReader) -> tuple[
     return truth_of(frames), predict_frames(kept.model, frames, reader, kept.config, kept.typical_length)
 
 
-def shrunk(kept: Checkpoint, frames: list[LabeledFrame], reader: FrameReader) -> dict[str, float]:
+def judged_ap(result: Evaluation) -> dict[float, float]:
+    """AP by s2; where labels are partial, without the predictions that may be of animals without a label."""
+    return {s2: figures.ap for s2, figures in (result.partial.ap if result.partial else result.ap).items()}
+
+
+def shrunk(kept: Checkpoint, frames: list[LabeledFrame], reader: FrameReader, partial: bool = False) -> dict[str, float]:
     """AP (s2 = .1) of the animals kept where frames are read at a share of their size, by that share: ``smp-predict --fast`` chooses."""
     figures = {}
     for share in SHRINKS:
         config = replace(kept.config, predict=replace(kept.config.predict, shrink=share))
         found = predict_frames(kept.model, frames, reader, config, kept.typical_length)
         poses = [(f.poses, f.scores) for f in found]
-        figures[str(share)] = evaluate_poses(truth_of(frames), poses, kept.skeleton.keypoints).ap[MEDIUM_S2].ap
+        figures[str(share)] = judged_ap(evaluate_poses(truth_of(frames), poses, kept.skeleton.keypoints, partial=partial))[MEDIUM_S2]
     return figures
 
 
@@ -266,7 +272,7 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
         reporter.say(f"--min-score: {kept.config.predict.min_score:g} by default, where {reason}")
         save_model(out / "model.pt", kept)
     if may_choose and "shrunk" not in kept.facts:
-        kept.facts["shrunk"] = shrunk(kept, frames, reader)
+        kept.facts["shrunk"] = shrunk(kept, frames, reader, material.partial)
         save_model(out / "model.pt", kept)
     rules: dict[str, Any] = {"symmetries": material.skeleton.symmetries, "partial": material.partial}
     result = evaluate_poses(truth, [(f.poses, f.scores) for f in found], material.skeleton.keypoints, **rules)
@@ -293,9 +299,7 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
         "Model kept": f"of step {kept.facts['step']}, after {kept.facts['minutes']} min of training",
     }
     write_report(out, title=out.name, data=data, choices=choices, evaluation=result, warnings=warnings)
-    what = "validation" if material.val_frames else "training (no validation frames)"
-    reporter.say(
-        f"AP on {len(frames)} {what} frames: {result.ap[PAPER_S2].ap:.3f} (s2 = 1), "
-        f"{result.ap[MEDIUM_S2].ap:.3f} (.1), {result.ap[SLEAP_S2].ap:.3f} (.0025)"
-    )
+    what, ap = "validation" if material.val_frames else "training (no validation frames)", judged_ap(result)
+    rule = " by the rule for partial labels" if material.partial else ""
+    reporter.say(f"AP{rule} on {len(frames)} {what} frames: {ap[PAPER_S2]:.3f} (s2 = 1), {ap[MEDIUM_S2]:.3f} (.1), {ap[SLEAP_S2]:.3f} (.0025)")
     reporter.say(f"model: {out / 'model.pt'}; report: {out / 'report.html'}")

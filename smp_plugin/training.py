@@ -336,7 +336,7 @@ def fit(
             num_nodes=settings.num_nodes,
             strategy="ddp" if settings.devices * settings.num_nodes > 1 else "auto",
             precision="bf16-mixed" if in_bf16(device, settings.precision) else "32-true",
-            max_steps=-1 if budget.seconds else settings.steps - (saved["step"] if saved else 0),
+            max_steps=-1 if budget.seconds else max(0, settings.steps - (saved["step"] if saved else 0)),
             max_epochs=-1,
             use_distributed_sampler=False,
             logger=False,
@@ -364,6 +364,8 @@ def fit(
             except (RuntimeError, LookupError, TypeError, ValueError) as error:
                 raise unfit(error) from error
         if module.step and budget.progress(module.step) >= 1:
+            done, wanted = (budget.spent / 60, settings.minutes) if budget.seconds else (module.step, settings.steps)
+            reporter.say(f"nothing is left to train: {done:g} of {wanted:g} {'minutes' if budget.seconds else 'steps'} are done")
             return False
         budget.started = time.monotonic()
         handler = signal.getsignal(signal.SIGINT)

@@ -239,6 +239,15 @@ def test_resuming_changes_nothing(blobs: Any, make_config: Callable[..., Config]
     assert same(state(whole), state(again)) and len(rows_of(again)) == 3
 
 
+def test_resuming_with_fewer_steps_than_are_done(blobs: Any, make_config: Callable[..., Config], tmp_path: Path, listener: Any):
+    run = train([blobs.project], config=make_config(train__steps=4), out=tmp_path / "run")
+    before = state(run), rows_of(run)
+    (run / "report.html").unlink()
+    train(config=make_config(train__steps=2), out=run, resume=True, reporter=listener)
+    assert same(before, (state(run), rows_of(run))) and (run / "report.html").exists()
+    assert "nothing is left to train: 4 of 2 steps are done" in listener.sentences
+
+
 def test_terminated_before_the_first_checkpoint(blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     interrupt_at(monkeypatch, 3, signal.SIGTERM)
     run = tmp_path / "run"
