@@ -23,7 +23,7 @@ from smp_plugin.datasets import Batch, FrameReader, TrainingSteps
 from smp_plugin.inference import FramePoses, infer
 from smp_plugin.metrics import MATCH_OKS, MEDIUM_S2, PAPER_S2, SLEAP_S2, Evaluation, animal_areas, evaluate_poses, match, oks
 from smp_plugin.model import PoseModel
-from smp_plugin.preparation import Material
+from smp_plugin.preparation import Material, frame_names
 from smp_plugin.progress import Reporter, Task
 from smp_plugin.report import GalleryItem, frame_title, write_curves, write_gallery, write_report
 from smp_plugin.unpickling import load_plain
@@ -70,6 +70,11 @@ def read_checkpoint(out: Path) -> dict[str, Any] | None:
     check_version(f"--resume: {path}", saved)
     if absent := {"state_dict", "optimizer_states", "callbacks", "step", "seconds"} - {*saved}:
         raise FormatError(f"--resume: {path} is damaged (it has no {', '.join(sorted(absent))}); {remedy}.")
+    try:
+        if "held_out" in saved:
+            saved["held_out"] = {(str(folder), str(file), str(group), int(number)) for folder, file, group, number in saved["held_out"]}
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"--resume: {path} is damaged (it does not say which frames were held out); {remedy}.") from error
     return saved
 
 
@@ -98,6 +103,9 @@ class RunFolder(L.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best, self.best_step = float(state["best"]), int(state["best_step"])
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: PoseTraining, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
+        checkpoint["held_out"] = [list(name) for name in frame_names(self.material.val_frames, self.material.videos)]
 
     def on_train_batch_start(self, trainer: L.Trainer, module: PoseTraining, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         wanted = self.config.loss.beta > 0 or self.config.loss.agreement > 0
@@ -301,5 +309,7 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
     write_report(out, title=out.name, data=data, choices=choices, evaluation=result, warnings=warnings)
     what, ap = "validation" if material.val_frames else "training (no validation frames)", judged_ap(result)
     rule = " by the rule for partial labels" if material.partial else ""
-    reporter.say(f"AP{rule} on {len(frames)} {what} frames: {ap[PAPER_S2]:.3f} (s2 = 1), {ap[MEDIUM_S2]:.3f} (.1), {ap[SLEAP_S2]:.3f} (.0025)")
+    reporter.say(
+        f"AP{rule} on {len(frames)} {what} frames: {ap[PAPER_S2]:.3f} (s2 = 1), {ap[MEDIUM_S2]:.3f} (.1), {ap[SLEAP_S2]:.3f} (.0025)"
+    )
     reporter.say(f"model: {out / 'model.pt'}; report: {out / 'report.html'}")
