@@ -36,7 +36,7 @@ class Backbone(nn.Module):
         if norm == "group":  # nothing pretrained to agree with: pooling first saves a fifth of a training step on a CPU
             self.stem = nn.Sequential(OrderedDict(conv=network.conv1, pool=network.maxpool, norm=network.bn1, relu=network.relu))
         self.stages = nn.ModuleList((network.layer1, network.layer2, network.layer3, network.layer4))
-        self.channels = STAGE_CHANNELS[name]
+        self.channels, self.frozen = STAGE_CHANNELS[name], norm == "frozen"
 
     def forward(self, images: Tensor) -> list[Tensor]:
         features = []
@@ -47,7 +47,10 @@ class Backbone(nn.Module):
         return features
 
     def load_torchvision(self, state: dict[str, Tensor]) -> None:
-        """Take the weights of a torchvision ResNet of the same name; its classifier is left out. Raises FormatError if any is missing."""
+        """Take the weights of a torchvision ResNet of the same name. Raises FormatError if any is missing.
+
+        Its classifier is left out, and where group norm has no place for them the statistics of its batch norm.
+        """
         names = {
             "conv1": "stem.conv",
             "bn1": "stem.norm",
@@ -56,10 +59,11 @@ class Backbone(nn.Module):
             "layer3": "stages.2",
             "layer4": "stages.3",
         }
+        unused = ("num_batches_tracked",) if self.frozen else ("num_batches_tracked", "running_mean", "running_var")
         renamed = {}
         for key, value in state.items():
             head, _, tail = key.removeprefix("backbone.model.").removeprefix("model.").removeprefix("module.").partition(".")
-            if head in names and not tail.endswith("num_batches_tracked"):
+            if head in names and not tail.endswith(unused):
                 renamed[f"{names[head]}.{tail}"] = value
         try:
             self.load_state_dict(renamed)

@@ -60,7 +60,7 @@ def check(
     reporter = reporter or Reporter(quiet=True)
     out = out or dated_folder()
     config = copy.deepcopy(config or Config())
-    name_sources(config.data, projects, val, video_root, unlabeled, keep=False)
+    name_sources(config, projects, val, video_root, unlabeled, keep=False)
     material = prepare(config, reporter)
     choices, warnings = reporter.take()
     open_folder(out)

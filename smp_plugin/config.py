@@ -39,6 +39,7 @@ class DataConfig:
     val_fraction: float = 0.1  # share of labelled frames held out when no validation file is given; none below 10 frames
     unlabeled_frames: str = ""  # frames of each video used without labels, e.g. "0-999,1500"; "": all
     cache_gb: float = 2.0  # labelled frames kept decoded, gigabytes in each process
+    chosen: tuple[str, ...] = ()  # settings that the run chose for these projects, as key=value; other projects get choices of their own
 
 
 @dataclass
@@ -118,7 +119,7 @@ class TrainConfig:
     unlabeled_batch: int = 3  # unlabelled crops a step, in the third phase
     optimizer: Literal["muon", "adamw", "sgd"] = "muon"  # muon: orthogonalised momentum for convolution kernels, AdamW for the rest
     lr: float = 2e-3
-    backbone_lr: float = 1.0  # factor on the learning rate of the backbone
+    backbone_lr: float = 0.0  # factor on the learning rate of the backbone; 0: 0.1 with pretrained weights, as the authors, else 1
     weight_decay: float = 1e-4
     warmup: float = 0.03  # share of the run in which the learning rate rises
     final_lr: float = 0.01  # share of the learning rate left at the end (cosine decay)
@@ -199,6 +200,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# What a run chooses unless it is asked for something else, and the value that leaves the choice to it.
+AUTOMATIC: dict[str, Any] = {
+    "data.labels": "auto", "data.input_scale": 0.0, "data.crop": 0, "loss.keypoint_anchors": False, "model.norm": "auto",
+    "train.backbone_lr": 0.0,
+}  # fmt: skip
+
+
 def preset(name: str, cuda: bool) -> tuple[Config, str]:
     """The settings of a preset, and a sentence saying what was chosen and why. ``auto`` chooses by device."""
     reason = f"preset {name}, as asked for"
@@ -238,7 +246,40 @@ def set_value(config: Config, key: str, value: Any, where: str = "--set") -> Non
         raise FormatError(f"{where}: {key} is {value!r}; it must be at least {AT_LEAST.get(key, 0)}.")
     if isinstance(converted, (int, float)) and converted > AT_MOST.get(key, 1e9):
         raise FormatError(f"{where}: {key} is {value!r}; it must be at most {AT_MOST.get(key, 1e9):,.0f}.")
+    config.data.chosen = tuple(text for text in config.data.chosen if not text.startswith(f"{key}="))
     setattr(section, name, converted)
+
+
+def choose(config: Config, key: str, value: Any) -> None:
+    """Set in place what was left to the run, and remember that nobody asked for it."""
+    set_value(config, key, value)
+    config.data.chosen += (f"{key}={get_value(config, key)}",)
+
+
+def was_chosen(config: Config, key: str) -> bool:
+    """Does the value come from a run that chose it, and not from somebody who asked for it?"""
+    return key in AUTOMATIC and f"{key}={get_value(config, key)}" in config.data.chosen
+
+
+def get_value(config: Config, key: str) -> Any:
+    """``section.name``."""
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
+
+
+def forget_projects(config: Config) -> None:
+    """Take what belongs to the projects that they name out of a run's settings, in place: other projects follow.
+
+    That is what was named with them, and what the run chose for them. Settings that name no project are left alone.
+    """
+    data, new = config.data, DataConfig()
+    if not data.projects:
+        return
+    for key in AUTOMATIC:
+        if was_chosen(config, key):
+            set_value(config, key, AUTOMATIC[key])
+    for name in ("projects", "val", "unlabeled", "video_root", "images", "aliases", "category", "unlabeled_frames", "chosen"):
+        setattr(data, name, getattr(new, name))
 
 
 def _nearest(config: Config, key: str) -> str:
@@ -324,6 +365,8 @@ def from_dict(values: Any, base: Config | None = None, where: str = "config") ->
     for section, entries in values.items():
         for name, value in entries.items():
             set_value(config, f"{section}.{name}", value, where)
+    if "chosen" in values.get("data", {}):
+        set_value(config, "data.chosen", values["data"]["chosen"], where)  # again: setting a value takes it off this list
     return config
 
 

@@ -19,6 +19,7 @@ from smp_plugin.config import Config
 
 BLOCK_STEPS = 50  # steps that share one set of decoded unlabelled frames
 BLOCK_FRAMES = 12  # frames in it per unlabelled crop of a step: reading runs forward through them once
+BLOCK_BYTES = 0.5e9  # of such a set at most, in each process; frames of 4K would take gigabytes
 NEVER = 2**31 - 1
 
 
@@ -66,6 +67,12 @@ class FrameReader:
         if number not in self._open:
             self._open[number] = open_video(self.videos[number])
         return self._open[number]
+
+    def frame_bytes(self, number: int) -> float:
+        """Of a frame of this video at the input scale, as far as its first frame tells; 1 where it can't be opened."""
+        with contextlib.suppress(FormatError):
+            return max(1.0, 3 * self.video(number).height * self.video(number).width * self.scale**2)
+        return 1.0
 
     def prepared(self, frame: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """A frame (H, W, 3) at the input scale, and the matrix frame -> input pixels."""
@@ -261,9 +268,10 @@ class TrainingSteps(Dataset[Batch]):
         image, to_input = self.reader.get(frame.video, frame.index)
         source = transforms.apply_matrix(to_input, donor.points)
         matrix = transforms.random_matrix(rng, np.nanmean(source, axis=0), size, augment)
-        near = keypoints[np.isfinite(keypoints).all(axis=2).any(axis=1)] if len(keypoints) else keypoints
-        if len(near) and rng.random() < 0.5:  # beside another animal, where confusion is likely
-            target = np.nanmean(near[rng.integers(len(near))], axis=0) + rng.normal(0, 0.6 * self.config.data.animal_size, 2)
+        middles = np.array([np.nanmean(p, axis=0) for p in keypoints if np.isfinite(p).all(axis=1).any()]).reshape(-1, 2)
+        middles = middles[((middles >= 0) & (middles <= size - 1)).all(axis=1)]  # the frame has more animals than the crop shows
+        if len(middles) and rng.random() < 0.5:  # beside another animal, where confusion is likely
+            target = middles[rng.integers(len(middles))] + rng.normal(0, 0.6 * self.config.data.animal_size, 2)
         else:
             target = rng.uniform(0, size, 2)
         matrix[:2, 2] += target - (size - 1) / 2
@@ -293,7 +301,12 @@ class TrainingSteps(Dataset[Batch]):
         """(video, index) and image of a frame without labels."""
         train, block = self.config.train, step // BLOCK_STEPS
         if self._block[0] != block:
-            drawn = self.pool.draw(np.random.default_rng((train.seed, 4, block, self.rank)), BLOCK_FRAMES * train.unlabeled_batch)
+            self._block = (-1, [])  # its memory is needed for the next one
+            rng_of_block, count = np.random.default_rng((train.seed, 4, block, self.rank)), BLOCK_FRAMES * train.unlabeled_batch
+            drawn = self.pool.draw(rng_of_block, count)
+            room = BLOCK_BYTES / max(self.unlabeled_reader.frame_bytes(video) for video in drawn)
+            if room < count:
+                drawn = self.pool.draw(rng_of_block, max(int(room), train.unlabeled_batch))
             frames = [
                 ((video, index), image)
                 for video, indices in drawn.items()

@@ -12,11 +12,14 @@ from converters.labels import symmetric_pairs
 from converters.mixing import moved, read_aliases, unite
 from converters.video import open_video, video_source
 from smp_plugin.completeness import looks_partial
-from smp_plugin.config import Config, DataConfig, parse_ranges
+from smp_plugin.config import Config, DataConfig, choose, forget_projects, parse_ranges, was_chosen
 from smp_plugin.datasets import LabelSource, UnlabeledPool
 from smp_plugin.progress import Reporter
 
 MIN_FRAMES_TO_SPLIT = 10  # with fewer labelled frames every one is needed for training
+
+Place = tuple[Path, str | None, int]  # file with links followed, HDF5 group in a package, number there (0 of an image)
+Name = tuple[str, str, str, int]  # folder, file, HDF5 group in a package or "", number there (0 of an image)
 
 
 @dataclass
@@ -48,15 +51,17 @@ class Material:
 
 
 def name_sources(
-    data: DataConfig, projects: list[Path] | None, val: Path | None, video_root: Path | None, unlabeled: list[Path] | None, keep: bool
+    config: Config, projects: list[Path] | None, val: Path | None, video_root: Path | None, unlabeled: list[Path] | None, keep: bool
 ) -> None:
     """Write what a run learns from into its settings, so that it can be repeated and resumed without naming it again.
 
-    Settings of another run (``--config``) may name sources of their own: those belong to that run's projects, so where projects are
-    named anew nothing of them stays, except in a run that is resumed (``keep``), whose files may only have moved.
+    Settings of another run (``--config``) may name sources of their own: those belong to that run's projects, as does what it chose for
+    them, so where projects are named anew nothing of them stays, except in a run that is resumed (``keep``), whose files may only have
+    moved.
     """
     if projects and not keep:
-        data.val, data.video_root, data.unlabeled = "", "", ()
+        forget_projects(config)
+    data = config.data
     if projects:
         data.projects = tuple(str(p.absolute()) for p in projects)
     if val:
@@ -67,8 +72,13 @@ def name_sources(
         data.unlabeled = tuple(str(p.absolute()) for p in unlabeled)
 
 
-def prepare(config: Config, reporter: Reporter) -> Material:
+def prepare(config: Config, reporter: Reporter, held_out: set[Name] | None = None) -> Material:
     """Read everything that ``config.data`` names and resolve ``labels``, ``input_scale`` and ``crop`` of ``config.data`` in place.
+
+    Args:
+        config: settings; see above.
+        reporter: is told every choice with its reason.
+        held_out: labelled frames that a run which is resumed has held out so far; None: they are chosen.
 
     Raises:
         FormatError: no project is named, one can't be read, holds no labels, or projects have different keypoints.
@@ -94,16 +104,16 @@ def prepare(config: Config, reporter: Reporter) -> Material:
         val_frames = _held_out(held, skeleton, aliases, len(videos))
         videos += held.videos
         reporter.say(f"validation: {len(val_frames)} frames of {val}")
-        seen = _in_videos(labelled, videos)
-        if twice := sum(bool(seen & _in_videos({(f.video, f.index)}, videos)) for f in val_frames):
+        seen = _places(labelled, videos)
+        if twice := sum(bool(seen & _places({(f.video, f.index)}, videos)) for f in val_frames):
             reporter.warn(f"{twice} of the {len(val_frames)} validation frames are trained on too, so figures on them flatter")
     else:
-        frames, val_frames = _split(frames, config, reporter)
+        frames, val_frames = _split(frames, videos, held_out, config, reporter)
     lengths = _complete_lengths(frames)
     _choose_scale(config, lengths, reporter)
     typical = float(np.median(lengths)) * config.data.input_scale if len(lengths) else config.data.animal_size
     if config.data.crop == 0:
-        config.data.crop = int(np.clip(32 * round(4.5 * typical / 32), 192, 512))
+        choose(config, "data.crop", int(np.clip(32 * round(4.5 * typical / 32), 192, 512)))
         reporter.say(f"training crops: {config.data.crop} input pixels, four and a half times the median animal")
     sources = []
     first = 0
@@ -113,8 +123,10 @@ def prepare(config: Config, reporter: Reporter) -> Material:
         if of_part:
             partial = _is_partial(config, of_part, len(own), part.path if len(parts) > 1 else None, reporter)
             sources.append(LabelSource(of_part, own, partial, part.path))
-    config.data.labels = "partial" if any(source.partial for source in sources) else "complete"
-    config.loss.keypoint_anchors |= config.data.labels == "partial"
+    if config.data.labels == "auto":
+        choose(config, "data.labels", "partial" if any(source.partial for source in sources) else "complete")
+    if config.data.labels == "partial" and not config.loss.keypoint_anchors:
+        choose(config, "loss.keypoint_anchors", True)
     taken = labelled | {(f.video, f.index) for f in val_frames}
     unlabeled_videos, pool = _unlabeled(labels, videos, taken, config, reporter)
     return Material(skeleton, videos, sources, val_frames, typical, unlabeled_videos, pool)
@@ -174,7 +186,29 @@ def _held_out(held: Labels, skeleton: Skeleton, aliases: dict[str, str], first_v
     return [replace(moved(f, columns, len(skeleton)), video=f.video + first_video) for f in renamed.labelled_frames]
 
 
-def _split(frames: list[LabeledFrame], config: Config, reporter: Reporter) -> tuple[list[LabeledFrame], list[LabeledFrame]]:
+def frame_names(frames: list[LabeledFrame], videos: list[VideoSource]) -> list[Name]:
+    """What frames are called as long as their files are, wherever the project moves and whatever else is labelled in it."""
+    names: list[Name] = []
+    for frame in frames:
+        video = videos[frame.video]
+        path, number = (video.paths[frame.index], 0) if video.kind == "images" else (video.paths[0], frame.index)
+        names.append((path.parent.name, path.name, video.embedded or "", number))
+    return names
+
+
+def _split(
+    frames: list[LabeledFrame], videos: list[VideoSource], held_out: set[Name] | None, config: Config, reporter: Reporter
+) -> tuple[list[LabeledFrame], list[LabeledFrame]]:
+    if held_out is not None:
+        names = frame_names(frames, videos)
+        again = [name in held_out for name in names]
+        if not any(again):  # the videos may lie in another folder now
+            again = [name[1:] in {other[1:] for other in held_out} for name in names]
+        train, held = ([f for f, was in zip(frames, again, strict=True) if was is side] for side in (False, True))
+        if (held or not held_out) and any(f.instances for f in train):
+            reporter.say(f"validation: {len(held)} of {len(frames)} labelled frames, those that were held out before")
+            return train, held
+        reporter.warn("the frames that were held out before can't be now: others may be, which were trained on")
     count = round(config.data.val_fraction * len(frames)) if config.data.val_fraction > 0 else 0
     if len(frames) < MIN_FRAMES_TO_SPLIT or count < 1:
         reporter.say(
@@ -202,13 +236,14 @@ def _complete_lengths(frames: list[LabeledFrame]) -> np.ndarray:
 
 def _choose_scale(config: Config, lengths: np.ndarray, reporter: Reporter) -> None:
     if config.data.input_scale > 0:
-        reporter.say(f"input scale: {config.data.input_scale:g}, as asked for")
+        why = "as chosen before for these projects" if was_chosen(config, "data.input_scale") else "as asked for"
+        reporter.say(f"input scale: {config.data.input_scale:g}, {why}")
     elif len(lengths) == 0:
-        config.data.input_scale = 1.0
+        choose(config, "data.input_scale", 1.0)
         reporter.say("input scale: 1, since no animal has two labelled keypoints to tell its size by")
     else:
         median = float(np.median(lengths))
-        config.data.input_scale = round(min(config.data.max_scale, config.data.animal_size / median), 3)
+        choose(config, "data.input_scale", round(min(config.data.max_scale, config.data.animal_size / median), 3))
         reporter.say(
             f"input scale: {config.data.input_scale:g}, since the median animal is {median:.0f} pixels long "
             f"(wanted: {config.data.animal_size:g})"
@@ -216,7 +251,7 @@ def _choose_scale(config: Config, lengths: np.ndarray, reporter: Reporter) -> No
 
 
 def _is_partial(config: Config, frames: list[LabeledFrame], keypoints: int, project: Path | None, reporter: Reporter) -> bool:
-    if config.data.labels != "auto":
+    if config.data.labels != "auto" and (project is None or not was_chosen(config, "data.labels")):
         return config.data.labels == "partial"
     partial, reason = looks_partial(frames, keypoints)
     reporter.say(
@@ -226,10 +261,25 @@ def _is_partial(config: Config, frames: list[LabeledFrame], keypoints: int, proj
     return partial
 
 
-def _in_videos(numbers: set[tuple[int, int]], videos: list[VideoSource]) -> set[tuple[VideoSource, int]]:
+def _place(video: VideoSource, index: int) -> Place:
+    """What tells a frame from all others, whatever names it: an image by its file, any other by its video's file and its number."""
+    if video.kind == "images" and index < len(video.paths):
+        return video.paths[index].resolve(), None, 0
+    return (video.paths[0].resolve() if video.paths else Path()), video.embedded, index
+
+
+def _places(numbers: set[tuple[int, int]], videos: list[VideoSource]) -> set[Place]:
     """Frames by the video itself and by the one that images were taken from: several projects may share a video."""
-    places = {(videos[number], index) for number, index in numbers}
-    return {p for p in places if p[0].kind != "embedded"} | {video.in_original(index) for video, index in places}
+    own = {_place(videos[number], index) for number, index in numbers if videos[number].kind != "embedded"}
+    return own | {_place(*videos[number].in_original(index)) for number, index in numbers}
+
+
+def _known_in(source: VideoSource, known: set[Place]) -> set[int]:
+    """Which frames of a video, or images of a sequence, are among ``known``."""
+    if source.kind == "images":
+        return {index for index in range(len(source.paths)) if _place(source, index) in known}
+    file = _place(source, 0)[0]
+    return {index for path, embedded, index in known if path == file and embedded is None}
 
 
 def _unlabeled(
@@ -249,9 +299,9 @@ def _unlabeled(
             )
         if there and video.original is not None:
             sources.append(video.original)
-    sources = list(dict.fromkeys(sources))
-    known = _in_videos(taken, videos)
-    labelled = [{i for video, i in known if video == source} for source in sources]
+    sources = list({tuple(path.resolve() for path in source.paths): source for source in sources}.values())
+    known = _places(taken, videos)
+    labelled = [_known_in(source, known) for source in sources]
     sizes = []
     for source in sources:
         with open_video(source) as opened:

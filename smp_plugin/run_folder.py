@@ -23,7 +23,7 @@ from smp_plugin.datasets import Batch, FrameReader, TrainingSteps
 from smp_plugin.inference import FramePoses, infer
 from smp_plugin.metrics import MATCH_OKS, MEDIUM_S2, PAPER_S2, SLEAP_S2, Evaluation, animal_areas, evaluate_poses, match, oks
 from smp_plugin.model import PoseModel
-from smp_plugin.preparation import Material
+from smp_plugin.preparation import Material, frame_names
 from smp_plugin.progress import Reporter, Task
 from smp_plugin.report import GalleryItem, frame_title, write_curves, write_gallery, write_report
 from smp_plugin.unpickling import load_plain
@@ -70,6 +70,11 @@ def read_checkpoint(out: Path) -> dict[str, Any] | None:
     check_version(f"--resume: {path}", saved)
     if absent := {"state_dict", "optimizer_states", "callbacks", "step", "seconds"} - {*saved}:
         raise FormatError(f"--resume: {path} is damaged (it has no {', '.join(sorted(absent))}); {remedy}.")
+    try:
+        if "held_out" in saved:
+            saved["held_out"] = {(str(folder), str(file), str(group), int(number)) for folder, file, group, number in saved["held_out"]}
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"--resume: {path} is damaged (it does not say which frames were held out); {remedy}.") from error
     return saved
 
 
@@ -98,6 +103,9 @@ class RunFolder(L.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best, self.best_step = float(state["best"]), int(state["best_step"])
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: PoseTraining, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
+        checkpoint["held_out"] = [list(name) for name in frame_names(self.material.val_frames, self.material.videos)]
 
     def on_train_batch_start(self, trainer: L.Trainer, module: PoseTraining, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         wanted = self.config.loss.beta > 0 or self.config.loss.agreement > 0
@@ -140,10 +148,11 @@ class RunFolder(L.Callback):
         trainer.save_checkpoint(self.out / "last.ckpt")
 
     def validate(self, module: PoseTraining) -> tuple[float, dict[str, object]]:
-        """The figure models are chosen by (the mean of AP at s2 = 1, .1 and .0025), and the columns of metrics.csv."""
+        """The figure models are chosen by (the mean of `judged_ap` at s2 = 1, .1 and .0025), and the columns of metrics.csv."""
         found = predict_frames(module.teacher, self.val_frames, self.reader, self.config, module.typical)
-        result = evaluate_poses(truth_of(self.val_frames), [(f.poses, f.scores) for f in found], self.material.skeleton.keypoints)
-        ap = {s2: result.ap[s2].ap for s2 in (PAPER_S2, MEDIUM_S2, SLEAP_S2)}
+        poses, names = [(f.poses, f.scores) for f in found], self.material.skeleton.keypoints
+        result = evaluate_poses(truth_of(self.val_frames), poses, names, partial=self.material.partial)
+        ap = judged_ap(result)
         figures = {
             "val_ap": ap[PAPER_S2],
             "val_ap_s2_0.1": ap[MEDIUM_S2],
@@ -226,14 +235,19 @@ def watched(kept: Checkpoint, material: Material, reader: FrameReader) -> tuple[
     return truth_of(frames), predict_frames(kept.model, frames, reader, kept.config, kept.typical_length)
 
 
-def shrunk(kept: Checkpoint, frames: list[LabeledFrame], reader: FrameReader) -> dict[str, float]:
+def judged_ap(result: Evaluation) -> dict[float, float]:
+    """AP by s2; where labels are partial, without the predictions that may be of animals without a label."""
+    return {s2: figures.ap for s2, figures in (result.partial.ap if result.partial else result.ap).items()}
+
+
+def shrunk(kept: Checkpoint, frames: list[LabeledFrame], reader: FrameReader, partial: bool = False) -> dict[str, float]:
     """AP (s2 = .1) of the animals kept where frames are read at a share of their size, by that share: ``smp-predict --fast`` chooses."""
     figures = {}
     for share in SHRINKS:
         config = replace(kept.config, predict=replace(kept.config.predict, shrink=share))
         found = predict_frames(kept.model, frames, reader, config, kept.typical_length)
         poses = [(f.poses, f.scores) for f in found]
-        figures[str(share)] = evaluate_poses(truth_of(frames), poses, kept.skeleton.keypoints).ap[MEDIUM_S2].ap
+        figures[str(share)] = judged_ap(evaluate_poses(truth_of(frames), poses, kept.skeleton.keypoints, partial=partial))[MEDIUM_S2]
     return figures
 
 
@@ -266,7 +280,7 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
         reporter.say(f"--min-score: {kept.config.predict.min_score:g} by default, where {reason}")
         save_model(out / "model.pt", kept)
     if may_choose and "shrunk" not in kept.facts:
-        kept.facts["shrunk"] = shrunk(kept, frames, reader)
+        kept.facts["shrunk"] = shrunk(kept, frames, reader, material.partial)
         save_model(out / "model.pt", kept)
     rules: dict[str, Any] = {"symmetries": material.skeleton.symmetries, "partial": material.partial}
     result = evaluate_poses(truth, [(f.poses, f.scores) for f in found], material.skeleton.keypoints, **rules)
@@ -293,9 +307,9 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
         "Model kept": f"of step {kept.facts['step']}, after {kept.facts['minutes']} min of training",
     }
     write_report(out, title=out.name, data=data, choices=choices, evaluation=result, warnings=warnings)
-    what = "validation" if material.val_frames else "training (no validation frames)"
+    what, ap = "validation" if material.val_frames else "training (no validation frames)", judged_ap(result)
+    rule = " by the rule for partial labels" if material.partial else ""
     reporter.say(
-        f"AP on {len(frames)} {what} frames: {result.ap[PAPER_S2].ap:.3f} (s2 = 1), "
-        f"{result.ap[MEDIUM_S2].ap:.3f} (.1), {result.ap[SLEAP_S2].ap:.3f} (.0025)"
+        f"AP{rule} on {len(frames)} {what} frames: {ap[PAPER_S2]:.3f} (s2 = 1), {ap[MEDIUM_S2]:.3f} (.1), {ap[SLEAP_S2]:.3f} (.0025)"
     )
     reporter.say(f"model: {out / 'model.pt'}; report: {out / 'report.html'}")

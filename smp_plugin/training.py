@@ -24,7 +24,7 @@ from converters.labels import FormatError
 from smp_plugin import __version__
 from smp_plugin.backbone import find_weights
 from smp_plugin.checkpoint import load_model, written_by
-from smp_plugin.config import Config, read_config, write_config
+from smp_plugin.config import Config, choose, read_config, was_chosen, write_config
 from smp_plugin.consistency import (
     agreement,
     background_of,
@@ -193,7 +193,8 @@ class PoseTraining(L.LightningModule):
         groups: dict[tuple[float, float, bool], list[torch.nn.Parameter]] = defaultdict(list)
         for name, parameter in self.model.named_parameters():
             decay = train.weight_decay if parameter.ndim > 1 else 0.0  # not on biases and normalisation
-            factor, kernel = train.backbone_lr if name.startswith("backbone.") else 1.0, train.optimizer == "muon" and is_kernel(parameter)
+            factor = (train.backbone_lr or 1.0) if name.startswith("backbone.") else 1.0
+            kernel = train.optimizer == "muon" and is_kernel(parameter)
             groups[(factor, decay, kernel)].append(parameter)
         options = [{"params": p, "factor": f, "weight_decay": d, "kernels": k} for (f, d, k), p in groups.items()]
         if train.optimizer == "sgd":
@@ -258,14 +259,14 @@ def train(
         remedy = ", or add --resume to continue it" if (out / "config.yaml").exists() else ""
         raise FormatError(f"-o {out}: the folder already holds a run; choose another{remedy}.")
     config = copy.deepcopy(config or Config())
-    name_sources(config.data, projects, val, video_root, unlabeled, keep=resume)
+    name_sources(config, projects, val, video_root, unlabeled, keep=resume)
     reporter.mute = not is_first_process(config)
     if saved:
         reporter.say(f"resuming {out} at step {saved['step']}, with its settings ({out / 'config.yaml'})")
     elif resume:
         reporter.say(f"{out} was stopped before its first checkpoint: from the beginning, with its settings ({out / 'config.yaml'})")
     device, why = choose_device(config.train.device)
-    material = prepare(config, reporter)
+    material = prepare(config, reporter, saved.get("held_out") if saved else None)
     for finding in certain(material.labels, frame_sizes(material.labels), config.data.input_scale, config.data.crop, LEVEL_STRIDES[0]):
         reporter.warn(finding.sentence)
     if saved:
@@ -276,10 +277,10 @@ def train(
                 f"{config.data.projects[0]} are {', '.join(material.skeleton.keypoints)}; name the project that the run began with."
             )
         weights, sentence = None, str(kept.facts.get("weights", ""))
+        config.train.backbone_lr = config.train.backbone_lr or kept.config.train.backbone_lr
     else:
         weights, sentence = find_weights(config.model.weights, config.model.backbone)
-    if config.model.norm == "auto":
-        config.model.norm = "frozen" if weights is not None else "group"
+        suit_weights(config, weights is not None, reporter)
     if not reporter.mute:
         open_folder(out)
         reporter.log_to(out / "log.txt")
@@ -287,7 +288,8 @@ def train(
             (out / "metrics.csv").unlink(missing_ok=True)
         write_config(config, out / "config.yaml")
     if not saved:
-        (reporter.warn if sentence.startswith("NO") else reporter.say)(sentence)
+        learning = f"; the backbone learns at {config.train.backbone_lr:g} of the learning rate (train.backbone_lr)"
+        (reporter.warn if sentence.startswith("NO") else reporter.say)(sentence + learning)
     say_device(reporter, f"{why}; {'bf16' if in_bf16(device, config.train.precision) else 'fp32'}")
 
     torch.manual_seed(config.train.seed)
@@ -305,6 +307,21 @@ def train(
     if interrupted:
         raise KeyboardInterrupt
     return out
+
+
+def suit_weights(config: Config, pretrained: bool, reporter: Reporter) -> None:
+    """Choose what depends on whether the backbone has pretrained weights; a choice of another run may have been made without, or with."""
+    if config.model.norm == "auto" or was_chosen(config, "model.norm"):
+        choose(config, "model.norm", "frozen" if pretrained else "group")
+    elif config.model.norm == "frozen" and not pretrained:
+        choose(config, "model.norm", "group")
+        reporter.warn("model.norm is frozen, but there are no pretrained weights, whose statistics it would keep: group norm is taken")
+    elif config.model.norm == "group" and pretrained:
+        reporter.warn(
+            "model.norm is group: the batch statistics among the pretrained weights are not used; --set model.norm=auto uses them"
+        )
+    if config.train.backbone_lr == 0 or was_chosen(config, "train.backbone_lr"):
+        choose(config, "train.backbone_lr", 0.1 if pretrained else 1.0)
 
 
 def unfit(error: Exception) -> FormatError:
@@ -343,7 +360,7 @@ def fit(
             num_nodes=settings.num_nodes,
             strategy="ddp" if settings.devices * settings.num_nodes > 1 else "auto",
             precision="bf16-mixed" if in_bf16(device, settings.precision) else "32-true",
-            max_steps=-1 if budget.seconds else settings.steps - (saved["step"] if saved else 0),
+            max_steps=-1 if budget.seconds else max(0, settings.steps - (saved["step"] if saved else 0)),
             max_epochs=-1,
             use_distributed_sampler=False,
             logger=False,
@@ -371,6 +388,8 @@ def fit(
             except (RuntimeError, LookupError, TypeError, ValueError) as error:
                 raise unfit(error) from error
         if module.step and budget.progress(module.step) >= 1:
+            done, wanted = (budget.spent / 60, settings.minutes) if budget.seconds else (module.step, settings.steps)
+            reporter.say(f"nothing is left to train: {done:g} of {wanted:g} {'minutes' if budget.seconds else 'steps'} are done")
             return False
         budget.started = time.monotonic()
         handler = signal.getsignal(signal.SIGINT)

@@ -21,7 +21,7 @@ import rich_click as click
 from click.exceptions import Exit
 
 from converters.labels import FormatError, printable
-from smp_plugin.config import Config, preset, read_config, set_value
+from smp_plugin.config import Config, forget_projects, preset, read_config, set_value
 from smp_plugin.progress import Reporter
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def key_values(sets: Sequence[str]) -> dict[str, str]:
 
 
 def build_config(
-    preset_name: str, config_file: Path | None, sets: Sequence[str], flags: dict[str, object], device: str
+    preset_name: str, config_file: Path | None, sets: Sequence[str], flags: dict[str, object], device: str, other_projects: bool
 ) -> tuple[Config, list[str]]:
     """Settings, and sentences saying where they come from. A flag beats ``--set``, that beats the file, and that beats the preset.
 
@@ -204,6 +204,7 @@ def build_config(
         sets: ``section.name=value`` texts.
         flags: setting -> value; None where the flag was not given.
         device: as asked for; decides the preset ``auto``.
+        other_projects: than those that the file may name are learnt from, so what belongs to these is left out.
     """
     cuda = device.startswith("cuda")
     if preset_name == "auto" and device == "auto":
@@ -214,6 +215,8 @@ def build_config(
     reasons = [reason]
     if config_file is not None:
         read_config(config_file, config)
+        if other_projects:
+            forget_projects(config)
         reasons.append(f"settings of {config_file}")
     for key, value in key_values(sets).items():
         set_value(config, key, value)

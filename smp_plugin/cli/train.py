@@ -88,8 +88,9 @@ def command(state: _common.State, **options: Any) -> None:
         settings = _common.existing(options["output"]) / "config.yaml"
         config_file = config_file or (settings if settings.is_file() else None)
     config, reasons = _common.build_config(
-        options["preset"], config_file, options["sets"], _flags(options, share), options["device"] or "auto"
-    )
+        options["preset"], config_file, options["sets"], _flags(options, share), options["device"] or "auto",
+        bool(projects) and not options["resume"],
+    )  # fmt: skip
     if not projects and not config.data.projects:
         raise click.UsageError("Missing option '--slp', '--dlc' or '--coco': the labelled project to learn from.")
     for reason in reasons:

@@ -62,6 +62,14 @@ def test_group_norm_backbone_has_no_statistics_of_batches() -> None:
     assert not [name for name, _ in Backbone("resnet18", "group").named_buffers()]
 
 
+def test_group_norm_takes_the_kernels_of_pretrained_weights(network: ResNet) -> None:
+    backbone = Backbone("resnet18", "group")
+    backbone.load_torchvision(network.state_dict())
+    mine, theirs = backbone.state_dict(), network.state_dict()
+    assert torch.equal(mine["stages.2.0.conv1.weight"], theirs["layer3.0.conv1.weight"])
+    assert torch.equal(mine["stem.norm.weight"], theirs["bn1.weight"])
+
+
 def test_missing_and_foreign_weights_are_refused(network: ResNet) -> None:
     state = network.state_dict()
     del state["layer3.0.conv1.weight"]

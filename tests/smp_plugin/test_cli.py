@@ -143,6 +143,21 @@ def test_train_passes_everything_on(calls: list[dict[str, Any]], in_folder: Path
     assert (config.model.weights, config.train.device) == ("none", "cpu")
 
 
+def test_settings_of_another_run_leave_its_projects_behind(calls: list[dict[str, Any]], in_folder: Path):
+    (in_folder / "config.yaml").write_text(
+        "data: {projects: [/other.slp], val: /val.slp, images: /images, category: cat, aliases: /table.csv, labels: complete, crop: 256,\n"
+        "  input_scale: 0.5, animal_size: 50, chosen: [data.labels=complete, data.crop=256, data.input_scale=0.5]}\n"
+    )
+    rest = "--slp project.slp --config config.yaml --device cpu --category mouse --labels complete --set data.input_scale=0.5"
+    assert train.main(rest.split()) == 0
+    data = calls[0]["config"].data
+    assert (data.val, data.images, data.aliases, data.crop, data.animal_size) == ("", "", "", 0, 50)
+    assert (data.category, data.labels, data.input_scale, data.chosen) == ("mouse", "complete", 0.5, ())
+    assert train.main(["--config", "config.yaml", "--device", "cpu"]) == 0  # the same run again
+    data = calls[1]["config"].data
+    assert (data.val, data.category, data.crop, data.labels, len(data.chosen)) == ("/val.slp", "cat", 256, "complete", 3)
+
+
 def test_train_resumes_with_the_runs_settings(calls: list[dict[str, Any]], in_folder: Path):
     (in_folder / "run").mkdir()
     (in_folder / "run" / "config.yaml").write_text("train: {steps: 11}")

@@ -16,6 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from converters.labels import Instance, LabeledFrame, PredictedInstance, Skeleton, VideoSource
+from smp_plugin import datasets
 from smp_plugin.config import Config
 from smp_plugin.datasets import NEVER, Batch, FrameReader, LabelSource, StepRange, TrainingSteps, UnlabeledPool, clip_animals, uncorrected
 
@@ -147,6 +148,15 @@ def test_labels_follow_the_image_through_every_augmentation(
     assert np.median(off_by) < 90
     if paste:
         assert animals > 25 * 3 * 1.3
+
+
+def test_animals_outside_of_the_crop_draw_no_pasted_ones(make_steps: Callable[..., TrainingSteps]) -> None:
+    """Else half of the pasted animals would be left out, or pushed to the crop's edge."""
+    steps = make_steps()
+    outside = ANIMAL[None] + (64, 64 + 10 * 128)
+    crop = torch.zeros(3, 128, 128)
+    middles = np.array([steps._paste(np.random.default_rng(i), crop.clone(), outside, True)[1][1].mean(axis=0) for i in range(200)])
+    assert abs((middles[:, 1] < 64).mean() - 0.5) < 0.12
 
 
 def test_label_positions_are_right_to_a_fraction_of_a_pixel(make_steps: Callable[..., TrainingSteps]) -> None:
@@ -392,3 +402,14 @@ def test_the_cache_keeps_what_fits_and_changes_nothing(video: tuple[VideoSource,
     source_missing = FrameReader([VideoSource((Path("nowhere") / "a.png", Path("nowhere") / "b.png"))], 1.0)
     with pytest.raises(ValueError, match="a.png"):
         source_missing.get(0, 0)
+
+
+def test_unlabelled_frames_in_memory_are_bounded(make_steps: Callable[..., TrainingSteps], monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for as many as a step has crops."""
+    frame, held = 3 * 150 * 200, {}
+    for room in (3.5, 0.1, 100.0):
+        monkeypatch.setattr(datasets, "BLOCK_BYTES", room * frame)
+        steps, again = (make_steps(unlabeled_from=0) for _ in range(2))
+        assert_same(steps[0], again[0])
+        held[room] = len(steps._block[1])
+    assert held[0.1] <= 2 and held[3.5] <= 3 and held[100.0] == N_FRAMES - N_LABELLED

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from converters import FormatError
-from smp_plugin.config import Config
-from smp_plugin.preparation import Material, name_sources, prepare
+from smp_plugin.config import Config, read_config, set_value, write_config
+from smp_plugin.preparation import Material, frame_names, name_sources, prepare
 
 
 def material_of(*projects: Path, config: Config, listener: Any, val: Path | None = None, extra: list[Path] | None = None) -> Material:
-    name_sources(config.data, list(projects), val, None, extra, keep=False)
+    name_sources(config, list(projects), val, None, extra, keep=False)
     return prepare(config, listener)
 
 
@@ -71,6 +71,49 @@ def _point_to(project: Path, video: Path) -> None:
     labels = sio.load_slp(str(project), open_videos=False)
     labels.replace_filenames(new_filenames=[str(video)])
     sio.save_slp(labels, str(project), embed=False, verbose=False)
+
+
+def test_the_same_images_in_another_sequence_are_the_same_frames(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+    """A folder of images, of which a validation project holds some, in a sequence of its own."""
+    import sleap_io as sio
+
+    train, val = make_blobs("train", images=True), make_blobs("val", images=True, labelled=[0, 1, 2])
+    paths = [str(train.video / f"img{number:03}.png") for number in (15, 16, 3)]
+    labels = sio.load_slp(str(val.project), open_videos=False)
+    labels.videos[0].filename = paths
+    labels.videos[0].backend_metadata |= {"filename": paths[0], "filenames": paths}
+    sio.save_slp(labels, str(val.project), embed=False, verbose=False)
+    material = material_of(train.project, config=make_config(), listener=listener, val=val.project)
+    assert len(material.pool) == 6 and material.pool.labelled == [{*range(12), 15, 16}]
+    assert sentence(listener, "1 of the 3 validation frames are trained on too")
+
+
+def test_a_video_by_another_name_is_the_same_video(make_blobs: Any, make_config: Callable[..., Config], listener: Any, tmp_path: Path):
+    train, val = make_blobs("train"), make_blobs("val", labelled=[3, 15, 16])
+    (tmp_path / "link.mp4").symlink_to(train.video)
+    _point_to(val.project, tmp_path / "link.mp4")
+    material = material_of(train.project, config=make_config(), listener=listener, val=val.project)
+    assert len(material.pool) == 6 and material.pool.labelled == [{*range(12), 15, 16}]
+    assert sentence(listener, "1 of the 3 validation frames are trained on too")
+    material = material_of(train.project, config=make_config(), listener=listener, extra=[train.video, tmp_path / "link.mp4"])
+    assert len(material.unlabeled_videos) == 1 and len(material.pool) == 8
+
+
+def test_frames_held_out_before_stay_held_out(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+    """Also with more labels, another seed, another project before it, and videos in another folder."""
+    before, after, other = make_blobs("clip"), make_blobs("more", labelled=range(16)), make_blobs("other", seed=1)
+    material = material_of(before.project, config=make_config(data__val_fraction=0.25), listener=listener)
+    held = set(frame_names(material.val_frames, material.videos))
+    (before.video.parent / "moved").mkdir()
+    _point_to(after.project, before.video.rename(before.video.parent / "moved" / "clip.mp4"))
+    config = make_config(data__val_fraction=0.25, train__seed=5)
+    name_sources(config, [other.project, after.project], None, None, None, keep=True)
+    again = prepare(config, listener, held)
+    assert places(again.val_frames) == {(1, f.index) for f in material.val_frames} and len(again.frames) == 12 + 13
+    assert not places(again.frames) & places(again.val_frames)
+    assert prepare(config, listener, set()).val_frames == []
+    assert len(prepare(config, listener, {("nowhere", "else.mp4", "", 0)}).val_frames) == 7
+    assert "others may be, which were trained on" in listener.alarms[-1]
 
 
 def test_another_skeleton_is_refused_for_validation(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
@@ -146,6 +189,46 @@ def test_the_scale_brings_animals_to_the_wanted_length(blobs: Any, make_config: 
     config = make_config(data__input_scale=0.25)
     material_of(blobs.project, config=config, listener=listener)
     assert config.data.input_scale == 0.25 and listener.sentences[-3].endswith("0.25, as asked for")
+
+
+def one_keypoint(frame: int, points: np.ndarray) -> np.ndarray:
+    return np.where(np.arange(3)[:, None] == 0, points, np.nan) if frame < 4 else points
+
+
+def test_what_was_chosen_for_one_project_is_chosen_anew_for_another(
+    make_blobs: Any, make_config: Callable[..., Config], listener: Any, tmp_path: Path
+):
+    """Animals of another size would be learnt at the wrong scale. A run that is repeated on its own projects is the same run."""
+    first, other = make_blobs("first", hide=one_keypoint), make_blobs("other", hide=lambda _, points: 2 * points)
+    settings: dict[str, Any] = {"data__crop": 0, "data__animal_size": 56.0, "data__max_scale": 9.0, "data__val_fraction": 0.0}
+    config = make_config(**settings)
+    material_of(first.project, config=config, listener=listener)
+    assert config.data.labels == "partial" and config.loss.keypoint_anchors and config.data.input_scale == pytest.approx(2, abs=0.1)
+    write_config(config, tmp_path / "config.yaml")
+    again = read_config(tmp_path / "config.yaml")
+    name_sources(again, None, None, None, None, keep=False)
+    prepare(again, listener)
+    assert again == config and "as chosen before" in listener.sentences[-2]
+    fresh = make_config(**settings)
+    material_of(other.project, config=fresh, listener=listener)
+    moved = read_config(tmp_path / "config.yaml")
+    moved.data.aliases = moved.data.category = "of the other project"
+    material_of(other.project, config=moved, listener=listener)
+    assert moved == fresh and moved.data.input_scale == pytest.approx(1, abs=0.05) and not moved.loss.keypoint_anchors
+    asked = read_config(tmp_path / "config.yaml")
+    set_value(asked, "data.labels", "partial")  # as it was, but now somebody asks for it
+    asked.data.input_scale = 1.75
+    material_of(other.project, config=asked, listener=listener)
+    assert (asked.data.labels, asked.data.input_scale, asked.loss.keypoint_anchors) == ("partial", 1.75, True)
+
+
+def test_each_project_keeps_its_own_kind_of_labels_when_a_run_is_repeated(
+    make_blobs: Any, make_config: Callable[..., Config], listener: Any
+):
+    partial, complete = make_blobs("partial", hide=one_keypoint), make_blobs("complete", seed=1)
+    config = make_config(data__val_fraction=0.0)
+    for material in (material_of(partial.project, complete.project, config=config, listener=listener), prepare(config, listener)):
+        assert [source.partial for source in material.sources] == [True, False]
 
 
 def test_left_and_right_are_paired_by_name_where_nobody_says_so(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
@@ -238,12 +321,13 @@ def test_a_label_past_the_end_of_the_video(make_blobs: Any, make_config: Callabl
 
 
 def test_a_run_remembers_its_sources_and_another_project_brings_its_own(tmp_path: Path):
-    data = Config().data
+    config = Config()
+    data = config.data
     first, second, val, video = (tmp_path / name for name in ("a.slp", "b.slp", "v.slp", "u.mp4"))
-    name_sources(data, [first], val, tmp_path, [video], keep=False)
-    name_sources(data, None, None, None, None, keep=True)
+    name_sources(config, [first], val, tmp_path, [video], keep=False)
+    name_sources(config, None, None, None, None, keep=True)
     assert (data.projects, data.val, data.unlabeled, data.video_root) == ((str(first),), str(val), (str(video),), str(tmp_path))
-    name_sources(data, [second], None, None, None, keep=True)  # resumed, the project was moved
+    name_sources(config, [second], None, None, None, keep=True)  # resumed, the project was moved
     assert (data.projects, data.val) == ((str(second),), str(val))
-    name_sources(data, [first], None, None, None, keep=False)  # another run with the same settings
+    name_sources(config, [first], None, None, None, keep=False)  # another run with the same settings
     assert (data.projects, data.val, data.unlabeled, data.video_root) == ((str(first),), "", (), "")

@@ -7,13 +7,15 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from converters import FormatError, Skeleton
+from converters import FormatError, Instance, LabeledFrame, Skeleton
+from smp_plugin import run_folder
 from smp_plugin.checkpoint import Checkpoint, save_model
 from smp_plugin.config import Config, ModelConfig, write_config
 from smp_plugin.drawing import OverlayWriter
@@ -22,7 +24,7 @@ from smp_plugin.metrics import evaluate_poses
 from smp_plugin.model import PoseModel
 from smp_plugin.page import write_page
 from smp_plugin.report import write_curves, write_gallery
-from smp_plugin.run_folder import WholeCheckpoints, append_row, choose_min_score, open_folder, with_counts
+from smp_plugin.run_folder import RunFolder, WholeCheckpoints, append_row, choose_min_score, open_folder, with_counts
 
 SHAPE = np.array([[0.0, 0.0], [20.0, 0.0], [40.0, 10.0]])
 
@@ -66,6 +68,21 @@ def test_the_report_has_ap_of_all_predictions_and_counts_of_those_kept():
     assert (shown.predictions, shown.invented, shown.doubled, shown.missed) == (1, 0, 0, 0) and (result.invented, result.doubled) == (1, 1)
     assert shown.partial and result.partial and (shown.partial.ignored, result.partial.ignored) == (0, 1)
     assert shown.partial.ap == result.partial.ap and (shown.partial.doubled, result.partial.doubled) == (0, 1)
+
+
+def test_a_model_that_finds_animals_without_a_label_is_not_taken_for_a_worse_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    found = FramePoses(np.stack([SHAPE + (200, 0), SHAPE]), np.array([0.9, 0.5]), np.ones((2, 3)))
+    monkeypatch.setattr(run_folder, "predict_frames", lambda *_: [found])
+    chosen_by = {}
+    for partial in (True, False):
+        material: Any = SimpleNamespace(
+            videos=[], val_frames=[LabeledFrame(0, 0, [Instance(SHAPE)])], skeleton=Skeleton(("a", "b", "c")), partial=partial
+        )
+        task: Any = SimpleNamespace(update=lambda *_, **__: None)
+        module: Any = SimpleNamespace(teacher=None, typical=40.0, step=1, budget=SimpleNamespace(seconds=0.0))
+        chosen_by[partial], figures = RunFolder(tmp_path, Config(), material, None, task, {}).validate(module)  # type: ignore[arg-type]
+        assert figures["val_ap"] == ("1.0000" if partial else "0.5000")
+    assert chosen_by[True] == pytest.approx(1) and chosen_by[False] == pytest.approx(0.5)
 
 
 # --- files ---

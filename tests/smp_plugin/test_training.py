@@ -20,14 +20,14 @@ from torchvision.models import get_model
 
 import smp_plugin
 from converters import FormatError
-from smp_plugin import training
+from smp_plugin import backbone, training
 from smp_plugin.checkpoint import load_model
 from smp_plugin.cli.train import main
-from smp_plugin.config import Config, read_config, to_dict
+from smp_plugin.config import Config, from_dict, read_config, to_dict
 from smp_plugin.datasets import TrainingSteps
 from smp_plugin.inference import infer
 from smp_plugin.run_folder import append_row
-from smp_plugin.training import train
+from smp_plugin.training import suit_weights, train
 
 pytestmark = pytest.mark.usefixtures("thin_backbone")
 
@@ -141,6 +141,54 @@ def test_the_same_seed_is_the_same_model(blobs: Any, make_config: Callable[..., 
     assert to_dict(config) == before  # the caller's settings stay
 
 
+# --- pretrained weights ---
+
+
+def test_pretrained_weights_are_frozen_in_norm_and_learn_slowly(
+    blobs: Any, make_config: Callable[..., Config], tmp_path: Path, listener: Any
+):
+    torch.save(backbone.get_model("resnet18", weights=None).state_dict(), tmp_path / "weights.pt")
+    config = make_config(train__steps=1, model__weights=str(tmp_path / "weights.pt"))
+    run = train([blobs.project], config=config, out=tmp_path / "run", reporter=listener)
+    assert any("weights.pt; the backbone learns at 0.1 of the learning rate" in text for text in listener.sentences)
+    made = read_config(run / "config.yaml")
+    assert (made.model.norm, made.train.backbone_lr) == ("frozen", 0.1)
+    assert {group["factor"] for group in state(run)[1][0]["param_groups"]} == {0.1, 1.0}
+    config.train.steps = 2
+    train(config=config, out=run, resume=True)  # settings in which it is left to the run
+    assert [row["step"] for row in rows_of(run)] == ["1", "2"] and read_config(run / "config.yaml").train.backbone_lr == 0.1
+
+
+@pytest.mark.parametrize(
+    ("asked", "pretrained", "norm", "factor", "alarm"),
+    [
+        (("auto", 0.0), True, "frozen", 0.1, ""),
+        (("auto", 0.0), False, "group", 1.0, ""),
+        (("auto", 0.3), True, "frozen", 0.3, ""),
+        (("frozen", 0.0), False, "group", 1.0, "model.norm is frozen, but there are no pretrained weights"),
+        (("group", 0.0), True, "group", 0.1, "model.norm is group: the batch statistics among the pretrained weights are not used"),
+    ],
+)
+def test_norm_and_learning_rate_suit_the_weights(
+    asked: tuple[Any, float], pretrained: bool, norm: str, factor: float, alarm: str, listener: Any
+):
+    config = Config()
+    config.model.norm, config.train.backbone_lr = asked
+    suit_weights(config, pretrained, listener)
+    assert (config.model.norm, config.train.backbone_lr) == (norm, factor)
+    assert [text.startswith(alarm) for text in listener.alarms] == [True] * bool(alarm)
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_what_a_run_chose_for_its_weights_is_chosen_anew_for_others(pretrained: bool, listener: Any):
+    """A run without a network, repeated where weights can be had, and the other way round."""
+    config = Config()
+    suit_weights(config, pretrained, listener)
+    again = from_dict(to_dict(config))
+    suit_weights(again, not pretrained, listener)
+    assert (again.model.norm, again.train.backbone_lr) == (("group", 1.0) if pretrained else ("frozen", 0.1)) and not listener.alarms
+
+
 # --- data of all kinds ---
 
 
@@ -237,6 +285,28 @@ def test_resuming_changes_nothing(blobs: Any, make_config: Callable[..., Config]
     assert load_model(whole).facts["step"] == load_model(parts).facts["step"]
     again = train([blobs.project], out=tmp_path / "parts", resume=True)  # nothing is left to do
     assert same(state(whole), state(again)) and len(rows_of(again)) == 3
+
+
+def test_resuming_with_fewer_steps_than_are_done(blobs: Any, make_config: Callable[..., Config], tmp_path: Path, listener: Any):
+    run = train([blobs.project], config=make_config(train__steps=4), out=tmp_path / "run")
+    before = state(run), rows_of(run)
+    (run / "report.html").unlink()
+    train(config=make_config(train__steps=2), out=run, resume=True, reporter=listener)
+    assert same(before, (state(run), rows_of(run))) and (run / "report.html").exists()
+    assert "nothing is left to train: 4 of 2 steps are done" in listener.sentences
+
+
+def test_frames_held_out_stay_so_when_labels_are_added(make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path, listener: Any):
+    project = make_blobs("before").project
+    run = train([project], config=make_config(data__val_fraction=0.25), out=tmp_path / "run")
+    held = torch.load(run / "last.ckpt", weights_only=True)["held_out"]
+    (tmp_path / "before.mp4").rename(tmp_path / "before.bak")
+    more = make_blobs("before", labelled=range(16)).project
+    config = read_config(run / "config.yaml")
+    config.train.steps, config.train.seed = 3, 5
+    train([more], config=config, out=run, resume=True, reporter=listener)
+    assert torch.load(run / "last.ckpt", weights_only=True)["held_out"] == held and len(held) == 3
+    assert "validation: 3 of 16 labelled frames, those that were held out before" in listener.sentences
 
 
 def test_terminated_before_the_first_checkpoint(blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
