@@ -83,7 +83,7 @@ HOW = (
     "12.7 with 2 pairs, 4.3 with 3, 2.8 with 5. A smaller lead may well be chance.",
     "Frames/s: prediction of the validation frames with the model loaded and warm, writing included. Memory: the most that the method's "
     "process, or the GPU where it used one, held at any time, training included. The points of the curves over training time cost no "
-    "training time. In them every prediction counts, also where labels are partial.",
+    "training time.",
 )
 PAGE_CSS = """
 ul.lead { padding-left: 1.2rem } small { color: #6e6e76; font-size: .82em } th { vertical-align: bottom }

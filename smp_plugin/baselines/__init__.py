@@ -129,10 +129,8 @@ class Unavailable(Exception):
 
 
 def curve_point(job: Job, predictions: Path, seconds: float, step: int, phase: str = "") -> CurvePoint:
-    """Measure unfinished predictions as our own runs measure theirs: every prediction counts, also where labels are partial, which the
-    finished ones' AP heeds.
-    """
+    """Measure unfinished predictions the way the finished ones are measured."""
     from smp_plugin.evaluation import evaluate
 
     found = evaluate(job.val, predictions)
-    return CurvePoint(seconds, step, phase, {f"{s2:g}": figures.ap for s2, figures in found.ap.items()})
+    return CurvePoint(seconds, step, phase, {f"{s2:g}": figures.ap for s2, figures in (found.partial or found).ap.items()})
