@@ -191,7 +191,8 @@ def frame_names(frames: list[LabeledFrame], videos: list[VideoSource]) -> list[N
     names: list[Name] = []
     for frame in frames:
         video = videos[frame.video]
-        path, number = (video.paths[frame.index], 0) if video.kind == "images" else (video.paths[0], frame.index)
+        image = video.kind == "images" and frame.index < len(video.paths)
+        path, number = (video.paths[frame.index], 0) if image else (video.paths[0] if video.paths else Path(), frame.index)
         names.append((path.parent.name, path.name, video.embedded or "", number))
     return names
 
