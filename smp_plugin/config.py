@@ -392,7 +392,8 @@ def parse_ranges(text: str, where: str = "--frames") -> list[tuple[int, int]]:
     ranges = []
     for part in text.replace(" ", "").split(","):
         first, _, last = part.partition("-")
-        if not first.isdigit() or not (last.isdigit() or part == first) or (last and int(last) < int(first)):
+        known = first.isdecimal() and (last.isdecimal() or part == first) and len(part) < 40
+        if not known or (last and int(last) < int(first)):
             raise FormatError(f"{where} is {text!r}; frames are written like 0-999,1500.")
         ranges.append((int(first), int(last or first)))
     return ranges
