@@ -62,7 +62,7 @@ def models(args: argparse.Namespace, methods: list[str]) -> dict[str, list[str]]
     wanted = [COMPARED[m] for m in methods if m in COMPARED]
     compare(
         project, val=0.25, out=folder / "compared", methods=wanted, minutes=args.minutes, device=args.device, preset="small", curve=6,
-        reporter=Reporter(),
+        settings={"model.weights": "none"}, reporter=Reporter(),  # from scratch, as its peers
     )  # fmt: skip
     if "smp-paper" in methods and not (folder / "paper" / "model.pt").exists():
         config, _ = preset("paper", cuda=False)

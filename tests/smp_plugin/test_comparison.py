@@ -99,6 +99,23 @@ def test_figures_are_those_of_the_predictions(blobs: Any, tmp_path: Path, preten
     assert float(row["frames_per_second"]) == pytest.approx(1.5) and float(row["peak_memory_gb"]) == pytest.approx(3.0)
 
 
+def test_ap_is_of_everything_found_and_counts_of_what_is_shown(blobs: Any, tmp_path: Path) -> None:
+    job = Job("sleap-topdown", blobs.project, blobs.project, tmp_path)
+    labels = read_project(blobs.project)
+    empty = [LabeledFrame(f.video, f.index, predicted=[]) for f in labels.labelled_frames]
+    sure = [
+        LabeledFrame(f.video, f.index, predicted=[PredictedInstance(i.points, score=0.1) for i in f.instances])
+        for f in labels.labelled_frames
+    ]
+    write_project(job.predictions, replace(labels, frames=empty))
+    (tmp_path / "outcome.json").write_text(json.dumps(Outcome("pretended 1", 1, 1.0, 1.0, len(empty)).to_dict()))
+    animals = sum(len(f.instances) for f in labels.labelled_frames)
+    assert (comparison._row(job, 1, "all")["ap_s2_1"], comparison._row(job, 1, "all")["missed"]) == (0.0, animals)
+    write_project(job.everything, replace(labels, frames=sure))
+    row = comparison._row(job, 1, "all")
+    assert row["ap_s2_1"] == pytest.approx(1.0) and row["missed"] == animals
+
+
 def test_where_labels_are_partial_what_has_no_label_is_not_judged(
     make_blobs: Callable[..., Any], blobs: Any, tmp_path: Path, pretend: Callable[..., list[Job]]
 ) -> None:

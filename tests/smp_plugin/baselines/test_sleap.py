@@ -119,6 +119,8 @@ def test_a_real_run(method: str, tmp_path: Path, make_blobs: Callable[..., Any])
     outcome = run(job)
     assert outcome.version.startswith("sleap-nn") and outcome.frames == 12
     assert outcome.steps == (3 if method == "sleap-bottomup" else 6) and len(outcome.curve) == 2
+    every, shown = (sum(len(f.predicted) for f in read_project(p, require_videos=False).frames) for p in (job.everything, job.predictions))
+    assert every >= shown
     found = read_project(job.predictions, require_videos=False)
     assert sorted(f.index for f in found.frames) == sorted(f.index for f in read_project(project).labelled_frames)
     assert evaluate(project, job.predictions).frames == 12
