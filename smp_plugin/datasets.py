@@ -380,14 +380,14 @@ def uncorrected(frame: LabeledFrame, near: float) -> list[np.ndarray]:
 
 
 class StepRange(torch.utils.data.Sampler[int]):
-    """The next ``length()`` steps, from wherever the run stands."""
+    """From wherever the run stands, the steps up to the next multiple of ``every``; none from ``end`` on."""
 
-    def __init__(self, start: Callable[[], int], length: Callable[[], int]) -> None:
-        self.start, self.length = start, length
+    def __init__(self, start: Callable[[], int], every: int, end: int = NEVER) -> None:
+        self.start, self.every, self.end = start, every, end
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         first = self.start()
-        return iter(range(first, first + self.length()))
+        return iter(range(first, min(first + self.every - first % self.every, self.end)))
 
     def __len__(self) -> int:
-        return self.length()
+        return self.every  # at most: Lightning asks once, and a run that was stopped between two multiples begins with fewer

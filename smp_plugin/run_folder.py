@@ -95,8 +95,10 @@ class RunFolder(L.Callback):
     def __init__(self, out: Path, config: Config, material: Material, steps: TrainingSteps, task: Task, facts: dict[str, object]) -> None:
         self.out, self.config, self.material, self.steps, self.task, self.facts = out, config, material, steps, task, facts
         self.best, self.best_step, self.interrupted = -math.inf, 0, False
+        self.whole = True  # is the state that of a finished step?
         self.reader = FrameReader(material.videos, 1.0)
         self.val_frames = spread(material.val_frames, config.train.val_frames)
+        self.chooses = bool(self.val_frames) and config.train.keep == "best"  # else the latest model is the one to keep
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "best_step": self.best_step}
@@ -112,7 +114,11 @@ class RunFolder(L.Callback):
         if wanted and module.budget.seconds and module.phase == "unlabelled":
             self.steps.first_unlabeled_step.clamp_(max=module.step)
 
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: PoseTraining, optimizer: object) -> None:  # type: ignore[override]
+        self.whole = False
+
     def on_train_batch_end(self, trainer: L.Trainer, module: PoseTraining, *_: object) -> None:  # type: ignore[override]
+        self.whole = True
         progress = module.budget.progress(module.step)
         self.task.update(module.budget.elapsed if module.budget.seconds else module.step, step=module.step, phase=module.phase)
         over = progress >= 1
@@ -132,12 +138,12 @@ class RunFolder(L.Callback):
         row["lr"] = f"{trainer.optimizers[0].param_groups[-1]['lr']:.3g}"
         module.terms.clear()
         if trainer.is_global_zero:
-            score = float(module.step)  # without validation frames the latest model is the one to keep
+            score = float(module.step)
             if self.val_frames:
                 started = time.monotonic()
                 chosen_by, figures = self.validate(module)
                 row |= figures
-                if self.config.train.keep == "best":
+                if self.chooses:
                     score = chosen_by
                 else:
                     module.budget.started += time.monotonic() - started
@@ -169,9 +175,14 @@ class RunFolder(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, module: PoseTraining, exception: BaseException) -> None:  # type: ignore[override]
         self.interrupted = isinstance(exception, KeyboardInterrupt)
-        if self.interrupted and trainer.is_global_zero and not (self.out / "model.pt").exists():
+        if not self.interrupted or not trainer.is_global_zero or not module.step or not module.is_finite:
+            return
+        if not self.chooses or not (self.out / "model.pt").exists():
             self.best_step = module.step
+            self.best = -math.inf if self.chooses else float(module.step)
             self.save(module)
+        if self.whole and trainer.world_size == 1:  # several processes are hardly ever stopped within the same step
+            trainer.save_checkpoint(self.out / "last.ckpt")
 
 
 def spread(frames: list[LabeledFrame], most: int) -> list[LabeledFrame]:

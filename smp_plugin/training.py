@@ -35,7 +35,7 @@ from smp_plugin.consistency import (
     relative_scores,
     select,
 )
-from smp_plugin.datasets import Batch, StepRange, TrainingSteps
+from smp_plugin.datasets import NEVER, Batch, StepRange, TrainingSteps
 from smp_plugin.diagnosis import certain
 from smp_plugin.finite import FiniteGuard
 from smp_plugin.inference import choose_device, in_bf16, out_of_memory, say_device
@@ -114,6 +114,11 @@ class PoseTraining(L.LightningModule):
         if progress >= train.unlabeled_fusion_start and (loss.beta > 0 or loss.agreement > 0):
             return "unlabelled"
         return "labelled fusion" if progress >= train.labeled_fusion_start and loss.alpha > 0 else "supervised"
+
+    @property
+    def is_finite(self) -> bool:
+        """Was the loss of the last step a number?"""
+        return all(bool(value.isfinite()) for value in self.latest.values())
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         terms = self.loss_terms(batch)
@@ -203,12 +208,14 @@ class PoseTraining(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint |= written_by() | {"step": self.step, "seconds": self.budget.elapsed}
+        checkpoint["terms"] = {name: torch.stack(values) for name, values in self.terms.items()}
 
     def resume(self, checkpoint: dict[str, Any]) -> None:
         """Stand where the run was saved. Not left to Lightning, whose counters of epochs make the first one after a resume shorter."""
         self.load_state_dict(checkpoint["state_dict"])
         self.first_step, self.optimizer_state = checkpoint["step"], checkpoint["optimizer_states"][0]
         self.budget.spent = checkpoint["seconds"]
+        self.terms.update({name: list(values) for name, values in checkpoint.get("terms", {}).items()})
 
     def on_train_start(self) -> None:
         if self.optimizer_state is not None:
@@ -414,17 +421,14 @@ def fit(
 
 
 def loader(steps: TrainingSteps, config: Config, device: torch.device, position: Callable[[], int]) -> DataLoader[Batch]:
-    """Gives the next ``val_every`` steps, from wherever the run stands, each time it is gone through.
+    """Gives the steps up to the next multiple of ``val_every``, from wherever the run stands, each time it is gone through.
 
     Its processes stay for the whole run, and with them the frames that they have decoded: a GPU would wait for them after every validation.
     """
     settings = config.train
     workers = settings.workers if settings.workers >= 0 else 4 if device.type == "cuda" else 0
-
-    def left() -> int:
-        return settings.val_every if settings.minutes else min(settings.val_every, settings.steps - position())
-
+    steps_in_turn = StepRange(position, settings.val_every, NEVER if settings.minutes else settings.steps)
     return DataLoader(
-        steps, batch_size=None, sampler=StepRange(position, left), num_workers=workers, pin_memory=device.type == "cuda",
+        steps, batch_size=None, sampler=steps_in_turn, num_workers=workers, pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
     )  # fmt: skip
