@@ -130,7 +130,9 @@ class TrainConfig:
     ema: float = 0.998  # decay of the moving average of weights: the teacher, and the model that is kept
     val_every: int = 200  # steps between validations and checkpoints
     val_frames: int = 40  # validation frames at most while training
-    keep: Literal["best", "last"] = "best"  # which model; last: validation frames are only watched, and take no time of the budget
+    keep: Literal["best", "last"] = (
+        "best"  # which model; best: by 10 validation animals or more; last: they are only watched, and take no time
+    )
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the processor has it
     device: str = "auto"  # auto | cpu | cuda[:i] | mps
     devices: int = 1  # processes, one per GPU

@@ -289,8 +289,8 @@ def few_to_validate(validation: Labels) -> Finding | None:
     if animals >= FEW_VALIDATION or not validation.frames:
         return None
     return Finding(
-        f"{animals} animal{'' if animals == 1 else 's'} in {len(validation.frames)} validation frames are few to choose a model by: "
-        "label more frames, or name a project with --val."
+        f"{animals} animal{'' if animals == 1 else 's'} in {len(validation.frames)} validation frames are few to choose a model by, so the "
+        "last one is kept: label more frames, or name a project with --val."
     )
 
 

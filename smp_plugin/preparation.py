@@ -216,12 +216,15 @@ def _split(
             f"validation: none, all {len(frames)} labelled frames are trained on and the last model is kept (--val FILE would choose)"
         )
         return frames, []
-    chosen = set(np.random.default_rng((config.train.seed, 0)).choice(len(frames), size=count, replace=False).tolist())
-    train = [f for i, f in enumerate(frames) if i not in chosen]
+    places = [_place(*videos[f.video].in_original(f.index)) for f in frames]  # the same frame may be labelled in two projects
+    different = list(dict.fromkeys(places))
+    drawn = np.random.default_rng((config.train.seed, 0)).choice(len(different), size=min(count, len(different)), replace=False)
+    chosen = {different[i] for i in drawn}
+    train, held = ([f for f, place in zip(frames, places, strict=True) if (place in chosen) is side] for side in (False, True))
     if not any(f.instances for f in train):
         return frames, []
-    reporter.say(f"validation: {count} of {len(frames)} labelled frames, chosen at random, are held out")
-    return train, [f for i, f in enumerate(frames) if i in chosen]
+    reporter.say(f"validation: {len(held)} of {len(frames)} labelled frames, chosen at random, are held out")
+    return train, held
 
 
 def _complete_lengths(frames: list[LabeledFrame]) -> np.ndarray:

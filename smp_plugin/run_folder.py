@@ -20,6 +20,7 @@ from converters.labels import FormatError, LabeledFrame
 from smp_plugin.checkpoint import Checkpoint, check_version, load_model, save_model
 from smp_plugin.config import Config
 from smp_plugin.datasets import Batch, FrameReader, TrainingSteps
+from smp_plugin.diagnosis import FEW_VALIDATION
 from smp_plugin.inference import FramePoses, infer
 from smp_plugin.metrics import MATCH_OKS, MEDIUM_S2, PAPER_S2, SLEAP_S2, Evaluation, animal_areas, evaluate_poses, match, oks
 from smp_plugin.model import PoseModel
@@ -98,7 +99,8 @@ class RunFolder(L.Callback):
         self.whole = True  # is the state that of a finished step?
         self.reader = FrameReader(material.videos, 1.0)
         self.val_frames = spread(material.val_frames, config.train.val_frames)
-        self.chooses = bool(self.val_frames) and config.train.keep == "best"  # else the latest model is the one to keep
+        animals = sum(len(f.instances) for f in self.val_frames)
+        self.chooses = animals >= FEW_VALIDATION and config.train.keep == "best"  # else the latest model is the one to keep
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "best_step": self.best_step}
@@ -147,7 +149,7 @@ class RunFolder(L.Callback):
                     score = chosen_by
                 else:
                     module.budget.started += time.monotonic() - started
-            if not score < self.best:  # figures may be NaN, where validation frames show no animal
+            if not score < self.best:
                 self.best, self.best_step = score, module.step
                 self.save(module)
             append_row(self.out / "metrics.csv", row)

@@ -39,6 +39,16 @@ def test_a_share_is_held_out_and_the_same_for_the_same_seed(blobs: Any, make_con
     assert "3 of 12 labelled frames" in listener.sentences[1]
 
 
+def test_a_frame_labelled_in_two_projects_is_not_held_out_from_itself(blobs: Any, make_config: Callable[..., Config], listener: Any):
+    twice = blobs.project.with_name("twice.slp")
+    shutil.copy(blobs.project, twice)
+    config = make_config(data__val_fraction=0.25)
+    name_sources(config, [blobs.project, twice], None, None, None, keep=False)
+    material = prepare(config, listener)
+    train, held = ({f.index for f in frames} for frames in (material.frames, material.val_frames))
+    assert len(held) == 6 and not train & held and len(material.frames) == len(material.val_frames) == 12
+
+
 def test_few_labels_are_all_trained_on(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
     material = material_of(make_blobs(labelled=range(9)).project, config=make_config(data__val_fraction=0.3), listener=listener)
     assert len(material.frames) == 9 and material.val_frames == []

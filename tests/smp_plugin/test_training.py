@@ -26,7 +26,7 @@ from smp_plugin.cli.train import main
 from smp_plugin.config import Config, from_dict, read_config, to_dict
 from smp_plugin.datasets import TrainingSteps
 from smp_plugin.inference import infer
-from smp_plugin.run_folder import append_row
+from smp_plugin.run_folder import RunFolder, append_row
 from smp_plugin.training import suit_weights, train
 
 pytestmark = pytest.mark.usefixtures("thin_backbone")
@@ -214,10 +214,16 @@ def test_trains_on(project: dict[str, Any], make_blobs: Any, make_config: Callab
     assert all(torch.isfinite(value).all() for value in weights_of(run).values())
 
 
-def test_validation_frames_without_an_animal_choose_nothing(make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path):
-    empty = make_blobs("empty", counts=[0, 0], labelled=[0, 1], negative=[0, 1])
-    run = train([make_blobs().project], config=make_config(train__val_every=1), val=empty.project, out=tmp_path / "run")
-    assert load_model(run).facts["step"] == 2  # the last one is kept
+@pytest.mark.parametrize(("counts", "kept"), [([0, 0], 2), ([2, 2, 2, 2, 1], 2), ([2] * 5, 1)])
+def test_few_validation_animals_choose_nothing(
+    counts: list[int], kept: int, make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The first model is made the better one."""
+    labelled = range(len(counts))
+    val = make_blobs("val", counts=counts, labelled=labelled, negative=[i for i in labelled if not counts[i]])
+    monkeypatch.setattr(RunFolder, "validate", lambda _, module: (1.0 / module.step, {}))
+    run = train([make_blobs().project], config=make_config(train__val_every=1), val=val.project, out=tmp_path / "run")
+    assert load_model(run).facts["step"] == kept
 
 
 def test_unlabelled_video_that_ends_early(make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path):
