@@ -2,9 +2,10 @@
 
     python benchmarks/ablation.py DATA -o ablation.json --train 'train5_[012]' --steps 200
 
-DATA is the folder with ``train*.slp`` and ``val30.slp``. The table compares each change with the default on the same training frames and
-seeds, in pairs. Refinement costs no training of its own: every run is measured with and without it. ``benchmarks/results/ablation.json``
-was made when ``loss.quality_s2`` was .01 by default: its ``base`` is "strict-quality" here, its ``quality_s2-0.1`` is "default".
+DATA is the folder with ``train*.slp`` and ``val30.slp`` (``--train``, ``--val``: other names). The table compares each change with the
+default on the same training frames and seeds, in pairs. Refinement costs no training of its own: every run is measured with and without
+it. ``benchmarks/results/ablation.json`` was made when ``loss.quality_s2`` was .01 by default: its ``base`` is "strict-quality" here, its
+``quality_s2-0.1`` is "default".
 """
 
 from accuracy import grid, parser
@@ -18,6 +19,7 @@ METHODS: dict[str, dict[str, object]] = {
     "strict-quality": {"loss.quality_s2": 0.01},
     "keypoint-anchors": {"loss.keypoint_anchors": True},
     "no-paste": {"augment.paste": 0.0},
+    "anywhere": {"augment.moving": 0.0},  # unlabelled crops from anywhere in the frame
     "alpha-0": {"loss.alpha": 0.0},
     "alpha-1": {"loss.alpha": 1.0},
     "beta-0": {"loss.beta": 0.0},
@@ -35,4 +37,7 @@ METHODS: dict[str, dict[str, object]] = {
 }
 
 if __name__ == "__main__":
-    grid(parser(__doc__ or "", "train5_0", METHODS).parse_args(), METHODS, "val30.slp")
+    arguments = parser(__doc__ or "", "train5_0", METHODS)
+    arguments.add_argument("--val", default="val30.slp")
+    given = arguments.parse_args()
+    grid(given, METHODS, given.val)

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +17,11 @@ from converters.labels import FormatError, Instance, LabeledFrame, Skeleton, Vid
 from converters.video import Video, open_video
 from smp_plugin import transforms
 from smp_plugin.config import Config
+from smp_plugin.moving import moving
 
 BLOCK_STEPS = 50  # steps that share one set of decoded unlabelled frames
 BLOCK_FRAMES = 12  # frames in it per unlabelled crop of a step: reading runs forward through them once
+TOGETHER = 6  # of them from one video, where there are several
 BLOCK_BYTES = 0.5e9  # of such a set at most, in each process; frames of 4K would take gigabytes
 NEVER = 2**31 - 1
 
@@ -116,18 +119,27 @@ class UnlabeledPool:
         return int(self.counts.sum())
 
     def draw(self, rng: np.random.Generator, count: int) -> dict[int, list[int]]:
-        """``count`` random frames, with replacement where there are fewer: video -> ascending indices."""
+        """``count`` random frames, with replacement where there are fewer: video -> ascending indices.
+
+        Of few videos, several of each: the more of a video's frames are seen together, the better can be told what moves in it.
+        """
         drawn: dict[int, list[int]] = {}
-        for video in rng.choice(len(self.counts), size=count, p=self.counts / self.counts.sum()):
-            spans = self.spans[video]
-            lengths = np.array([b - a + 1 for a, b in spans])
-            while True:
-                start, end = spans[rng.choice(len(spans), p=lengths / lengths.sum())]
-                index = int(rng.integers(start, end + 1))
-                if index not in self.labelled[video]:
-                    break
-            drawn.setdefault(int(video), []).append(index)
+        missing = count
+        while missing > 0:
+            video = int(rng.choice(len(self.counts), p=self.counts / self.counts.sum()))
+            together = int(min(TOGETHER, missing, self.counts[video]))
+            missing -= together
+            drawn.setdefault(video, []).extend(self._of_video(rng, video) for _ in range(together))
         return {video: sorted(set(indices)) for video, indices in sorted(drawn.items())}
+
+    def _of_video(self, rng: np.random.Generator, video: int) -> int:
+        spans = self.spans[video]
+        lengths = np.array([b - a + 1 for a, b in spans])
+        while True:
+            start, end = spans[rng.choice(len(spans), p=lengths / lengths.sum())]
+            index = int(rng.integers(start, end + 1))
+            if index not in self.labelled[video]:
+                return index
 
 
 def _disjoint(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -152,6 +164,14 @@ class LabelSource:
     keypoints: list[int]
     partial: bool
     path: Path | None = None
+
+
+class Unlabeled(NamedTuple):
+    """A frame without labels: its ``name`` (video, index), its image at the input scale, and ``places`` (n, 2) where something moved."""
+
+    name: tuple[int, int]
+    image: Tensor
+    places: np.ndarray
 
 
 class TrainingSteps(Dataset[Batch]):
@@ -184,7 +204,7 @@ class TrainingSteps(Dataset[Batch]):
         self.first_unlabeled_step = torch.tensor([NEVER]).share_memory_()
         self.complete = [[(f, i) for f in s.frames for i in f.instances if i.labelled[s.keypoints].all()] for s in sources]
         self.donors = [donor for of_source in self.complete for donor in of_source]
-        self._block: tuple[int, list[tuple[tuple[int, int], Tensor]]] = (-1, [])
+        self._block: tuple[int, list[Unlabeled]] = (-1, [])
 
     def __len__(self) -> int:
         return NEVER
@@ -297,8 +317,7 @@ class TrainingSteps(Dataset[Batch]):
         keypoints = np.where(hidden[..., None], np.nan, keypoints)
         return crop, np.concatenate((keypoints, points[None]))
 
-    def _drawn_unlabeled(self, step: int, rng: np.random.Generator) -> tuple[tuple[int, int], Tensor]:
-        """(video, index) and image of a frame without labels."""
+    def _drawn_unlabeled(self, step: int, rng: np.random.Generator) -> Unlabeled:
         train, block = self.config.train, step // BLOCK_STEPS
         if self._block[0] != block:
             self._block = (-1, [])  # its memory is needed for the next one
@@ -307,11 +326,11 @@ class TrainingSteps(Dataset[Batch]):
             room = BLOCK_BYTES / max(self.unlabeled_reader.frame_bytes(video) for video in drawn)
             if room < count:
                 drawn = self.pool.draw(rng_of_block, max(int(room), train.unlabeled_batch))
-            frames = [
-                ((video, index), image)
-                for video, indices in drawn.items()
-                for index, image in zip(indices, self.unlabeled_reader.get_many(video, indices), strict=False)  # the rest can't be read
-            ]
+            frames = []
+            for video, indices in drawn.items():
+                images = self.unlabeled_reader.get_many(video, indices)
+                found = zip(indices, images, moving(images), strict=False)  # the rest can't be read
+                frames += [Unlabeled((video, index), image, places) for index, image, places in found]
             if not frames:
                 names = ", ".join(self.unlabeled_reader.videos[video].name for video in drawn)
                 raise FormatError(f"{names}: no unlabelled frame can be read; convert the video to MP4, or name another with --unlabeled.")
@@ -323,19 +342,22 @@ class TrainingSteps(Dataset[Batch]):
         train, number = self.config.train, step * self.world + self.rank
         labelled = [self._drawn(number * train.batch + i)[1:3] for i in range(train.batch)]
         rngs = [np.random.default_rng((train.seed, 3, number * train.unlabeled_batch + i)) for i in range(unlabeled)]
-        return labelled, [self._drawn_unlabeled(step, rng)[0] for rng in rngs]
+        return labelled, [self._drawn_unlabeled(step, rng).name for rng in rngs]
 
     def _unlabeled_crop(self, step: int, i: int) -> tuple[Tensor, Tensor]:
         """The teacher's and the student's view of one crop: the same place, other colours."""
         config, size = self.config, self.config.data.crop
         number = (step * self.world + self.rank) * config.train.unlabeled_batch + i
         rng = np.random.default_rng((config.train.seed, 3, number))
-        _, image = self._drawn_unlabeled(step, rng)
-        height, width = image.shape[1:]
-        # Crops lie within the frame where it is large enough: unlabelled frames have no animals to centre on, and border shows nothing.
+        drawn = self._drawn_unlabeled(step, rng)
+        height, width = drawn.image.shape[1:]
+        # Crops lie within the frame where it is large enough: border shows nothing.
         margin = np.minimum((width / 2, height / 2), size / 3)
         centre = rng.uniform(margin, np.array((width, height)) - margin)
-        crop = transforms.to_bytes(transforms.warp(image, transforms.random_matrix(rng, centre, size, config.augment), size, size))
+        if len(drawn.places) and rng.random() < config.augment.moving:
+            beside = drawn.places[rng.integers(len(drawn.places))] + rng.uniform(-size / 4, size / 4, 2)
+            centre = np.clip(beside, margin, np.array((width, height)) - margin)
+        crop = transforms.to_bytes(transforms.warp(drawn.image, transforms.random_matrix(rng, centre, size, config.augment), size, size))
         return transforms.jitter(rng, crop, config.augment, 0.3), transforms.disturb(rng, crop, config.augment)
 
 
