@@ -19,7 +19,7 @@ from smp_plugin import transforms
 from smp_plugin.config import Config
 from smp_plugin.moving import moving
 
-BLOCK_STEPS = 50  # steps that share one set of decoded unlabelled frames
+BLOCK_STEPS = 50  # steps of a loader process that share one set of decoded unlabelled frames
 BLOCK_FRAMES = 12  # frames in it per unlabelled crop of a step: reading runs forward through them once
 TOGETHER = 6  # of them from one video, where there are several
 BLOCK_BYTES = 0.5e9  # of such a set at most, in each process; frames of 4K would take gigabytes
@@ -183,6 +183,8 @@ class TrainingSteps(Dataset[Batch]):
         skeleton: their skeleton.
         unlabeled_videos, pool: where unlabelled frames come from.
         rank: number of this process among ``world`` ones, each of which makes its own crops.
+        lanes: how many loader processes take the steps in turn. Each decodes unlabelled frames for its own steps alone, so that what a
+            step shows depends on their number.
     """
 
     def __init__(
@@ -195,16 +197,17 @@ class TrainingSteps(Dataset[Batch]):
         pool: UnlabeledPool,
         rank: int = 0,
         world: int = 1,
+        lanes: int = 1,
     ) -> None:
         self.sources, self.skeleton, self.config = sources, skeleton, config
-        self.pool, self.rank, self.world = pool, rank, world
+        self.pool, self.rank, self.world, self.lanes = pool, rank, world, lanes
         self.reader = FrameReader(videos, config.data.input_scale, config.data.cache_gb * 1e9)
         self.unlabeled_reader = FrameReader(unlabeled_videos, config.data.input_scale)
         # Shared with loader processes: the step from which unlabelled crops are made.
         self.first_unlabeled_step = torch.tensor([NEVER]).share_memory_()
         self.complete = [[(f, i) for f in s.frames for i in f.instances if i.labelled[s.keypoints].all()] for s in sources]
         self.donors = [donor for of_source in self.complete for donor in of_source]
-        self._block: tuple[int, list[Unlabeled]] = (-1, [])
+        self._block: tuple[tuple[int, int], list[Unlabeled]] = ((-1, -1), [])
 
     def __len__(self) -> int:
         return NEVER
@@ -317,11 +320,20 @@ class TrainingSteps(Dataset[Batch]):
         keypoints = np.where(hidden[..., None], np.nan, keypoints)
         return crop, np.concatenate((keypoints, points[None]))
 
+    def _block_of(self, step: int) -> tuple[int, int]:
+        """The block of frames that a step's unlabelled crops are from, and its lane: `StepRange` begins anew every ``val_every`` steps, and
+        with it the loader's processes take turns from the first one on.
+        """
+        rounds, place = divmod(step, self.config.train.val_every)
+        turn, lane = divmod(place, self.lanes)
+        return (rounds * -(-self.config.train.val_every // self.lanes) + turn) // BLOCK_STEPS, lane
+
     def _drawn_unlabeled(self, step: int, rng: np.random.Generator) -> Unlabeled:
-        train, block = self.config.train, step // BLOCK_STEPS
-        if self._block[0] != block:
-            self._block = (-1, [])  # its memory is needed for the next one
-            rng_of_block, count = np.random.default_rng((train.seed, 4, block, self.rank)), BLOCK_FRAMES * train.unlabeled_batch
+        train, (block, lane) = self.config.train, self._block_of(step)
+        if self._block[0] != (block, lane):
+            self._block = ((-1, -1), [])  # its memory is needed for the next one
+            rng_of_block = np.random.default_rng((train.seed, 4, block, self.rank * self.lanes + lane))
+            count = BLOCK_FRAMES * train.unlabeled_batch
             drawn = self.pool.draw(rng_of_block, count)
             room = BLOCK_BYTES / max(self.unlabeled_reader.frame_bytes(video) for video in drawn)
             if room < count:
@@ -334,7 +346,7 @@ class TrainingSteps(Dataset[Batch]):
             if not frames:
                 names = ", ".join(self.unlabeled_reader.videos[video].name for video in drawn)
                 raise FormatError(f"{names}: no unlabelled frame can be read; convert the video to MP4, or name another with --unlabeled.")
-            self._block = (block, frames)
+            self._block = ((block, lane), frames)
         return self._block[1][rng.integers(len(self._block[1]))]
 
     def crops_of(self, step: int, unlabeled: int) -> tuple[list[tuple[LabelSource, LabeledFrame]], list[tuple[int, int]]]:

@@ -24,7 +24,7 @@ from converters.labels import FormatError
 from smp_plugin import __version__
 from smp_plugin.backbone import find_weights
 from smp_plugin.checkpoint import load_model, written_by
-from smp_plugin.config import Config, choose, read_config, was_chosen, write_config
+from smp_plugin.config import Config, TrainConfig, choose, read_config, was_chosen, write_config
 from smp_plugin.consistency import (
     agreement,
     background_of,
@@ -379,7 +379,7 @@ def fit(
         )
         steps = TrainingSteps(
             material.sources, material.videos, material.skeleton, config, material.unlabeled_videos, material.pool,
-            trainer.global_rank, trainer.world_size,
+            trainer.global_rank, trainer.world_size, max(1, loader_processes(settings, device)),
         )  # fmt: skip
         if not budget.seconds and (config.loss.beta > 0 or config.loss.agreement > 0):
             steps.first_unlabeled_step.fill_(math.ceil(settings.unlabeled_fusion_start * settings.steps))
@@ -425,10 +425,17 @@ def loader(steps: TrainingSteps, config: Config, device: torch.device, position:
 
     Its processes stay for the whole run, and with them the frames that they have decoded: a GPU would wait for them after every validation.
     """
-    settings = config.train
-    workers = settings.workers if settings.workers >= 0 else 4 if device.type == "cuda" else 0
+    settings, workers = config.train, loader_processes(config.train, device)
     steps_in_turn = StepRange(position, settings.val_every, NEVER if settings.minutes else settings.steps)
     return DataLoader(
         steps, batch_size=None, sampler=steps_in_turn, num_workers=workers, pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
     )  # fmt: skip
+
+
+def loader_processes(settings: TrainConfig, device: torch.device) -> int:
+    """How many processes make crops: beside a GPU, half of the processors share them out."""
+    if settings.workers >= 0 or device.type != "cuda":
+        return max(0, settings.workers)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(2, usable // (2 * settings.devices)))

@@ -76,11 +76,12 @@ def make_steps(video: tuple[VideoSource, list[LabeledFrame]]) -> Callable[..., T
         unlabeled_from: int = NEVER,
         rank: int = 0,
         world: int = 1,
+        lanes: int = 1,
         **changes: object,
     ) -> TrainingSteps:
         pool = UnlabeledPool([N_FRAMES], [set(range(N_LABELLED))], None)
         labels = LabelSource(labelled if frames is None else frames, list(range(len(SKELETON))), partial)
-        steps = TrainingSteps([labels], [source], SKELETON, settings_for(**changes), [source], pool, rank, world)
+        steps = TrainingSteps([labels], [source], SKELETON, settings_for(**changes), [source], pool, rank, world, lanes)
         steps.first_unlabeled_step.fill_(unlabeled_from)
         return steps
 
@@ -366,19 +367,41 @@ def test_every_unlabelled_frame_is_as_likely_as_any_other() -> None:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_loader_processes_give_the_same_batches_as_none(make_steps: Callable[..., TrainingSteps], method: str) -> None:
-    steps = make_steps(unlabeled_from=2)
+    lanes = 1 + (method == "fork")
+    steps = make_steps(unlabeled_from=2, lanes=lanes)
     alone = [steps[i] for i in range(4, 7)]
     loader = DataLoader(
         steps,
         batch_size=None,
         sampler=StepRange(lambda: 4, 4, 7),
-        num_workers=1 + (method == "fork"),
+        num_workers=lanes,
         multiprocessing_context=method,
     )
     loaded = list(loader)
     assert len(loaded) == len(alone) == 3
     for a, b in zip(loaded, alone, strict=True):
         assert_same(a, b)
+
+
+@pytest.mark.parametrize(("lanes", "every"), [(1, 20), (2, 20), (4, 30), (3, 200)])
+@pytest.mark.parametrize("first", [0, 7])
+def test_a_loader_process_decodes_for_its_own_steps_alone(
+    make_steps: Callable[..., TrainingSteps], monkeypatch: pytest.MonkeyPatch, lanes: int, every: int, first: int
+) -> None:
+    """Processes take the steps of a round in turn; each has as many blocks as its own steps ask for, and none is another's."""
+    monkeypatch.setattr(datasets, "BLOCK_STEPS", 5)
+    steps = make_steps(lanes=lanes, train__val_every=every)
+    blocks: list[list[tuple[int, int]]] = [[] for _ in range(lanes)]
+    start, end = first, 4 * every
+    while start < end:
+        for place, step in enumerate(StepRange(lambda: start, every)):  # noqa: B023
+            blocks[place % lanes].append(steps._block_of(step))
+        start += every - start % every
+    for process, own in enumerate(blocks):
+        changes = sum(a != b for a, b in zip(own, own[1:], strict=False))
+        assert changes <= len(own) / 5 + (4 if every % lanes else 0) + 1
+        assert all(own.count(block) <= 5 for block in own)
+        assert not any(set(own) & set(other) for other in blocks[process + 1 :]) or first
 
 
 def test_the_sampler_goes_on_from_where_the_run_stands() -> None:
