@@ -182,14 +182,24 @@ def _sum_of_sure(probabilities: Tensor) -> Tensor:
 
 @torch.no_grad()
 def merge_instances(labels: Instances, found: Instances, background: Tensor, typical: float) -> Instances:
-    """Partly labelled frames completed by the teacher: its detections are added unless they lie on a labelled animal.
+    """Partly labelled frames completed by the teacher: what it found is added as animals, or as the rest of an animal labelled in part.
 
-    A detection lies on a labelled animal when, over the keypoints labelled there, it is less than a quarter of ``typical`` away.
+    A detection lies on a labelled animal when, over the keypoints labelled there, it is less than a quarter of ``typical`` away. It is no
+    animal of its own then; of those that the teacher is sure of, the nearest gives the animal the keypoints that nobody labelled, if
+    it is nearest to that animal.
     """
     gap = (found.keypoints[:, :, None] - labels.keypoints[:, None]).square().sum(dim=-1).sqrt()  # N, S, M, K; NaN where either is unknown
-    same = (gap.nanmean(dim=-1) < 0.25 * typical).any(dim=2)  # N, S
+    gap = gap.nanmean(dim=-1).nan_to_num(nan=torch.inf)  # N, S, M
+    on_label = gap < 0.25 * typical
+    usable = torch.where(on_label & (found.weights > 0)[:, :, None] & (labels.weights > 0)[:, None], gap, torch.inf)
+    nearest = usable.isfinite() & (usable == usable.amin(dim=1, keepdim=True)) & (usable == usable.amin(dim=2, keepdim=True))
+    index = nearest.float().argmax(dim=1)[..., None, None].expand(-1, -1, *found.keypoints.shape[2:])
+    rest = found.keypoints.gather(1, index)  # N, M, K, 2
+    fill = nearest.any(dim=1)[..., None, None] & labels.keypoints.isnan()
+    same = on_label.any(dim=2)
     fresh = torch.where(same[..., None, None], torch.nan, found.keypoints)
-    return Instances(torch.cat((labels.keypoints, fresh), dim=1), torch.cat((labels.weights, found.weights * ~same), dim=1), background)
+    keypoints = torch.cat((torch.where(fill, rest, labels.keypoints), fresh), dim=1)
+    return Instances(keypoints, torch.cat((labels.weights, found.weights * ~same), dim=1), background)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CELL = 8  # input pixels; what is smaller than that is no animal
+CELL = 8  # input pixels, about; what is smaller than that is no animal
 LEAST_FRAMES = 5  # a median of fewer is none
 NOISE = 6.0  # standard deviations of the noise, from which on a difference is one
 LEAST = 4.0  # of 256 levels: less is compression
@@ -21,9 +21,13 @@ def moving(frames: list[Tensor]) -> list[np.ndarray]:
     """
     if len(frames) < LEAST_FRAMES or len({frame.shape for frame in frames}) > 1 or min(frames[0].shape[1:]) < CELL:
         return [np.empty((0, 2)) for _ in frames]
-    small = torch.stack([F.avg_pool2d(frame[None].float(), CELL)[0] for frame in frames])  # n, 3, h, w
+    height, width = frames[0].shape[1:]
+    shape = (height // CELL, width // CELL)
+    shrunk = [F.interpolate(frame[None], shape, mode="bilinear", antialias=True)[0] for frame in frames]
+    small = torch.stack(shrunk).float()  # n, 3, h, w
     small -= small.flatten(2).median(dim=2).values[..., None, None]
     gap = (small - small.median(dim=0).values).abs().amax(dim=1)  # n, h, w
     noise = 1.4826 * gap.flatten(1).median(dim=1).values
     differs = gap > (NOISE * noise).clamp(min=LEAST)[:, None, None]
-    return [(np.argwhere(cells.numpy())[:, ::-1] + 0.5) * CELL - 0.5 for cells in differs]
+    cell = (width / shape[1], height / shape[0])
+    return [(np.argwhere(cells.numpy())[:, ::-1] + 0.5) * cell - 0.5 for cells in differs]

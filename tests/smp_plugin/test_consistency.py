@@ -352,16 +352,40 @@ def test_confidence_is_the_median_best_score_at_labelled_animals(make_outputs: C
     assert label_confidence(outputs, dataclasses.replace(instances, weights=torch.zeros(1, 4))).isnan()
 
 
-def test_only_detections_away_from_the_labels_are_added() -> None:
+def test_detections_away_from_the_labels_are_added_and_others_complete_them() -> None:
     missing = torch.full((2, 2), NAN, dtype=torch.float64)
     half = torch.stack((PAIR[0] + 100, missing[0]))
     labels = Instances(torch.stack((PAIR, half, missing))[None], torch.tensor([[1.0, 1.0, 0.0]]), torch.ones(1, 1, 1))
     found = torch.stack((PAIR + 4, PAIR + 98, PAIR + torch.tensor([0.0, 60.0]), missing))[None]
     background = torch.full((1, 1, 1), 0.02)
     merged = merge_instances(labels, Instances(found, torch.tensor([[0.9, 0.8, 0.7, 0.0]]), torch.ones(1, 1, 1)), background, TYPICAL)
-    assert torch.equal(merged.keypoints[:, :3].nan_to_num(-1), labels.keypoints.nan_to_num(-1)) and merged.background is background
+    assert torch.equal(merged.keypoints[0, 0], PAIR) and merged.background is background
+    assert torch.equal(merged.keypoints[0, 1], torch.stack((PAIR[0] + 100, PAIR[1] + 98)))
+    assert merged.keypoints[0, 2].isnan().all()
     assert merged.keypoints[0, 3:].isfinite().flatten(1).all(dim=1).tolist() == [False, False, True, False]
     assert merged.weights[0].tolist() == pytest.approx([1, 1, 0, 0, 0, 0.7, 0])
+
+
+@pytest.mark.parametrize(("offset", "sure", "counts"), [(98.0, 0.0, 1.0), (98.0, 0.8, 0.0), (80.0, 0.8, 1.0)])
+def test_labels_are_completed_only_by_what_is_sure_and_near(offset: float, sure: float, counts: float) -> None:
+    half = torch.stack((PAIR[0] + 100, torch.full((2,), NAN, dtype=torch.float64)))[None, None]
+    labels = Instances(half, torch.tensor([[counts]]), torch.ones(1, 1, 1))
+    merged = merge_instances(
+        labels, Instances((PAIR + offset)[None, None], torch.tensor([[sure]]), torch.ones(1, 1, 1)), labels.background, TYPICAL
+    )
+    assert torch.equal(merged.keypoints[:, :1].nan_to_num(-1), half.nan_to_num(-1))
+
+
+def test_a_detection_completes_one_animal_the_nearest() -> None:
+    """Two animals with one keypoint each, 6 px apart; two detections, the first nearer to either than the second."""
+    halves = torch.full((1, 2, 2, 2), NAN, dtype=torch.float64)
+    halves[0, :, 0] = PAIR[0] + torch.tensor([[0.0, 0.0], [6.0, 0.0]])
+    labels = Instances(halves, torch.ones(1, 2), torch.ones(1, 1, 1))
+    found = torch.stack((PAIR + torch.tensor([2.0, 0.0]), PAIR + torch.tensor([-3.0, 0.0])))[None]
+    merged = merge_instances(labels, Instances(found, torch.tensor([[0.7, 0.9]]), torch.ones(1, 1, 1)), labels.background, TYPICAL)
+    assert torch.equal(merged.keypoints[0, 0, 1], PAIR[1] + torch.tensor([2.0, 0.0]))
+    assert merged.keypoints[0, 1, 1].isnan().all()
+    assert merged.weights[0].tolist() == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("heatmap_stride", [4, 8])
