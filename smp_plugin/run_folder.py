@@ -96,7 +96,7 @@ class RunFolder(L.Callback):
     def __init__(self, out: Path, config: Config, material: Material, steps: TrainingSteps, task: Task, facts: dict[str, object]) -> None:
         self.out, self.config, self.material, self.steps, self.task, self.facts = out, config, material, steps, task, facts
         self.best, self.best_step, self.interrupted = -math.inf, 0, False
-        self.whole = True  # is the state that of a finished step?
+        self.whole = True  # is the state that of a finished step, and no row of metrics.csv half made?
         self.reader = FrameReader(material.videos, 1.0)
         self.val_frames = spread(material.val_frames, config.train.val_frames)
         animals = sum(len(f.instances) for f in self.val_frames)
@@ -130,6 +130,7 @@ class RunFolder(L.Callback):
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: PoseTraining) -> None:  # type: ignore[override]
+        self.whole = False
         row: dict[str, object] = {k: f"{torch.stack(v).mean().item():.5g}" for k, v in module.terms.items()}
         row |= {
             "step": module.step,
@@ -154,6 +155,7 @@ class RunFolder(L.Callback):
                 self.save(module)
             append_row(self.out / "metrics.csv", row)
         trainer.save_checkpoint(self.out / "last.ckpt")
+        self.whole = True
 
     def validate(self, module: PoseTraining) -> tuple[float, dict[str, object]]:
         """The figure models are chosen by (the mean of `judged_ap` at s2 = 1, .1 and .0025), and the columns of metrics.csv."""

@@ -294,6 +294,26 @@ def test_resuming_changes_nothing(blobs: Any, make_config: Callable[..., Config]
     assert same(state(whole), state(again)) and len(rows_of(again)) == 3
 
 
+def test_stopped_while_it_validates_it_goes_on_from_before(
+    blobs: Any, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Or the last model would never be validated."""
+    validate, calls = RunFolder.validate, []
+
+    def interrupted(self: RunFolder, module: Any) -> Any:
+        calls.append(module.step)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return validate(self, module)
+
+    monkeypatch.setattr(RunFolder, "validate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train([blobs.project], config=make_config(train__steps=4, data__val_fraction=0.2), out=tmp_path / "run")
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["step"] == 2
+    train(out=tmp_path / "run", resume=True)
+    assert calls == [2, 4, 4] and [row["step"] for row in rows_of(tmp_path / "run")] == ["2", "4"]
+
+
 def test_resuming_with_fewer_steps_than_are_done(blobs: Any, make_config: Callable[..., Config], tmp_path: Path, listener: Any):
     run = train([blobs.project], config=make_config(train__steps=4), out=tmp_path / "run")
     before = state(run), rows_of(run)
