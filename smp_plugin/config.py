@@ -106,7 +106,7 @@ class LossConfig:
     candidate_threshold: float = 0.05  # delta: locations with sigma(B) above it are candidates
     max_candidates: int = 100  # per image
     agreement: float = 0.5  # of the student's agreement with the teacher on unlabelled frames; 0: fusion only
-    fill: bool = True  # complete partly labelled frames by what the teacher is sure of, in the third phase
+    fill: bool = True  # complete partly labelled frames and animals by what the teacher is sure of, in the third phase
     sure: float = 0.6  # share of a typical labelled animal's score from which the teacher is believed
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from smp_plugin.backbone import group_norm
 from smp_plugin.waiting import numbers
 
+LAST_LAYERS = {"logits", "quality", "locator", "predictor", "fine_predictor"}  # names of the convolutions that say something
 PRIOR = 0.01  # probability that heatmaps and presence start from, so that the many empty cells do not swamp the first steps
 
 

@@ -38,6 +38,7 @@ from smp_plugin.consistency import (
 from smp_plugin.datasets import NEVER, Batch, StepRange, TrainingSteps
 from smp_plugin.diagnosis import certain
 from smp_plugin.finite import FiniteGuard
+from smp_plugin.heads import LAST_LAYERS
 from smp_plugin.inference import choose_device, in_bf16, out_of_memory, say_device
 from smp_plugin.losses import supervised
 from smp_plugin.model import LEVEL_STRIDES, PoseModel, PoseOutputs
@@ -199,7 +200,7 @@ class PoseTraining(L.LightningModule):
         for name, parameter in self.model.named_parameters():
             decay = train.weight_decay if parameter.ndim > 1 else 0.0  # not on biases and normalisation
             factor = (train.backbone_lr or 1.0) if name.startswith("backbone.") else 1.0
-            kernel = train.optimizer == "muon" and is_kernel(parameter)
+            kernel = train.optimizer == "muon" and is_kernel(parameter) and name.split(".")[-2] not in LAST_LAYERS
             groups[(factor, decay, kernel)].append(parameter)
         options = [{"params": p, "factor": f, "weight_decay": d, "kernels": k} for (f, d, k), p in groups.items()]
         if train.optimizer == "sgd":

@@ -25,6 +25,7 @@ from smp_plugin.checkpoint import load_model
 from smp_plugin.cli.train import main
 from smp_plugin.config import Config, from_dict, read_config, to_dict
 from smp_plugin.datasets import TrainingSteps
+from smp_plugin.heads import LAST_LAYERS
 from smp_plugin.inference import infer
 from smp_plugin.run_folder import RunFolder, append_row
 from smp_plugin.training import suit_weights, train
@@ -409,6 +410,16 @@ def test_model_can_be_read_by_whom_the_umask_lets(trained: Path):
 
 
 # --- several processes ---
+
+
+def test_last_layers_learn_by_adamw_however_many_keypoints_there_are(make_config: Callable[..., Config]):
+    config = make_config(model__channels=32, model__heatmap_channels=32, train__optimizer="muon")
+    module = training.PoseTraining(config, range(70), 28.0, False, training.Budget(10, 1.0), None)
+    by_muon = {id(p) for group in module.configure_optimizers().param_groups if group["kernels"] for p in group["params"]}
+    names = {name for name, p in module.model.named_parameters() if id(p) in by_muon}
+    assert {n for n in names if not n.startswith("backbone.")} and {n for n in names if n.startswith("backbone.")}
+    assert not {n for n in names if n.split(".")[-2] in LAST_LAYERS}
+    assert {n.split(".")[-2] for n, p in module.model.named_parameters() if len(p) in (70, 140)} >= {"logits", "locator", "predictor"}
 
 
 def test_processes_agree_on_the_time(make_config: Callable[..., Config]):
