@@ -18,6 +18,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from converters.labels import FormatError
@@ -191,8 +192,8 @@ class PoseTraining(L.LightningModule):
     def on_train_batch_end(self, *_: object) -> None:
         step = self.step
         decay = min(self.config.train.ema, (1 + step) / (10 + step))
-        for kept, new in zip(self.teacher.state_dict().values(), self.model.state_dict().values(), strict=True):
-            kept.lerp_(new, 1 - decay) if kept.is_floating_point() else kept.copy_(new)
+        kept, new = (list(network.state_dict().values()) for network in (self.teacher, self.model))  # floating-point, every one
+        get_ema_multi_avg_fn(decay)(kept, new, step)  # in a few launches, where one by one they would be hundreds
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         train = self.config.train
