@@ -138,7 +138,7 @@ class TrainConfig:
     device: str = "auto"  # auto | cpu | cuda[:i] | mps
     devices: int = 1  # processes, one per GPU
     num_nodes: int = 1  # machines
-    workers: int = -1  # loader processes; -1: none on a CPU, 2 to 8 beside a GPU, at most half of the processors
+    workers: int = -1  # loader processes; -1: none on a CPU; beside a GPU half of the processors, 2 to 8
     seed: int = 0
 
 

@@ -1,4 +1,7 @@
-"""Labelled and unlabelled training crops. Step i of seed s is the same crops whoever makes it: a run continues exactly by starting at i."""
+"""Labelled and unlabelled training crops.
+
+Step i of seed s is the same crops whoever of equally many loader processes makes it: a run continues exactly by starting at i.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,7 @@ class Batch:
         keypoints: (N, M, K, 2) float32, pixels of the crop, NaN where not labelled and in padding.
         weights: (N, M) float32: 1, or 0 for an animal cut off by the crop, or predicted by a model and not corrected.
         background: (N,) float32: how sure it is that there is no animal away from the labels.
+        partial: (N,) bool: are animals, or keypoints of animals, without a label to be expected?
         weak, strong: (U, 3, S, S) uint8, the same crops; U may be 0.
     """
 
@@ -42,6 +46,7 @@ class Batch:
     keypoints: Tensor
     weights: Tensor
     background: Tensor
+    partial: Tensor
     weak: Tensor
     strong: Tensor
 
@@ -123,14 +128,19 @@ class UnlabeledPool:
 
         Of few videos, several of each: the more of a video's frames are seen together, the better can be told what moves in it.
         """
-        drawn: dict[int, list[int]] = {}
+        drawn: dict[int, set[int]] = {}
         missing = count
+        share = self.counts / np.minimum(self.counts, TOGETHER).clip(
+            1
+        )  # short videos are drawn more often, since they give fewer at a time
         while missing > 0:
-            video = int(rng.choice(len(self.counts), p=self.counts / self.counts.sum()))
-            together = int(min(TOGETHER, missing, self.counts[video]))
-            missing -= together
-            drawn.setdefault(video, []).extend(self._of_video(rng, video) for _ in range(together))
-        return {video: sorted(set(indices)) for video, indices in sorted(drawn.items())}
+            video = int(rng.choice(len(self.counts), p=share / share.sum()))
+            together: set[int] = set()
+            while len(together) < min(TOGETHER, missing, self.counts[video]):
+                together.add(self._of_video(rng, video))
+            missing -= len(together)
+            drawn[video] = drawn.get(video, set()) | together
+        return {video: sorted(indices) for video, indices in sorted(drawn.items())}
 
     def _of_video(self, rng: np.random.Generator, video: int) -> int:
         spans = self.spans[video]
@@ -213,7 +223,7 @@ class TrainingSteps(Dataset[Batch]):
         return NEVER
 
     def __getitem__(self, step: int) -> Batch:
-        train, size = self.config.train, self.config.data.crop
+        config, train, size = self.config, self.config.train, self.config.data.crop
         samples = [self._labelled_crop((step * self.world + self.rank) * train.batch + i) for i in range(train.batch)]
         animals = max(1, max(len(s[1]) for s in samples))
         keypoints = np.full((len(samples), animals, len(self.skeleton), 2), np.nan, dtype=np.float32)
@@ -228,7 +238,8 @@ class TrainingSteps(Dataset[Batch]):
             images=torch.stack([s[0] for s in samples]),
             keypoints=torch.from_numpy(keypoints),
             weights=torch.from_numpy(weights),
-            background=torch.tensor([s[3] for s in samples]),
+            background=torch.tensor([config.loss.partial_negative if s[3] else 1.0 for s in samples]),
+            partial=torch.tensor([s[3] for s in samples]),
             weak=torch.stack([v[0] for v in views]) if views else empty,
             strong=torch.stack([v[1] for v in views]) if views else empty,
         )
@@ -248,8 +259,8 @@ class TrainingSteps(Dataset[Batch]):
             frame, focus = self.complete[which][rng.integers(len(self.complete[which]))]
         return rng, source, frame, focus
 
-    def _labelled_crop(self, number: int) -> tuple[Tensor, np.ndarray, np.ndarray, float]:
-        """Crop, keypoints (M, K, 2) and weights (M,) of its animals, and the weight of its background."""
+    def _labelled_crop(self, number: int) -> tuple[Tensor, np.ndarray, np.ndarray, bool]:
+        """Crop, keypoints (M, K, 2) and weights (M,) of its animals, and whether its labels are partial."""
         config, size = self.config, self.config.data.crop
         rng, source, frame, focus = self._drawn(number)
         image, to_input = self.reader.get(frame.video, frame.index)
@@ -274,7 +285,7 @@ class TrainingSteps(Dataset[Batch]):
         weights = np.ones(len(keypoints))
         weights[: len(unsure)] = 0
         keypoints, weights = clip_animals(keypoints, weights, size)
-        return crop, keypoints, weights, config.loss.partial_negative if partial else 1.0
+        return crop, keypoints, weights, partial
 
     def _moved(self, points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
         moved = transforms.apply_matrix(matrix, points)

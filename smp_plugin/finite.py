@@ -55,6 +55,10 @@ class FiniteGuard(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, module: PoseTraining) -> None:  # type: ignore[override]
         self.look(trainer, module)
 
+    def on_exception(self, trainer: L.Trainer, module: PoseTraining, exception: BaseException) -> None:  # type: ignore[override]
+        if module.between_steps:  # a checkpoint is written next
+            self.look(trainer, module)
+
     def look(self, trainer: L.Trainer, module: PoseTraining) -> None:
         """Judge the steps since the last look."""
         recent, self.recent = self.recent, []
@@ -96,7 +100,7 @@ def culprits(trainer: L.Trainer, module: PoseTraining, batch: Batch) -> list[int
     """Labelled crops that alone give a loss that is not finite; where there are none, such crops without labels, numbered after these."""
 
     def fails(labelled: slice, unlabelled: slice) -> bool:
-        part = {name: getattr(batch, name)[labelled] for name in ("images", "keypoints", "weights", "background")}
+        part = {name: getattr(batch, name)[labelled] for name in ("images", "keypoints", "weights", "background", "partial")}
         alone = Batch(**part, weak=batch.weak[unlabelled], strong=batch.strong[unlabelled])
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             return not torch.stack(list(module.loss_terms(alone).values())).isfinite().all()

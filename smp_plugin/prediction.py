@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 import os
-import signal
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
@@ -30,6 +29,7 @@ from smp_plugin.jobs import MACHINELABELS, Job, check, is_folder, plan
 from smp_plugin.predictor import Predictor, Recipe, in_segments, load, predict_segment, smallest
 from smp_plugin.progress import Reporter, Task
 from smp_plugin.segments import Segment, Work, digest, divide, leave
+from smp_plugin.stopping import stoppable
 
 
 def predict(
@@ -101,7 +101,7 @@ def predict(
     with _folder_for(output):
         check([work.job for work in works], skeleton)
     contents, notes, written, damage, started = Contents(), list[str](), list[Path](), list[str](), time.time()
-    with _stoppable() as stopped, contextlib.ExitStack() as stack:
+    with stoppable() as stopped, contextlib.ExitStack() as stack:
         drawn = stack.enter_context(OverlayWriter(overlay, skeleton, _fps(jobs[0]))) if overlay and works else None
         begun: list[Work] = []
         stack.callback(lambda: leave(begun, stopped.is_set() or bool(written), reporter))
@@ -235,26 +235,6 @@ def _draw(work: Work, run: list[Segment], drawn: OverlayWriter, stopped: threadi
                         return
                     poses = np.array([animal.points for animal in labelled.predicted])
                     drawn.write(frame, poses, point_scores=np.array([animal.point_scores for animal in labelled.predicted]))
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[threading.Event]:
-    """Ctrl-C asks to stop after the current frame; pressed again, it stops at once."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def ask(*_: object) -> None:
-        stopped.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, ask)
-    try:
-        yield stopped
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _write(job: Job, skeleton: Skeleton, frames: Iterable[LabeledFrame], provenance: dict[str, Any]) -> list[str]:

@@ -45,6 +45,11 @@ class Material:
         return Labels(self.skeleton, self.videos, self.frames + self.val_frames)
 
     @property
+    def validation(self) -> Labels:
+        """What is validated on."""
+        return Labels(self.skeleton, self.videos, self.val_frames)
+
+    @property
     def partial(self) -> bool:
         """Are animals without a label to be expected anywhere?"""
         return any(source.partial for source in self.sources)
@@ -210,21 +215,32 @@ def _split(
             reporter.say(f"validation: {len(held)} of {len(frames)} labelled frames, those that were held out before")
             return train, held
         reporter.warn("the frames that were held out before can't be now: others may be, which were trained on")
-    count = round(config.data.val_fraction * len(frames)) if config.data.val_fraction > 0 else 0
-    if len(frames) < MIN_FRAMES_TO_SPLIT or count < 1:
+    pictures = _pictures(frames, videos)
+    different = max(pictures, default=-1) + 1
+    count = round(config.data.val_fraction * different) if config.data.val_fraction > 0 else 0
+    if different < MIN_FRAMES_TO_SPLIT or count < 1:
         reporter.say(
             f"validation: none, all {len(frames)} labelled frames are trained on and the last model is kept (--val FILE would choose)"
         )
         return frames, []
-    places = [_place(*videos[f.video].in_original(f.index)) for f in frames]  # the same frame may be labelled in two projects
-    different = list(dict.fromkeys(places))
-    drawn = np.random.default_rng((config.train.seed, 0)).choice(len(different), size=min(count, len(different)), replace=False)
-    chosen = {different[i] for i in drawn}
-    train, held = ([f for f, place in zip(frames, places, strict=True) if (place in chosen) is side] for side in (False, True))
+    chosen = set(np.random.default_rng((config.train.seed, 0)).choice(different, size=count, replace=False).tolist())
+    train, held = ([f for f, picture in zip(frames, pictures, strict=True) if (picture in chosen) is side] for side in (False, True))
     if not any(f.instances for f in train):
         return frames, []
     reporter.say(f"validation: {len(held)} of {len(frames)} labelled frames, chosen at random, are held out")
     return train, held
+
+
+def _pictures(frames: list[LabeledFrame], videos: list[VideoSource]) -> list[int]:
+    """A number for each frame, counted from 0, the same where two projects label the same picture."""
+    known: dict[Place, int] = {}
+    numbers: list[int] = []
+    for frame in frames:
+        places = _places({(frame.video, frame.index)}, videos)
+        number = next((known[place] for place in sorted(places, key=str) if place in known), max(numbers, default=-1) + 1)
+        known |= dict.fromkeys(places, number)
+        numbers.append(number)
+    return numbers
 
 
 def _complete_lengths(frames: list[LabeledFrame]) -> np.ndarray:

@@ -20,7 +20,7 @@ from converters.labels import FormatError, LabeledFrame
 from smp_plugin.checkpoint import Checkpoint, check_version, load_model, save_model
 from smp_plugin.config import Config
 from smp_plugin.datasets import Batch, FrameReader, TrainingSteps
-from smp_plugin.diagnosis import FEW_VALIDATION
+from smp_plugin.diagnosis import few_to_validate
 from smp_plugin.inference import FramePoses, infer
 from smp_plugin.metrics import MATCH_OKS, MEDIUM_S2, PAPER_S2, SLEAP_S2, Evaluation, animal_areas, evaluate_poses, match, oks
 from smp_plugin.model import PoseModel
@@ -96,17 +96,17 @@ class RunFolder(L.Callback):
     def __init__(self, out: Path, config: Config, material: Material, steps: TrainingSteps, task: Task, facts: dict[str, object]) -> None:
         self.out, self.config, self.material, self.steps, self.task, self.facts = out, config, material, steps, task, facts
         self.best, self.best_step, self.interrupted = -math.inf, 0, False
-        self.whole = True  # is the state that of a finished step, and no row of metrics.csv half made?
         self.reader = FrameReader(material.videos, 1.0)
         self.val_frames = spread(material.val_frames, config.train.val_frames)
-        animals = sum(len(f.instances) for f in self.val_frames)
-        self.chooses = animals >= FEW_VALIDATION and config.train.keep == "best"  # else the latest model is the one to keep
+        few = few_to_validate(material.validation)
+        self.chooses = bool(self.val_frames) and not few and config.train.keep == "best"  # else the latest model is the one to keep
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_step": self.best_step}
+        return {"best": self.best, "best_step": self.best_step, "chooses": self.chooses}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.best_step = float(state["best"]), int(state["best_step"])
+        alike = state.get("chooses") == self.chooses  # else one is a figure of merit, and the other counts steps
+        self.best, self.best_step = float(state["best"]) if alike else -math.inf, int(state["best_step"])
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: PoseTraining, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
         checkpoint["held_out"] = [list(name) for name in frame_names(self.material.val_frames, self.material.videos)]
@@ -116,11 +116,7 @@ class RunFolder(L.Callback):
         if wanted and module.budget.seconds and module.phase == "unlabelled":
             self.steps.first_unlabeled_step.clamp_(max=module.step)
 
-    def on_before_optimizer_step(self, trainer: L.Trainer, module: PoseTraining, optimizer: object) -> None:  # type: ignore[override]
-        self.whole = False
-
     def on_train_batch_end(self, trainer: L.Trainer, module: PoseTraining, *_: object) -> None:  # type: ignore[override]
-        self.whole = True
         progress = module.budget.progress(module.step)
         self.task.update(module.budget.elapsed if module.budget.seconds else module.step, step=module.step, phase=module.phase)
         over = progress >= 1
@@ -130,7 +126,6 @@ class RunFolder(L.Callback):
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: PoseTraining) -> None:  # type: ignore[override]
-        self.whole = False
         row: dict[str, object] = {k: f"{torch.stack(v).mean().item():.5g}" for k, v in module.terms.items()}
         row |= {
             "step": module.step,
@@ -155,7 +150,8 @@ class RunFolder(L.Callback):
                 self.save(module)
             append_row(self.out / "metrics.csv", row)
         trainer.save_checkpoint(self.out / "last.ckpt")
-        self.whole = True
+        if module.stopped.is_set():
+            raise KeyboardInterrupt
 
     def validate(self, module: PoseTraining) -> tuple[float, dict[str, object]]:
         """The figure models are chosen by (the mean of `judged_ap` at s2 = 1, .1 and .0025), and the columns of metrics.csv."""
@@ -179,13 +175,13 @@ class RunFolder(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, module: PoseTraining, exception: BaseException) -> None:  # type: ignore[override]
         self.interrupted = isinstance(exception, KeyboardInterrupt)
-        if not self.interrupted or not trainer.is_global_zero or not module.step or not module.is_finite:
+        if not self.interrupted or not trainer.is_global_zero or not module.step:
             return
-        if not self.chooses or not (self.out / "model.pt").exists():
+        if not (self.out / "model.pt").exists() or (module.between_steps and not self.chooses):
             self.best_step = module.step
             self.best = -math.inf if self.chooses else float(module.step)
             self.save(module)
-        if self.whole and trainer.world_size == 1:  # several processes are hardly ever stopped within the same step
+        if module.between_steps:
             trainer.save_checkpoint(self.out / "last.ckpt")
 
 

@@ -34,6 +34,11 @@ class Instances:
     weights: Tensor
     background: Tensor
 
+    def of_images(self, which: Tensor) -> Instances:
+        """The same without the animals of images that are not marked in ``which`` (N,) bool."""
+        keypoints = torch.where(which[:, None, None, None], self.keypoints, torch.nan)
+        return Instances(keypoints, self.weights * which[:, None], self.background)
+
 
 @dataclass
 class PoseTargets:

@@ -37,7 +37,7 @@ from smp_plugin.consistency import (
     select,
 )
 from smp_plugin.datasets import NEVER, Batch, StepRange, TrainingSteps
-from smp_plugin.diagnosis import certain
+from smp_plugin.diagnosis import certain, few_to_validate
 from smp_plugin.finite import FiniteGuard
 from smp_plugin.heads import LAST_LAYERS
 from smp_plugin.inference import choose_device, in_bf16, out_of_memory, say_device
@@ -47,6 +47,7 @@ from smp_plugin.optimizer import Muon, is_kernel
 from smp_plugin.preparation import Material, frame_sizes, name_sources, prepare
 from smp_plugin.progress import Reporter
 from smp_plugin.run_folder import RunFolder, WholeCheckpoints, dated_folder, finish, open_folder, read_checkpoint
+from smp_plugin.stopping import stoppable
 from smp_plugin.targets import Instances
 from smp_plugin.turning import WAYS, turn, turn_back
 
@@ -98,6 +99,8 @@ class PoseTraining(L.LightningModule):
         self.gradient_norm = torch.zeros(())  # of the last step, before clipping
         self.first_step = 0  # this and the next are set where a run is resumed
         self.optimizer_state: dict[str, Any] | None = None
+        self.stopped = threading.Event()  # Ctrl-C was pressed
+        self.between_steps = False  # set where it ends the run: everything is as the last step left it
 
     @property
     def step(self) -> int:
@@ -116,11 +119,6 @@ class PoseTraining(L.LightningModule):
         if progress >= train.unlabeled_fusion_start and (loss.beta > 0 or loss.agreement > 0):
             return "unlabelled"
         return "labelled fusion" if progress >= train.labeled_fusion_start and loss.alpha > 0 else "supervised"
-
-    @property
-    def is_finite(self) -> bool:
-        """Was the loss of the last step a number?"""
-        return all(bool(value.isfinite()) for value in self.latest.values())
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         terms = self.loss_terms(batch)
@@ -152,7 +150,8 @@ class PoseTraining(L.LightningModule):
             with torch.no_grad():
                 seen = self.teacher(batch.images)
                 found = pseudo_instances(seen, self.config.loss, self.config.predict, self.typical, self.confidence)
-                return merge_instances(labels, found, background_of(seen, batch.background, self.config.loss), self.typical)
+                background = background_of(seen, batch.background, self.config.loss)
+                return merge_instances(labels, found.of_images(batch.partial), background, self.typical)
         return labels
 
     def unlabelled_terms(self, batch: Batch, student: PoseOutputs) -> dict[str, Tensor]:
@@ -194,6 +193,10 @@ class PoseTraining(L.LightningModule):
         decay = min(self.config.train.ema, (1 + step) / (10 + step))
         kept, new = (list(network.state_dict().values()) for network in (self.teacher, self.model))  # floating-point, every one
         get_ema_multi_avg_fn(decay)(kept, new, step)  # in a few launches, where one by one they would be hundreds
+        # Callbacks come before this. After the last step of a round, validation and a whole checkpoint follow anyway.
+        if self.stopped.is_set() and self.step % self.config.train.val_every and self.budget.progress(self.step) < 1:
+            self.between_steps = True
+            raise KeyboardInterrupt
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         train = self.config.train
@@ -220,6 +223,7 @@ class PoseTraining(L.LightningModule):
         self.terms.update({name: list(values) for name, values in checkpoint.get("terms", {}).items()})
 
     def on_train_start(self) -> None:
+        self.terms.update({name: [value.to(self.device) for value in values] for name, values in self.terms.items()})
         if self.optimizer_state is not None:
             try:
                 self.optimizers().optimizer.load_state_dict(self.optimizer_state)  # type: ignore[union-attr]
@@ -256,7 +260,8 @@ def train(
 
     Raises:
         FormatError: bad input; the message says what and what to do.
-        KeyboardInterrupt: after everything finished so far was saved.
+        KeyboardInterrupt: after every finished step was saved; where several processes train, or Ctrl-C was pressed twice, those up to
+            the last validation.
     """
     reporter = reporter or Reporter(quiet=True)
     out = out or dated_folder()
@@ -278,6 +283,8 @@ def train(
     material = prepare(config, reporter, saved.get("held_out") if saved else None)
     for finding in certain(material.labels, frame_sizes(material.labels), config.data.input_scale, config.data.crop, LEVEL_STRIDES[0]):
         reporter.warn(finding.sentence)
+    if config.train.keep == "best" and (few := few_to_validate(material.validation)):
+        reporter.say(few.sentence)
     if saved:
         kept = load_model(out)
         if kept.skeleton.keypoints != material.skeleton.keypoints:
@@ -336,7 +343,7 @@ def suit_weights(config: Config, pretrained: bool, reporter: Reporter) -> None:
 def unfit(error: Exception) -> FormatError:
     """What to say of a checkpoint whose contents are of another network or optimiser."""
     reason = " ".join(str(error).split())[:80]
-    remedy = "set back what was changed, such as train.optimizer, or train anew in another folder"
+    remedy = "set back what was changed, such as train.optimizer or the version of smp-plugin, or train anew in another folder"
     return FormatError(f"--resume: the run's last.ckpt does not fit its config.yaml ({reason}); {remedy}.")
 
 
@@ -401,14 +408,13 @@ def fit(
             reporter.say(f"nothing is left to train: {done:g} of {wanted:g} {'minutes' if budget.seconds else 'steps'} are done")
             return False
         budget.started = time.monotonic()
-        handler = signal.getsignal(signal.SIGINT)
         try:
-            trainer.fit(module)
+            # Several processes are hardly ever asked within the same step, and would wait for each other.
+            with stoppable(at_once=trainer.world_size > 1) as module.stopped:
+                trainer.fit(module)
         except SystemExit:  # how Lightning leaves after Ctrl-C, once on_exception has run
             if not keeper.interrupted:
                 raise
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, handler)  # Lightning leaves Ctrl-C switched off
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -431,13 +437,22 @@ def loader(steps: TrainingSteps, config: Config, device: torch.device, position:
     steps_in_turn = StepRange(position, settings.val_every, NEVER if settings.minutes else settings.steps)
     return DataLoader(
         steps, batch_size=None, sampler=steps_in_turn, num_workers=workers, pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0,
+        persistent_workers=workers > 0, worker_init_fn=_without_ctrl_c,
     )  # fmt: skip
+
+
+def _without_ctrl_c(_: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; the first one decides."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def loader_processes(settings: TrainConfig, device: torch.device) -> int:
     """How many processes make crops: beside a GPU, half of the processors share them out."""
     if settings.workers >= 0 or device.type != "cuda":
         return max(0, settings.workers)
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(2, usable // (2 * settings.devices)))
+    if "SLURM_CPUS_PER_TASK" in os.environ:
+        usable = int(os.environ["SLURM_CPUS_PER_TASK"])
+    else:
+        all_of_them = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        usable = all_of_them // settings.devices
+    return min(8, max(2, usable // 2))

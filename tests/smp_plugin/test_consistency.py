@@ -376,6 +376,15 @@ def test_labels_are_completed_only_by_what_is_sure_and_near(offset: float, sure:
     assert torch.equal(merged.keypoints[:, :1].nan_to_num(-1), half.nan_to_num(-1))
 
 
+def test_images_with_complete_labels_are_left_alone() -> None:
+    half = torch.stack((PAIR[0], torch.full((2,), NAN, dtype=torch.float64)))[None, None].expand(2, 1, 2, 2)
+    labels = Instances(half, torch.ones(2, 1), torch.ones(2, 1, 1))
+    found = Instances(torch.stack((PAIR + 2, PAIR + 60))[None].expand(2, 2, 2, 2), torch.ones(2, 2), torch.ones(2, 1, 1))
+    merged = merge_instances(labels, found.of_images(torch.tensor([True, False])), labels.background, TYPICAL)
+    assert merged.keypoints.isfinite().flatten(2).all(dim=2).tolist() == [[True, False, True], [False, False, False]]
+    assert merged.weights.tolist() == [[1, 0, 1], [1, 0, 0]]
+
+
 def test_a_detection_completes_one_animal_the_nearest() -> None:
     """Two animals with one keypoint each, 6 px apart; two detections, the first nearer to either than the second."""
     halves = torch.full((1, 2, 2, 2), NAN, dtype=torch.float64)

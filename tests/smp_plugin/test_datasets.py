@@ -362,6 +362,19 @@ def test_every_unlabelled_frame_is_as_likely_as_any_other() -> None:
     assert min(counts.values()) > 80 and max(counts.values()) < 210
 
 
+def test_frames_of_short_videos_are_as_likely_and_come_together() -> None:
+    pool = UnlabeledPool([40, *[1] * 20, 8], [set()] * 22, None)
+    rng, counts = np.random.default_rng(0), np.zeros((22, 40))
+    for _ in range(1500):
+        for number, indices in pool.draw(rng, 12).items():
+            counts[number, indices] += 1
+    expected = counts.sum() / 68
+    seen = counts[counts > 0]
+    assert len(seen) == 68 and seen.min() > 0.7 * expected and seen.max() < 1.35 * expected
+    several = UnlabeledPool([8] * 10, [set()] * 10, None)
+    assert all(len(indices) >= 6 for _ in range(50) for indices in several.draw(rng, 36).values())
+
+
 # --- reading and loading ------------------------------------------------------------------------------------------------------------------
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converters import FormatError
+from converters import FormatError, LabeledFrame, VideoSource
 from smp_plugin.config import Config, read_config, set_value, write_config
-from smp_plugin.preparation import Material, frame_names, name_sources, prepare
+from smp_plugin.preparation import Material, _pictures, frame_names, name_sources, prepare
 
 
 def material_of(*projects: Path, config: Config, listener: Any, val: Path | None = None, extra: list[Path] | None = None) -> Material:
@@ -46,7 +46,16 @@ def test_a_frame_labelled_in_two_projects_is_not_held_out_from_itself(blobs: Any
     name_sources(config, [blobs.project, twice], None, None, None, keep=False)
     material = prepare(config, listener)
     train, held = ({f.index for f in frames} for frames in (material.frames, material.val_frames))
-    assert len(held) == 6 and not train & held and len(material.frames) == len(material.val_frames) == 12
+    assert len(held) == 3 and not train & held and len(material.frames) == 18 and len(material.val_frames) == 6
+
+
+def test_a_picture_is_known_by_its_file_and_by_its_video(tmp_path: Path):
+    """DeepLabCut's images know their video, COCO's of the same files do not, and SLEAP labels the video itself."""
+    paths = tuple(tmp_path / f"img{i:03}.png" for i in (4, 7))
+    clip = VideoSource((tmp_path / "clip.mp4",))
+    videos = [VideoSource(paths, original=clip), VideoSource(paths), clip]
+    frames = [LabeledFrame(0, 0), LabeledFrame(1, 0), LabeledFrame(2, 4), LabeledFrame(2, 7), LabeledFrame(0, 1), LabeledFrame(1, 1)]
+    assert _pictures(frames, videos) == [0, 0, 0, 1, 1, 1]
 
 
 def test_few_labels_are_all_trained_on(make_blobs: Any, make_config: Callable[..., Config], listener: Any):

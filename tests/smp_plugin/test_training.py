@@ -65,17 +65,17 @@ def state(run: Path) -> tuple[Any, Any]:
     return checkpoint["state_dict"], checkpoint["optimizer_states"]
 
 
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals | None = None) -> None:
-    """Ctrl-C, or another signal, within this step, counted from the call."""
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, *numbers: signal.Signals) -> None:
+    """These signals within this step, counted from the call."""
     real, steps = training.PoseTraining.training_step, []
 
     def training_step(self: Any, batch: Any, index: int) -> torch.Tensor:
         steps.append(index)
+        loss = real(self, batch, index)
         if len(steps) == step:
-            if number is None:
-                raise KeyboardInterrupt
-            signal.raise_signal(number)
-        return real(self, batch, index)
+            for number in numbers:
+                signal.raise_signal(number)
+        return loss
 
     monkeypatch.setattr(training.PoseTraining, "training_step", training_step)
 
@@ -279,12 +279,22 @@ def test_resuming_changes_nothing(blobs: Any, make_config: Callable[..., Config]
     }
     config = make_config(data__val_fraction=0.2, augment__paste=0.5, **settings)
     whole = train([blobs.project], config=config, out=tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 5)
-        with pytest.raises(KeyboardInterrupt):
-            train([blobs.project], config=config, out=tmp_path / "parts")
-    assert [int(row["step"]) for row in rows_of(tmp_path / "parts")] == [3]
-    assert torch.load(tmp_path / "parts" / "last.ckpt", weights_only=True)["step"] == 4  # nothing that was finished is lost
+    before = signal.getsignal(signal.SIGINT)
+    ctrl_c = signal.SIGINT
+    stops: list[tuple[int, list[signal.Signals], int, list[int]]] = [
+        (5, [ctrl_c], 5, [3]),  # the step is finished, and nothing is lost
+        (1, [ctrl_c], 6, [3, 6]),  # so is a round
+        (2, [ctrl_c, ctrl_c], 6, [3, 6]),  # pressed twice: at once
+        (1, [ctrl_c], 7, [3, 6]),
+    ]
+    for resume, (within, signals, reached, rows) in enumerate(stops):
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, within, *signals)
+            with pytest.raises(KeyboardInterrupt):
+                train(None if resume else [blobs.project], config=None if resume else config, out=tmp_path / "parts", resume=resume > 0)
+        assert signal.getsignal(signal.SIGINT) is before
+        assert torch.load(tmp_path / "parts" / "last.ckpt", weights_only=True)["step"] == reached
+        assert [int(row["step"]) for row in rows_of(tmp_path / "parts")] == rows
     assert (tmp_path / "parts" / "report.html").exists()
     parts = train(out=tmp_path / "parts", resume=True)  # the run knows what it learns from
     assert same(state(whole), state(parts)) and same(weights_of(whole), weights_of(parts))
@@ -295,7 +305,7 @@ def test_resuming_changes_nothing(blobs: Any, make_config: Callable[..., Config]
     assert same(state(whole), state(again)) and len(rows_of(again)) == 3
 
 
-def test_stopped_while_it_validates_it_goes_on_from_before(
+def test_stopped_twice_while_it_validates_it_goes_on_from_before(
     blobs: Any, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Or the last model would never be validated."""
@@ -304,7 +314,8 @@ def test_stopped_while_it_validates_it_goes_on_from_before(
     def interrupted(self: RunFolder, module: Any) -> Any:
         calls.append(module.step)
         if len(calls) == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return validate(self, module)
 
     monkeypatch.setattr(RunFolder, "validate", interrupted)
@@ -313,6 +324,36 @@ def test_stopped_while_it_validates_it_goes_on_from_before(
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["step"] == 2
     train(out=tmp_path / "run", resume=True)
     assert calls == [2, 4, 4] and [row["step"] for row in rows_of(tmp_path / "run")] == ["2", "4"]
+
+
+def test_stopped_before_the_first_step_a_resumed_run_keeps_its_checkpoint(
+    blobs: Any, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = train([blobs.project], config=make_config(), out=tmp_path / "run")
+    before = (run / "last.ckpt").read_bytes()
+
+    def interrupted(_: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(training.PoseTraining, "configure_optimizers", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(config=make_config(train__steps=4), out=run, resume=True)
+    assert (run / "last.ckpt").read_bytes() == before
+
+
+def test_models_are_chosen_once_there_are_animals_to_choose_by(
+    make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listener: Any
+):
+    """Before, the number of the step stands in for the figure, which is never as large."""
+    project, val = make_blobs().project, make_blobs("val", counts=[2] * 5, labelled=range(5)).project
+    few = make_blobs("few", counts=[2] * 4, labelled=range(4)).project
+    monkeypatch.setattr(RunFolder, "validate", lambda _, module: (0.1 * module.step, {}))
+    run = train([project], config=make_config(), val=few, out=tmp_path / "run", reporter=listener)
+    assert load_model(run).facts["step"] == 2
+    assert "8 animals in 4 validation frames are few to choose a model by, so the last one is kept" in " ".join(listener.sentences)
+    train(config=make_config(train__steps=4), val=val, out=run, resume=True)
+    assert load_model(run).facts["step"] == 4
 
 
 def test_resuming_with_fewer_steps_than_are_done(blobs: Any, make_config: Callable[..., Config], tmp_path: Path, listener: Any):
@@ -338,7 +379,7 @@ def test_frames_held_out_stay_so_when_labels_are_added(make_blobs: Any, make_con
 
 
 def test_terminated_before_the_first_checkpoint(blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
-    interrupt_at(monkeypatch, 1, signal.SIGTERM)
+    interrupt_at(monkeypatch, 3, signal.SIGTERM)
     run = tmp_path / "run"
     sets = [argument for text in [*TINY, "train.val_every=50"] for argument in ("--set", text)]
     arguments = ["--slp", str(blobs.project), "-o", str(run), "--steps", "50", "--weights", "none", "--device", "cpu", "--quiet", *sets]
@@ -346,7 +387,8 @@ def test_terminated_before_the_first_checkpoint(blobs: Any, tmp_path: Path, monk
     assert main([*arguments, "--val", str(blobs.project)]) == 143
     assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert capsys.readouterr().err.strip().splitlines()[-1] == "smp-train: terminated; everything finished so far is kept."
-    assert not (run / "model.pt").exists() and not (run / "last.ckpt").exists()
+    assert load_model(run).facts["step"] == torch.load(run / "last.ckpt", weights_only=True)["step"] == 3
+    (run / "last.ckpt").unlink()  # as if killed
     append_row(run / "metrics.csv", {"step": 1})  # as if killed between this and its checkpoint
     assert main(["-o", str(run), "--steps", "2", "--quiet", "--resume"]) == 0  # the run knows what it learns from, and with what
     log = (run / "log.txt").read_text()

@@ -69,7 +69,15 @@ def make_batch(unlabelled: int) -> Batch:
     found = places + 9 * torch.randn(3, 2, KEYPOINTS, 2, generator=generator)
     keypoints[0], keypoints[1, 0, :2], keypoints[1, 1] = found[0], found[1, 0, :2], found[1, 1]
     images, others = (torch.randint(0, 256, (n, 3, 64, 64), dtype=torch.uint8, generator=generator) for n in (3, unlabelled))
-    return Batch(images, keypoints, torch.tensor([[1.0, 1], [1, 0], [0, 0]]), torch.tensor([1.0, 0.3, 0.3]), others, others.flip(0))
+    return Batch(
+        images,
+        keypoints,
+        torch.tensor([[1.0, 1], [1, 0], [0, 0]]),
+        torch.tensor([1.0, 0.3, 0.3]),
+        torch.tensor([False, True, True]),
+        others,
+        others.flip(0),
+    )
 
 
 @pytest.fixture
