@@ -130,9 +130,7 @@ class UnlabeledPool:
         """
         drawn: dict[int, set[int]] = {}
         missing = count
-        share = self.counts / np.minimum(self.counts, TOGETHER).clip(
-            1
-        )  # short videos are drawn more often, since they give fewer at a time
+        share = self.counts / self.counts.clip(1, TOGETHER)  # short videos give fewer at a time, and are drawn more often
         while missing > 0:
             video = int(rng.choice(len(self.counts), p=share / share.sum()))
             together: set[int] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -235,10 +236,12 @@ def _pictures(frames: list[LabeledFrame], videos: list[VideoSource]) -> list[int
     """A number for each frame, counted from 0, the same where two projects label the same picture."""
     known: dict[Place, int] = {}
     numbers: list[int] = []
+    fresh = itertools.count()
     for frame in frames:
         places = _places({(frame.video, frame.index)}, videos)
-        number = next((known[place] for place in sorted(places, key=str) if place in known), max(numbers, default=-1) + 1)
-        known |= dict.fromkeys(places, number)
+        shared = [known[place] for place in places if place in known]
+        number = min(shared) if shared else next(fresh)
+        known.update(dict.fromkeys(places, number))
         numbers.append(number)
     return numbers
 
