@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -206,17 +205,22 @@ def frame_names(frames: list[LabeledFrame], videos: list[VideoSource]) -> list[N
 def _split(
     frames: list[LabeledFrame], videos: list[VideoSource], held_out: set[Name] | None, config: Config, reporter: Reporter
 ) -> tuple[list[LabeledFrame], list[LabeledFrame]]:
+    pictures = _pictures(frames, videos)
+
+    def parted(chosen: set[int]) -> tuple[list[LabeledFrame], list[LabeledFrame]]:
+        held = [f for f, picture in zip(frames, pictures, strict=True) if picture in chosen]
+        return [f for f, picture in zip(frames, pictures, strict=True) if picture not in chosen], held
+
     if held_out is not None:
         names = frame_names(frames, videos)
         again = [name in held_out for name in names]
         if not any(again):  # the videos may lie in another folder now
             again = [name[1:] in {other[1:] for other in held_out} for name in names]
-        train, held = ([f for f, was in zip(frames, again, strict=True) if was is side] for side in (False, True))
+        train, held = parted({picture for picture, was in zip(pictures, again, strict=True) if was})
         if (held or not held_out) and any(f.instances for f in train):
             reporter.say(f"validation: {len(held)} of {len(frames)} labelled frames, those that were held out before")
             return train, held
         reporter.warn("the frames that were held out before can't be now: others may be, which were trained on")
-    pictures = _pictures(frames, videos)
     different = max(pictures, default=-1) + 1
     count = round(config.data.val_fraction * different) if config.data.val_fraction > 0 else 0
     if different < MIN_FRAMES_TO_SPLIT or count < 1:
@@ -224,8 +228,7 @@ def _split(
             f"validation: none, all {len(frames)} labelled frames are trained on and the last model is kept (--val FILE would choose)"
         )
         return frames, []
-    chosen = set(np.random.default_rng((config.train.seed, 0)).choice(different, size=count, replace=False).tolist())
-    train, held = ([f for f, picture in zip(frames, pictures, strict=True) if (picture in chosen) is side] for side in (False, True))
+    train, held = parted(set(np.random.default_rng((config.train.seed, 0)).choice(different, size=count, replace=False).tolist()))
     if not any(f.instances for f in train):
         return frames, []
     reporter.say(f"validation: {len(held)} of {len(frames)} labelled frames, chosen at random, are held out")
@@ -233,17 +236,22 @@ def _split(
 
 
 def _pictures(frames: list[LabeledFrame], videos: list[VideoSource]) -> list[int]:
-    """A number for each frame, counted from 0, the same where two projects label the same picture."""
-    known: dict[Place, int] = {}
-    numbers: list[int] = []
-    fresh = itertools.count()
-    for frame in frames:
-        places = _places({(frame.video, frame.index)}, videos)
-        shared = [known[place] for place in places if place in known]
-        number = min(shared) if shared else next(fresh)
-        known.update(dict.fromkeys(places, number))
-        numbers.append(number)
-    return numbers
+    """A number for each frame, counted from 0, the same where projects label the same picture, whatever name they have for it."""
+    same: dict[Place, Place] = {}  # places of one picture form a chain, whose end stands for it
+
+    def end(place: Place) -> Place:
+        while (following := same.setdefault(place, place)) != place:
+            same[place] = same[following]
+            place = following
+        return place
+
+    every = [list(_places({(frame.video, frame.index)}, videos)) for frame in frames]
+    for first, *others in every:
+        for place in others:
+            same[end(place)] = end(first)
+    ends = [end(places[0]) for places in every]
+    numbers = {place: number for number, place in enumerate(dict.fromkeys(ends))}
+    return [numbers[place] for place in ends]
 
 
 def _complete_lengths(frames: list[LabeledFrame]) -> np.ndarray:

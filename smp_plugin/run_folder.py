@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import datetime
 import math
+import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +96,7 @@ class RunFolder(L.Callback):
     """Keeps the run folder: validation, ``metrics.csv``, ``model.pt`` (best), ``last.ckpt``, and when to stop."""
 
     def __init__(self, out: Path, config: Config, material: Material, steps: TrainingSteps, task: Task, facts: dict[str, object]) -> None:
+        self.sigterm = signal.getsignal(signal.SIGTERM)  # before Lightning
         self.out, self.config, self.material, self.steps, self.task, self.facts = out, config, material, steps, task, facts
         self.best, self.best_step, self.interrupted = -math.inf, 0, False
         self.reader = FrameReader(material.videos, 1.0)
@@ -105,11 +108,16 @@ class RunFolder(L.Callback):
         return {"best": self.best, "best_step": self.best_step, "chooses": self.chooses}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        alike = state.get("chooses") == self.chooses  # else one is a figure of merit, and the other counts steps
+        alike = state.get("chooses", state["best"] <= 1) == self.chooses  # else one is a figure of merit, and the other counts steps
         self.best, self.best_step = float(state["best"]) if alike else -math.inf, int(state["best_step"])
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: PoseTraining, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
         checkpoint["held_out"] = [list(name) for name in frame_names(self.material.val_frames, self.material.videos)]
+
+    def on_train_start(self, trainer: L.Trainer, module: PoseTraining) -> None:  # type: ignore[override]
+        # Lightning's answer to SIGTERM is to leave after some step, as if all were well.
+        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread() and self.sigterm is not None:
+            signal.signal(signal.SIGTERM, self.sigterm)
 
     def on_train_batch_start(self, trainer: L.Trainer, module: PoseTraining, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         wanted = self.config.loss.beta > 0 or self.config.loss.agreement > 0

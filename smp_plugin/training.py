@@ -425,7 +425,7 @@ def fit(
             if "Traceback" not in str(error):
                 raise
             raise FormatError(str(error).rsplit("FormatError: ", 1)[-1].strip()) from None  # raised in a loader process
-    return keeper.interrupted
+    return keeper.interrupted or module.stopped.is_set()
 
 
 def loader(steps: TrainingSteps, config: Config, device: torch.device, position: Callable[[], int]) -> DataLoader[Batch]:
@@ -442,8 +442,9 @@ def loader(steps: TrainingSteps, config: Config, device: torch.device, position:
 
 
 def _without_ctrl_c(_: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; the first one decides."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C reaches all processes of a terminal, and a cluster's SIGTERM all of a job; the first one decides."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def loader_processes(settings: TrainConfig, device: torch.device) -> int:

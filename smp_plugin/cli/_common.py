@@ -89,7 +89,7 @@ def _terminable(terminated: threading.Event) -> Iterator[None]:
     def stop(_: int, frame: FrameType | None) -> None:
         terminated.set()
         handler = signal.getsignal(signal.SIGINT)
-        (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
+        (handler if callable(handler) else signal.default_int_handler)(signal.SIGTERM, frame)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

@@ -20,7 +20,7 @@ import torch
 from converters import FormatError, Labels, read_project, write_project
 from converters.deeplabcut_predictions import SCORER
 from converters.video import open_video, video_source
-from smp_plugin import jobs, prediction, segments
+from smp_plugin import jobs, prediction, segments, stopping
 from smp_plugin.checkpoint import load_model
 from smp_plugin.cli.predict import main
 from smp_plugin.evaluation import evaluate
@@ -381,19 +381,18 @@ def test_interrupted_it_keeps_finished_files(trained: Path, blobs: Any, make_blo
 
 
 @pytest.mark.parametrize("lanes", (1, 2))
-def test_interrupted_twice_it_stops_at_once(lanes: int, trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path):
+def test_interrupted_twice_it_stops_at_once(
+    lanes: int, trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def event(calls: int) -> None:
         for _ in range(2 if calls == 1 else 0):
             os.kill(os.getpid(), signal.SIGINT)  # as from a terminal, which wakes the thread that waits
             time.sleep(0.1)  # Python counts signals that come at once as one
 
     stub.event, stub.parallel = staticmethod(event), lanes
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs in the background with it switched off
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            predict([blobs.video], tmp_path / "out.slp", model=trained, device="cpu", overlay=tmp_path / "o.mp4")
-    finally:
-        signal.signal(signal.SIGINT, before)
+    monkeypatch.setattr(stopping, "AGAIN", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        predict([blobs.video], tmp_path / "out.slp", model=trained, device="cpu", overlay=tmp_path / "o.mp4")
     assert leftovers(tmp_path) in ([], ["o.mp4"])
 
 

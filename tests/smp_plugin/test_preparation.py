@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -54,8 +55,11 @@ def test_a_picture_is_known_by_its_file_and_by_its_video(tmp_path: Path):
     paths = tuple(tmp_path / f"img{i:03}.png" for i in (4, 7))
     clip = VideoSource((tmp_path / "clip.mp4",))
     videos = [VideoSource(paths, original=clip), VideoSource(paths), clip]
-    frames = [LabeledFrame(0, 0), LabeledFrame(1, 0), LabeledFrame(2, 4), LabeledFrame(2, 7), LabeledFrame(0, 1), LabeledFrame(1, 1)]
-    assert _pictures(frames, videos) == [0, 0, 0, 1, 1, 1]
+    names = [(0, 0), (1, 0), (2, 4), (2, 7), (0, 1), (1, 1)]
+    for order in itertools.permutations(range(6)):
+        numbers = dict(zip(order, _pictures([LabeledFrame(*names[i]) for i in order], videos), strict=True))
+        assert len({numbers[i] for i in (0, 1, 2)}) == len({numbers[i] for i in (3, 4, 5)}) == 1 and {*numbers.values()} == {0, 1}
+        assert numbers[order[0]] == 0
 
 
 def test_few_labels_are_all_trained_on(make_blobs: Any, make_config: Callable[..., Config], listener: Any):

@@ -20,7 +20,7 @@ from torchvision.models import get_model
 
 import smp_plugin
 from converters import FormatError
-from smp_plugin import backbone, training
+from smp_plugin import backbone, stopping, training
 from smp_plugin.checkpoint import load_model
 from smp_plugin.cli.train import main
 from smp_plugin.config import Config, from_dict, read_config, to_dict
@@ -290,6 +290,7 @@ def test_resuming_changes_nothing(blobs: Any, make_config: Callable[..., Config]
     for resume, (within, signals, reached, rows) in enumerate(stops):
         with monkeypatch.context() as patch:
             interrupt_at(patch, within, *signals)
+            patch.setattr(stopping, "AGAIN", 0.0)
             with pytest.raises(KeyboardInterrupt):
                 train(None if resume else [blobs.project], config=None if resume else config, out=tmp_path / "parts", resume=resume > 0)
         assert signal.getsignal(signal.SIGINT) is before
@@ -318,6 +319,7 @@ def test_stopped_twice_while_it_validates_it_goes_on_from_before(
             signal.raise_signal(signal.SIGINT)
         return validate(self, module)
 
+    monkeypatch.setattr(stopping, "AGAIN", 0.0)
     monkeypatch.setattr(RunFolder, "validate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train([blobs.project], config=make_config(train__steps=4, data__val_fraction=0.2), out=tmp_path / "run")
@@ -336,6 +338,7 @@ def test_stopped_before_the_first_step_a_resumed_run_keeps_its_checkpoint(
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
+    monkeypatch.setattr(stopping, "AGAIN", 0.0)
     monkeypatch.setattr(training.PoseTraining, "configure_optimizers", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(config=make_config(train__steps=4), out=run, resume=True)
@@ -395,6 +398,18 @@ def test_terminated_before_the_first_checkpoint(blobs: Any, tmp_path: Path, monk
     assert "stopped before its first checkpoint: from the beginning" in log and log.count("validation: 12 frames of") == 2
     assert [row["step"] for row in rows_of(run)] == ["2"] and load_model(run).facts["step"] == 2
     assert {path.name for path in run.iterdir()} == RUN_FILES
+
+
+def test_terminated_again_and_again(blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Within a round, and in its last step, where Lightning would leave as if all were well."""
+    run = tmp_path / "run"
+    sets = [argument for text in [*TINY, "train.val_every=6"] for argument in ("--set", text)]
+    start = ["--slp", str(blobs.project), "--weights", "none", "--device", "cpu", *sets]
+    for first, within, reached in ((start, 4, 4), (["--resume"], 2, 6), (["--resume"], 1, 7)):
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, within, signal.SIGTERM)
+            assert main([*first, "-o", str(run), "--steps", "12", "--quiet"]) == 143
+        assert torch.load(run / "last.ckpt", weights_only=True)["step"] == reached
 
 
 def test_minutes_are_a_budget(blobs: Any, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
