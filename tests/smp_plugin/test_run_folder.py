@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from converters import FormatError, Instance, LabeledFrame, Labels, Skeleton
+from converters import FormatError, Instance, LabeledFrame, Labels, Skeleton, VideoSource
 from smp_plugin import run_folder
 from smp_plugin.checkpoint import Checkpoint, save_model
 from smp_plugin.config import Config, ModelConfig, write_config
@@ -76,8 +76,9 @@ def test_a_model_that_finds_animals_without_a_label_is_not_taken_for_a_worse_one
     chosen_by = {}
     for partial in (True, False):
         frames, skeleton = [LabeledFrame(0, 0, [Instance(SHAPE)])], Skeleton(("a", "b", "c"))
-        validation = Labels(skeleton, [], frames)
-        material: Any = SimpleNamespace(videos=[], val_frames=frames, skeleton=skeleton, partial=partial, validation=validation)
+        videos = [VideoSource((tmp_path / "clip.mp4",))]
+        validation = Labels(skeleton, videos, frames)
+        material: Any = SimpleNamespace(videos=videos, val_frames=frames, skeleton=skeleton, partial=partial, validation=validation)
         task: Any = SimpleNamespace(update=lambda *_, **__: None)
         module: Any = SimpleNamespace(teacher=None, typical=40.0, step=1, budget=SimpleNamespace(seconds=0.0))
         chosen_by[partial], figures = RunFolder(tmp_path, Config(), material, None, task, {}).validate(module)  # type: ignore[arg-type]
