@@ -233,7 +233,7 @@ AT_LEAST = {
 AT_MOST = {
     "train.batch": 4096, "train.unlabeled_batch": 4096, "train.workers": 256, "model.channels": 4096, "model.heatmap_channels": 4096,
     "model.tower_depth": 64, "data.crop": 8192, "data.input_scale": 64, "loss.max_candidates": 10_000, "predict.batch": 4096,
-    "predict.shrink": 1,
+    "predict.shrink": 1, "data.val_fraction": 1,
 }  # fmt: skip
 
 

@@ -50,6 +50,7 @@ def test_set_value_converts_text(key: str, text: str, value: object):
         ("train.stepz", "1", "Did you mean .*train.steps"),
         ("train.batch", "0", "train.batch is '0'; it must be at least 1"),
         ("train.lr", "-0.1", "train.lr is '-0.1'; it must be at least 0"),
+        ("data.val_fraction", "2", "data.val_fraction is '2'; it must be at most 1"),
         ("steps", "1", "no setting 'steps'"),
         ("train.steps", "many", "must be a number"),
         ("train.steps", "1.5", "must be a number"),
