@@ -22,7 +22,7 @@ from torch import Tensor
 from smp_plugin.config import LossConfig, PredictConfig
 from smp_plugin.decode import candidates, decode, gather_poses, similarity, suppress
 from smp_plugin.losses import focal_terms, quality_focal
-from smp_plugin.model import LEVEL_STRIDES, PoseOutputs
+from smp_plugin.model import PoseOutputs
 from smp_plugin.targets import Instances, draw_gaussians
 from smp_plugin.waiting import numbers
 
@@ -35,7 +35,7 @@ MOST_FOUND = 50  # animals that the teacher finds in a crop, at most; crops are 
 @torch.no_grad()
 def select(outputs: PoseOutputs, config: LossConfig, typical: float, nms: float) -> tuple[Tensor, Tensor]:
     """Candidates of eq. 8: location indices (N, S) and detached scores v (N, S), 0 where suppressed by pose NMS or padding."""
-    indices, scores = candidates(outputs, config.candidate_threshold, config.max_candidates)
+    indices, scores = candidates(outputs, config.candidate_threshold, config.max_candidates, typical)
     keep = suppress(similarity(gather_poses(outputs, indices), typical), scores, nms)
     return indices, scores * keep
 
@@ -205,10 +205,8 @@ def merge_instances(labels: Instances, found: Instances, background: Tensor, typ
 @torch.no_grad()
 def background_of(teacher: PoseOutputs, weights: Tensor, config: LossConfig) -> Tensor:
     """(N, h, w) at stride 8: background counts fully where the teacher sees no animal of any size, else as ``weights`` (N,) say."""
-    height, width = (side * teacher.heatmap_stride for side in teacher.heatmaps.shape[2:])
-    shapes = [(height // stride, width // stride) for stride in LEVEL_STRIDES]
-    levels = torch.sigmoid(teacher.presence).split([h * w for h, w in shapes], dim=1)
-    maps = [level.view(-1, 1, h, w) for level, (h, w) in zip(levels, shapes, strict=True)]
+    maps = teacher.maps(torch.sigmoid(teacher.presence))
+    finest = maps[0].shape[2:]
     # Two cells to either side of a location, in strides of its level: the larger the animal, the farther it reaches.
-    near = [F.interpolate(F.max_pool2d(m, 5, stride=1, padding=2), size=shapes[0], mode="nearest") for m in maps]
+    near = [F.interpolate(F.max_pool2d(m, 5, stride=1, padding=2), size=finest, mode="nearest") for m in maps]
     return torch.where(torch.cat(near, dim=1).amax(dim=1) < config.candidate_threshold, 1.0, weights[:, None, None])

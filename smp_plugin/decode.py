@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from smp_plugin.waiting import may_look, places
 NMS_S2 = 0.1  # OKS constant of the similarity between two poses
 MIN_PRESENCE = 0.05  # sigma(B) below which a location is no candidate (delta in the paper)
 CANDIDATES = 150  # per image, before suppression
+SAME = 0.15  # lengths of an animal between poses of neighbouring locations that are taken for the same: less than what suppression asks
 MAX_RADIUS = 5.0  # heatmap cells, of refinement: larger animals have no more precise vectors, but far too many cells to look at
 ROUNDS = 15  # of suppression where the host may not look whether it is over; odd, see there
 MIN_PEAK = 0.1  # heatmap probability below which there is nothing to refine to
@@ -30,13 +32,39 @@ class Detections:
     point_scores: Tensor
 
 
-def candidates(outputs: PoseOutputs, min_presence: float, limit: int, min_score: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Indices (N, S) and scores v (N, S), best first, of the locations with sigma(B) > ``min_presence``; v = 0 is padding."""
+def candidates(outputs: PoseOutputs, min_presence: float, limit: int, typical: float, min_score: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Indices (N, S) and scores v (N, S), best first, of the locations with sigma(B) > ``min_presence``; v = 0 is padding.
+
+    Dozens of locations see the same animal. Those that a neighbour surpasses are left out, or the clearest animals would take all places
+    of a crowd.
+    """
     scores = outputs.scores
     scores = torch.where((torch.sigmoid(outputs.presence) > min_presence) & (scores > min_score), scores, 0.0)
+    scores = torch.where(_surpassed(outputs, scores, typical), 0.0, scores)
     best, indices = scores.topk(min(limit, scores.shape[1]), dim=1)
     used = places((best > 0).sum(dim=1), best.shape[1])  # most images need far fewer than the limit
     return indices[:, :used], best[:, :used]
+
+
+def _surpassed(outputs: PoseOutputs, scores: Tensor, typical: float) -> Tensor:
+    """(N, L) bool: does one of the eight neighbours on its level say the same pose with a higher score?
+
+    Poses are compared by two of their points, the means of every other keypoint: animals that lie across each other stay apart.
+    """
+    points = [outputs.vectors[:, :, start::2].mean(dim=2) for start in range(min(2, outputs.vectors.shape[2]))]
+    places = [outputs.locations + outputs.strides[:, None] * point for point in points]  # each (N, L, 2) input pixels
+    levels = [outputs.maps(values) for values in (scores, *(axis for place in places for axis in place.unbind(dim=-1)))]
+    surpassed = []
+    for score, *axes in zip(*levels, strict=True):
+        near = [(_around(axis) - axis[..., None, None]).square() for axis in axes]  # N, 1, h, w, 3, 3
+        same = [x + y <= (SAME * typical) ** 2 for x, y in zip(near[::2], near[1::2], strict=True)]
+        surpassed.append(((_around(score) > score[..., None, None]) & functools.reduce(torch.logical_and, same)).any(dim=-1).any(dim=-1))
+    return torch.cat([level.flatten(1) for level in surpassed], dim=1)
+
+
+def _around(maps: Tensor) -> Tensor:
+    """(N, 1, h, w) -> (N, 1, h, w, 3, 3), each cell and its neighbours, zero beyond the edge."""
+    return F.pad(maps, (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3, 1)
 
 
 def gather_poses(outputs: PoseOutputs, indices: Tensor) -> Tensor:
@@ -135,8 +163,8 @@ def _vertex(before: Tensor, peak: Tensor, after: Tensor) -> Tensor:
 
 
 def decode(outputs: PoseOutputs, config: PredictConfig, typical: float) -> Detections:
-    """Animals best first, in input pixels. ``typical``: length of the median complete animal, input pixels."""
-    indices, scores = candidates(outputs, MIN_PRESENCE, CANDIDATES, config.min_score)
+    """Animals best first by v, in input pixels. ``typical``: length of the median complete animal, input pixels."""
+    indices, scores = candidates(outputs, MIN_PRESENCE, CANDIDATES, typical, config.min_score)
     poses = gather_poses(outputs, indices)
     keep = suppress(similarity(poses, typical), scores, config.nms)
     if config.max_animals:
@@ -148,3 +176,16 @@ def decode(outputs: PoseOutputs, config: PredictConfig, typical: float) -> Detec
     radius = config.refine_radius * extents(poses, typical)[1] if config.refine else poses.new_zeros(poses.shape[:2])
     refined, point_scores = refine(torch.sigmoid(outputs.heatmaps), poses, radius, outputs.heatmap_stride)
     return Detections(refined if config.refine else poses, scores, point_scores)
+
+
+def ranked(found: Detections, config: PredictConfig) -> Detections:
+    """Animals scored by v sqrt(mean point score), best first, of which ``config`` limits score and number.
+
+    v is learnt at an animal's place and never sees the heatmaps, which know better whether its keypoints are there.
+    """
+    scores = found.scores * found.point_scores.mean(dim=-1).sqrt()
+    scores, order = torch.where(scores > config.min_score, scores, 0.0).sort(dim=1, descending=True, stable=True)
+    poses = found.poses.gather(1, order[..., None, None].expand_as(found.poses))
+    point_scores = found.point_scores.gather(1, order[..., None].expand_as(found.point_scores))
+    most = config.max_animals or scores.shape[1]
+    return Detections(poses[:, :most], scores[:, :most], point_scores[:, :most])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from converters.labels import FormatError
 from smp_plugin import transforms
 from smp_plugin.config import PredictConfig
-from smp_plugin.decode import Detections, decode
+from smp_plugin.decode import Detections, decode, ranked
 from smp_plugin.model import PoseModel
 from smp_plugin.normalization import fold
 from smp_plugin.progress import Reporter
@@ -133,7 +133,7 @@ def detect(model: PoseModel, frames: Tensor, scale: float, config: PredictConfig
     images = transforms.resize_frames(frames, scale)
     with autocast(frames.device, precision):
         outputs = model(images)
-    return decode(outputs, config, typical)
+    return ranked(decode(outputs, replace(config, max_animals=0), typical), config)
 
 
 @torch.inference_mode()

@@ -48,6 +48,13 @@ class PoseOutputs:
         """v, (N, L) in [0, 1]: sigma(B) sigma(C)."""
         return torch.sigmoid(self.presence) * torch.sigmoid(self.quality)
 
+    def maps(self, values: Tensor) -> list[Tensor]:
+        """What the locations have, (N, L), as a map of each level, (N, 1, h, w)."""
+        height, width = (side * self.heatmap_stride for side in self.heatmaps.shape[2:])
+        shapes = [(height // stride, width // stride) for stride in LEVEL_STRIDES]
+        levels = values.split([h * w for h, w in shapes], dim=1)
+        return [level.view(-1, 1, *shape) for level, shape in zip(levels, shapes, strict=True)]
+
     def images(self, which: slice) -> PoseOutputs:
         """The same for some of the images."""
         return PoseOutputs(

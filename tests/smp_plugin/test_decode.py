@@ -16,7 +16,19 @@ from torch import Tensor
 from smp_plugin import decode as decoding
 from smp_plugin import waiting
 from smp_plugin.config import PredictConfig
-from smp_plugin.decode import CANDIDATES, MIN_PEAK, ROUNDS, Detections, candidates, decode, gather_poses, refine, similarity, suppress
+from smp_plugin.decode import (
+    CANDIDATES,
+    MIN_PEAK,
+    ROUNDS,
+    Detections,
+    candidates,
+    decode,
+    gather_poses,
+    ranked,
+    refine,
+    similarity,
+    suppress,
+)
 from smp_plugin.model import PoseOutputs
 
 TYPICAL = 60.0
@@ -177,14 +189,17 @@ def test_one_animals_refinement_does_not_depend_on_the_others() -> None:
 # --- the whole way ------------------------------------------------------------------------------------------------------------------------
 
 
-def place(outputs: PoseOutputs, image: int, pose: Tensor, presence: float, quality: float) -> None:
-    """Let the three locations nearest to the pose's middle point to it, the nearest with the scores given, the others with less."""
+def place(outputs: PoseOutputs, image: int, pose: Tensor, presence: float, quality: float, apart: float = 1.0) -> None:
+    """Let the three locations nearest to the pose's middle point to it, the nearest with the scores given, the others with less.
+
+    ``apart``: how far the poses of the others are from it, pixels.
+    """
     distance = (outputs.locations - pose.mean(dim=0)).norm(dim=1) + 1000 * (outputs.strides != 8)
     with torch.no_grad():
         for rank, location in enumerate(distance.argsort()[:3].tolist()):
             outputs.presence[image, location] = logit(presence * 0.95**rank)
             outputs.quality[image, location] = logit(quality)
-            outputs.vectors[image, location] = (pose + rank - outputs.locations[location]) / outputs.strides[location]
+            outputs.vectors[image, location] = (pose + rank * apart - outputs.locations[location]) / outputs.strides[location]
 
 
 SCENE = [[((50.0, 40.0), 0.9, 0.8), ((110.0, 60.0), 0.6, 0.5)], [], [((80.0, 50.0), 0.99, 0.9)]]
@@ -219,9 +234,52 @@ def test_low_scores_and_surplus_animals_are_dropped(scene: PoseOutputs) -> None:
     assert none.scores.tolist() == [[0.0]] * 3
 
 
-def test_suppression_follows_its_setting(scene: PoseOutputs) -> None:
-    everything = decode(scene, dataclasses.replace(CONFIG, nms=1.0), TYPICAL)
-    assert (everything.scores > 0).sum(dim=1).tolist() == [6, 0, 3]
+def test_suppression_follows_its_setting(make_outputs: Callable[..., PoseOutputs]) -> None:
+    outputs = make_outputs(keypoints=3)
+    place(outputs, 0, TRIANGLE + torch.tensor([50.0, 40.0]), 0.9, 0.8, apart=0.11 * TYPICAL)
+    for nms, count in ((1.0, 3), (0.3, 2), (0.1, 1)):
+        assert (decode(outputs, dataclasses.replace(CONFIG, nms=nms), TYPICAL).scores > 0).sum() == count
+
+
+def test_many_locations_of_one_animal_leave_room_for_another(make_outputs: Callable[..., PoseOutputs]) -> None:
+    outputs = make_outputs(keypoints=3)
+    for middle, presence in ((40.0, 0.9), (110.0, 0.3)):
+        place(outputs, 0, TRIANGLE + torch.tensor([middle, 50.0]), presence, 0.9)
+    indices, scores = candidates(outputs, 0.05, 2, TYPICAL)
+    assert (scores > 0).tolist() == [[True, True]]
+    assert gather_poses(outputs, indices).mean(dim=2)[0, :, 0].tolist() == pytest.approx([40, 110], abs=10)
+
+
+@pytest.mark.parametrize("keypoints", [1, 2, 5])
+def test_a_location_is_left_out_where_a_neighbour_says_the_same_pose_more_surely(
+    make_outputs: Callable[..., PoseOutputs], keypoints: int
+) -> None:
+    outputs = make_outputs(images=2, keypoints=keypoints, seed=3)
+    with torch.no_grad():  # poses that agree with about half of the neighbours'
+        outputs.vectors.mul_(0.1).sub_(outputs.locations[None, :, None] / outputs.strides[:, None, None])
+    typical, reach = 40.0, 0.15 * 40.0
+    indices, scores = candidates(outputs, 0.0, len(outputs.locations), typical)
+    v, left = outputs.scores, 0
+    for image in range(2):
+        kept = set(indices[image][scores[image] > 0].tolist())
+        for place_, (at, stride) in enumerate(zip(outputs.locations, outputs.strides, strict=True)):
+            near = ((outputs.locations - at).abs().amax(dim=1) <= stride) & (outputs.strides == stride) & (v[image] > v[image, place_])
+            gaps = (outputs.poses[image] - outputs.poses[image, place_])[near]
+            means = [gaps[:, start::2].mean(dim=1).norm(dim=1) for start in range(min(2, keypoints))]
+            surpassed = bool(near.any()) and bool((torch.stack(means).amax(dim=0) <= reach).any())
+            assert (place_ in kept) != surpassed
+            left += surpassed
+    assert 0.1 < left / v.numel() < 0.9
+
+
+def test_animals_are_ranked_by_their_keypoints_too() -> None:
+    poses = torch.arange(3.0).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    points = torch.tensor([[[0.1, 0.1], [0.9, 0.7], [0.5, 0.0]]])
+    found = Detections(poses, torch.tensor([[0.8, 0.5, 0.0]]), points)
+    best = ranked(found, dataclasses.replace(CONFIG, min_score=0.0, max_animals=2))
+    torch.testing.assert_close(best.scores, torch.tensor([[0.5 * 0.8**0.5, 0.8 * 0.1**0.5]]))
+    assert best.poses[0, :, 0, 0].tolist() == [1, 0] and torch.equal(best.point_scores, points[:, [1, 0]])
+    assert (ranked(found, dataclasses.replace(CONFIG, min_score=0.3)).scores > 0).sum() == 1
 
 
 def test_an_image_is_decoded_the_same_alone(scene: PoseOutputs) -> None:
@@ -270,7 +328,7 @@ def test_animals_are_the_same_where_the_host_may_not_look(scene: PoseOutputs, ma
 
 def test_candidates_are_the_best_locations_above_the_threshold(make_outputs: Callable[..., PoseOutputs]) -> None:
     outputs = make_outputs(images=2, seed=1)
-    indices, scores = candidates(outputs, 0.6, 10, 0.2)
+    indices, scores = candidates(outputs, 0.6, 10, 1e-9, 0.2)
     for i in range(2):
         b, c = torch.sigmoid(outputs.presence[i]), torch.sigmoid(outputs.quality[i])
         ranked = sorted(((b[j] * c[j]).item(), j) for j in range(len(b)) if b[j] > 0.6 and b[j] * c[j] > 0.2)[::-1][:10]
@@ -280,5 +338,5 @@ def test_candidates_are_the_best_locations_above_the_threshold(make_outputs: Cal
 
 
 def test_without_candidates_there_is_one_empty_place(make_outputs: Callable[..., PoseOutputs]) -> None:
-    indices, scores = candidates(make_outputs(images=2), 0.05, 10)
+    indices, scores = candidates(make_outputs(images=2), 0.05, 10, TYPICAL)
     assert indices.shape == scores.shape == (2, 1) and scores.tolist() == [[0.0], [0.0]]
