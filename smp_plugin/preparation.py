@@ -271,7 +271,11 @@ def _choose_scale(config: Config, lengths: np.ndarray, reporter: Reporter) -> No
         reporter.say(f"input scale: {config.data.input_scale:g}, {why}")
     elif len(lengths) == 0:
         choose(config, "data.input_scale", 1.0)
-        reporter.say("input scale: 1, since no animal has two labelled keypoints to tell its size by")
+        size = config.data.animal_size
+        reporter.say(
+            f"input scale: 1, since no animal has two labelled keypoints to tell its size by; they are taken to be {size:g} pixels long "
+            f"(if they are L pixels long, --set data.input_scale=S with S = {size:g} / L)"
+        )
     else:
         median = float(np.median(lengths))
         choose(config, "data.input_scale", round(min(config.data.max_scale, config.data.animal_size / median), 3))
