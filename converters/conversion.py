@@ -28,10 +28,15 @@ _NO_NEGATIVE = "{negative} frames are marked as empty (negative), which {format}
 _NO_EMPTY = "{empty} frames without animals leave no trace in {format}."
 _NO_SYMMETRIES = "{format} has no symmetries (which keypoint is the left or right one of another); {symmetries} pairs are left out."
 _NO_EDGES = "{format} has no edges between keypoints; {edges} are left out."
+_UNTRACKED = (
+    "{untracked} animals have no track; {format} numbers them, in each frame anew, and its readers take the numbers for tracks "
+    "(smp-predict --track follows animals)."
+)
 _LOSSES = {
     SLEAP: [],
     PACKAGE: ["{only_predicted} frames have predictions only; their poses are in the package, but not their images."],
     ANALYSIS: [
+        _UNTRACKED,
         "{hidden} predicted animals have the track of a labelled one in the same frame, where {format} keeps the labelled one alone.",
         _NO_NEGATIVE,
         _NO_EMPTY,
@@ -46,7 +51,7 @@ _LOSSES = {
     ],
     DLC_PREDICTIONS: [
         "{format} has a score (likelihood) for each keypoint, but none for a whole animal; these are left out.",
-        "{untracked} animals have no track; {format} numbers them, in each frame anew, and its readers take the numbers for tracks.",
+        _UNTRACKED,
         _NO_EDGES,
         _NO_SYMMETRIES,
         _NO_NEGATIVE,
@@ -185,7 +190,7 @@ class Contents:
 
 def lost(contents: Contents, skeleton: Skeleton, kind: str, source: str, target: Path) -> list[str]:
     """One sentence for each thing that was there and that the format ``kind`` cannot hold; ``source`` and ``target`` are named in them."""
-    alone = contents.most < 2 and not contents.tracks  # then DeepLabCut needs no numbers
+    alone = contents.most < 2 and not contents.tracks  # then no numbers are needed
     counts = {
         "negative": contents.negative,
         "empty": contents.empty,

@@ -152,6 +152,7 @@ class PredictConfig:
     refine: bool = True  # move keypoints to the near heatmap maximum
     refine_radius: float = 0.12  # how far refinement may look, share of the animal's length
     shrink: float = 1.0  # frames are read at this share of the size that the model learnt them at; smp-predict --fast chooses it
+    track: bool = False  # follow animals: one name for each in all frames of a video
     batch: int = 0  # frames a batch; 0: 16 on an NVIDIA GPU, 4 on others; a CPU works on several batches at once
 
 

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import shlex
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
@@ -23,13 +24,14 @@ from converters.video import open_video
 from smp_plugin import __version__, cluster
 from smp_plugin.checkpoint import Checkpoint
 from smp_plugin.config import to_dict
-from smp_plugin.drawing import OverlayWriter
+from smp_plugin.drawing import PALETTE, OverlayWriter
 from smp_plugin.inference import FramePoses, choose_device, every_device, say_device
 from smp_plugin.jobs import MACHINELABELS, Job, check, is_folder, plan
 from smp_plugin.predictor import Predictor, Recipe, in_segments, load, predict_segment, smallest
 from smp_plugin.progress import Reporter, Task
 from smp_plugin.segments import Segment, Work, digest, divide, leave
 from smp_plugin.stopping import stoppable
+from smp_plugin.tracking import Trackers
 
 
 def predict(
@@ -64,7 +66,7 @@ def predict(
         suffix: the format in a folder, one of the endings above without the first dot; default "slp". With "h5" or "csv" files are called
             as DeepLabCut calls them.
         model: a run folder or model file; default the newest finished run under ``runs/``.
-        config_overrides: settings by key, such as ``{"predict.min_score": 0.3}``; JSON values.
+        config_overrides: settings by key, such as ``{"predict.min_score": 0.3}`` or ``{"predict.track": True}``; JSON values.
         frames: "all", "labeled", "unlabeled" or ranges like "0-999,1500"; default all of a video, the unlabelled ones of a project.
         device: "auto" (every GPU where there are several), "cpu", "cuda", "cuda:1" or "mps"; on a cluster, that of each worker.
         overlay: an mp4 with the poses drawn on the frames.
@@ -95,6 +97,8 @@ def predict(
         overrides["predict.shrink"] = checkpoint.config.predict.shrink = smallest(checkpoint, path, reporter)
     skeleton = checkpoint.skeleton
     jobs = plan(inputs, output, suffix, frames, video_root, skeleton, reporter)
+    if jobs[0].kind == MACHINELABELS and overrides.get("predict.track"):
+        raise FormatError(f"--track: the frames in {output} are too few to follow animals from one to the next; leave --track out.")
     if overlay:
         _check_overlay(overlay, jobs)
     works = divide(jobs, weights, checkpoint.config, resume, reporter)
@@ -102,7 +106,7 @@ def predict(
         check([work.job for work in works], skeleton)
     contents, notes, written, damage, started = Contents(), list[str](), list[Path](), list[str](), time.time()
     with stoppable() as stopped, contextlib.ExitStack() as stack:
-        drawn = stack.enter_context(OverlayWriter(overlay, skeleton, _fps(jobs[0]))) if overlay and works else None
+        drawn = _Overlay(stack.enter_context(OverlayWriter(overlay, skeleton, _fps(jobs[0]))), checkpoint) if overlay and works else None
         begun: list[Work] = []
         stack.callback(lambda: leave(begun, stopped.is_set() or bool(written), reporter))
         for work in works:
@@ -118,7 +122,8 @@ def predict(
             done = _done_there(pool, recipe, works, drawn, task, stopped)
         for work in itertools.chain(done, (work for work in works if stopped.is_set() and work.begun)):
             provenance = _provenance(checkpoint, path, work.job, started)
-            notes += _write(work.job, skeleton, _counted(_merged(work, damage, reporter), contents), provenance)
+            found = _tracked(_merged(work, damage, reporter), _trackers(checkpoint))
+            notes += _write(work.job, skeleton, _counted(found, contents), provenance)
             written.append(work.job.output)
             if not work.missing:
                 work.remove()
@@ -134,7 +139,7 @@ def predict(
         reporter.say(f"written: {job_output}")
     if for_a_person and written:
         reporter.say("to correct them: open each folder's machinelabels in deeplabcut.refine_labels, save, call deeplabcut.merge_datasets")
-    if drawn is not None and drawn.begun:
+    if drawn is not None and drawn.writer.begun:
         reporter.say(f"written: {overlay}")
     if stopped.is_set():
         raise KeyboardInterrupt
@@ -152,19 +157,19 @@ def newest_run(folder: Path = Path("runs")) -> Path:
 
 
 def _done_here(
-    predictor: Predictor, works: list[Work], drawn: OverlayWriter | None, task: Task, stopped: threading.Event
+    predictor: Predictor, works: list[Work], drawn: _Overlay | None, task: Task, stopped: threading.Event
 ) -> Generator[Work, None, None]:
     """Predict what is missing in this process; yields works when they are complete."""
     count = itertools.count(1)
-
-    def seen(frame: np.ndarray, found: FramePoses) -> None:
-        if drawn is not None:
-            drawn.write(frame, found.poses, point_scores=found.point_scores)
-        task.update(next(count))
-
     for work in works:
         for (number, missing), group in itertools.groupby([(s, (s.video, s.place in work.missing)) for s in work.segments], lambda p: p[1]):
             run = [segment for segment, _ in group]
+
+            def seen(index: int, frame: np.ndarray, found: FramePoses, video: tuple[Path, int] = (work.name, number)) -> None:
+                if drawn is not None:
+                    drawn.write(video, index, frame, found.poses, found.point_scores)
+                task.update(next(count))
+
             if missing:
                 with (
                     open_video(work.job.videos[number]) as video,
@@ -180,7 +185,7 @@ def _done_here(
 
 
 def _done_there(
-    pool: Executor, recipe: Recipe, works: list[Work], drawn: OverlayWriter | None, task: Task, stopped: threading.Event
+    pool: Executor, recipe: Recipe, works: list[Work], drawn: _Overlay | None, task: Task, stopped: threading.Event
 ) -> Generator[Work, None, None]:
     """Have what is missing predicted by other processes; yields works when they are complete."""
     futures = {
@@ -225,16 +230,46 @@ def _merged(work: Work, damage: list[str], reporter: Reporter) -> Iterator[Label
             reporter.warn(f"{name} holds {n_frames:,} frames, not the {promised:,} that its header promises; all are done.")
 
 
-def _draw(work: Work, run: list[Segment], drawn: OverlayWriter, stopped: threading.Event) -> None:
+def _draw(work: Work, run: list[Segment], drawn: _Overlay, stopped: threading.Event) -> None:
     """Draw segments that were predicted earlier, or elsewhere."""
     for number, group in itertools.groupby(run, lambda segment: segment.video):
         with open_video(work.job.videos[number]) as video:
             for found in filter(None, map(work.read, group)):
-                for labelled, (_, frame) in zip(found.frames(number), video.stream(found.numbers.tolist()), strict=True):
+                for labelled, (index, frame) in zip(found.frames(number), video.stream(found.numbers.tolist()), strict=True):
                     if stopped.is_set():
                         return
                     poses = np.array([animal.points for animal in labelled.predicted])
-                    drawn.write(frame, poses, point_scores=np.array([animal.point_scores for animal in labelled.predicted]))
+                    scores = np.array([animal.point_scores for animal in labelled.predicted])
+                    drawn.write((work.name, number), index, frame, poses, scores)
+
+
+class _Overlay:
+    """Poses drawn on their frames, in the order of the frames of each video; followed animals keep their colour."""
+
+    def __init__(self, writer: OverlayWriter, checkpoint: Checkpoint) -> None:
+        self.writer, self._trackers = writer, _trackers(checkpoint)
+
+    def write(self, video: tuple[Path, int], index: int, frame: np.ndarray, poses: np.ndarray, point_scores: np.ndarray) -> None:
+        numbers = range(len(poses)) if self._trackers is None else self._trackers(video, index, poses)
+        self.writer.write(frame, poses, [PALETTE[number % len(PALETTE)] for number in numbers], point_scores)
+
+
+def _trackers(checkpoint: Checkpoint) -> Trackers | None:
+    """What follows the animals of new videos, where that is asked for."""
+    config = checkpoint.config
+    length = checkpoint.typical_length / config.data.input_scale
+    return Trackers(length, config.predict.max_animals) if config.predict.track else None
+
+
+def _tracked(frames: Iterable[LabeledFrame], trackers: Trackers | None) -> Iterator[LabeledFrame]:
+    """The same frames, their animals with names where they are followed."""
+    for frame in frames:
+        if trackers is not None:
+            animals = [animal for animal in frame.predicted if animal.labelled.any()]
+            numbers = trackers(frame.video, frame.index, np.array([animal.points for animal in animals]).reshape(len(animals), -1, 2))
+            for animal, number in zip(animals, numbers, strict=True):
+                animal.track = f"animal{number + 1}"
+        yield frame
 
 
 def _write(job: Job, skeleton: Skeleton, frames: Iterable[LabeledFrame], provenance: dict[str, Any]) -> list[str]:
@@ -295,7 +330,7 @@ def _provenance(checkpoint: Checkpoint, path: Path, job: Job, started: float) ->
     return {
         "producer": f"smp-plugin {__version__}",
         "model": str(path.resolve()),
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "settings": to_dict(checkpoint.config)["predict"],
         "source_files": [str(p.resolve()) for p in job.inputs],
         "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started)),

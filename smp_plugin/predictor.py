@@ -223,7 +223,7 @@ def in_segments(
     video: Video,
     promised: int,
     run: list[Segment],
-    seen: Callable[[np.ndarray, FramePoses], None],
+    seen: Callable[[int, np.ndarray, FramePoses], None],
     stopped: threading.Event,
 ) -> Generator[tuple[Segment, bytes], None, None]:
     """Predict segments that follow each other in one go; each as `Found` packs it, the last one cut short if ``stopped``."""
@@ -234,7 +234,7 @@ def in_segments(
     def animals() -> Generator[tuple[int, FramePoses], None, None]:
         with contextlib.closing(predictor.stream(_up_to_damage(frames, damage, refuse=run[0].first))) as stream:
             for index, frame, found in stream:
-                seen(frame, found)
+                seen(index, frame, found)
                 yield index, found
                 if stopped.is_set():
                     return

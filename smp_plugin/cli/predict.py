@@ -29,6 +29,7 @@ FORMATS = ("slp", "h5", "csv", "json", "analysis.h5")
 @click.option("--frames", metavar="WHICH", help="all | labeled | unlabeled | 0-999,1500 (default: all; of a project: unlabeled).")
 @click.option("--video-root", type=FILE, metavar="DIR", help="Where the project's videos and images are looked for next.")
 @click.option("--max-animals", type=click.IntRange(min=1), metavar="N", help="At most so many animals in a frame.")
+@click.option("--track/--no-track", default=None, help="Follow animals: one name for each in all frames (default: no).")
 @click.option("--min-score", type=click.FloatRange(0, 1), metavar="X", help="Drop animals below this score, 0 to 1.")
 @click.option("--refine/--no-refine", default=None, help="Move keypoints to the nearby heatmap maximum (default: yes).")
 @click.option("--fast", is_flag=True, help="Read frames smaller, if the model is about as accurate then; says what it costs.")
@@ -40,7 +41,7 @@ FORMATS = ("slp", "h5", "csv", "json", "analysis.h5")
 @click.option("--local-cluster", type=click.IntRange(min=1), metavar="N", help="Predict on N Dask workers of this machine.")
 @_common.output_options
 @click.option_panel("Input and output", options=["--output", "--format", "--model", "--frames", "--video-root", "--overlay", "--resume"])
-@click.option_panel("Poses", options=["--max-animals", "--min-score", "--refine", "--fast"])
+@click.option_panel("Poses", options=["--max-animals", "--track", "--min-score", "--refine", "--fast"])
 @click.option_panel(
     "Machine and messages", options=["--device", "--batch", "--scheduler", "--local-cluster", "--quiet", "--json", "--help"]
 )
@@ -62,7 +63,8 @@ def command(state: _common.State, **options: Any) -> None:
         if not frames[:1].isdigit():
             raise FormatError(f"--frames is {frames!r}; write all, labeled, unlabeled, or numbers like 0-999,1500.")
         parse_ranges(frames)
-    overrides = {f"predict.{name}": options[name] for name in ("min_score", "max_animals", "batch", "refine") if options[name] is not None}
+    names = ("min_score", "max_animals", "track", "batch", "refine")
+    overrides = {f"predict.{name}": options[name] for name in names if options[name] is not None}
     output = options["output"] or _default_output(inputs, options["suffix"])
 
     from smp_plugin.prediction import predict

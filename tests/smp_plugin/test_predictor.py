@@ -23,6 +23,7 @@ from converters.video import open_video, video_source
 from smp_plugin import jobs, prediction, segments, stopping
 from smp_plugin.checkpoint import load_model
 from smp_plugin.cli.predict import main
+from smp_plugin.drawing import PALETTE
 from smp_plugin.evaluation import evaluate
 from smp_plugin.inference import FramePoses
 from smp_plugin.prediction import predict
@@ -345,6 +346,51 @@ def test_fewer_animals(blobs: Any, run: Callable[..., Labels]):
     assert 0 < sum(len(f.predicted) for f in sure) < sum(len(f.predicted) for f in everything)
     assert all(i.score >= score - 1e-6 for f in sure for i in f.predicted)
     assert len(sure) == 20  # frames without animals are there
+
+
+def test_animals_are_followed(trained: Path, make_blobs: Any, tmp_path: Path):
+    """Of two blobs, one is always on the left and one on the right."""
+    blobs = make_blobs("pair", counts=[2] * 10, labelled=[0])
+    settings: dict[str, object] = {"predict.min_score": 0.02, "predict.max_animals": 2, "predict.track": True}
+    (path,) = predict([blobs.video], tmp_path / "out.slp", model=trained, device="cpu", config_overrides=settings)
+    sides: dict[str | None, set[bool]] = {}
+    for frame in read_project(path).frames:
+        for animal in frame.predicted:
+            sides.setdefault(animal.track, set()).add(bool(animal.points[:, 0].mean() > 48))
+    assert sides.keys() == {"animal1", "animal2"} and sorted(map(list, sides.values())) == [[False], [True]]
+    assert {track.name for track in sio.load_slp(str(path)).tracks} == {"animal1", "animal2"}
+
+
+def test_followed_animals_keep_their_colour(trained: Path, blobs: Any, stub: type[Stub], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    here, there = np.full((1, 3, 2), 20.0), np.full((1, 3, 2), 400.0)
+
+    def attempt(self: Any, images: torch.Tensor) -> list[FramePoses]:
+        stub.calls += 1
+        order = (here, there) if stub.calls % 2 else (there, here)
+        return [FramePoses(np.concatenate(order), np.array([0.5, 0.4]), np.full((2, 3), 0.5))]
+
+    drawn: list[Any] = []
+    monkeypatch.setattr(stub, "attempt", attempt)
+    monkeypatch.setattr(prediction.OverlayWriter, "write", lambda self, image, poses, colours, scores: drawn.append((poses, colours)))
+    settings: dict[str, object] = {"predict.track": True, "predict.batch": 1}
+    out = tmp_path / "out.slp"
+    predict([blobs.video], out, model=trained, device="cpu", config_overrides=settings, overlay=tmp_path / "o.mp4", frames="0-3")
+    assert [colours[int(poses[0, 0, 0] > 30)] for poses, colours in drawn] == [PALETTE[0]] * 4
+    tracks = [[animal.track for animal in frame.predicted] for frame in read_project(out).frames]
+    assert tracks == [["animal1", "animal2"], ["animal2", "animal1"]] * 2
+
+
+def test_frames_for_a_person_are_not_followed(trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path):
+    write_project(tmp_path / "dlc", read_project(blobs.project))
+    with pytest.raises(FormatError, match="too few to follow animals"):
+        predict(
+            [blobs.video],
+            tmp_path / "dlc" / "labeled-data",
+            model=trained,
+            device="cpu",
+            frames="15",
+            config_overrides={"predict.track": True},
+        )
 
 
 # --- stopping and failing ---
