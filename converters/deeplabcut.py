@@ -54,6 +54,11 @@ def read_dlc(config: Path, video_root: Path | None = None, predicted: bool = Tru
     root = config.parent / "labeled-data"
     entries = sorted((entry for entry in root.iterdir() if entry.is_dir()), key=natural_order) if root.is_dir() else []
     folders = [entry for entry in entries if entry.name in named or list(entry.glob("CollectedData_*"))]
+    if others := [entry.name for entry in entries if entry not in folders and _holds_extracted_images(entry)]:
+        some = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        notes.append(
+            f"{config}: {len(others)} folders in labeled-data have neither labels nor a video in 'video_sets' ({some}); they are left out."
+        )
     videos: list[VideoSource] = []
     frames: list[LabeledFrame] = []
     for folder in folders:
@@ -67,7 +72,7 @@ def read_dlc(config: Path, video_root: Path | None = None, predicted: bool = Tru
             frames += _frames(len(videos) - 1, images, skeleton, table, guesses, folder, notes)
     done = {video.original for video in videos}
     videos += [source for path in named.values() if path.exists() and (source := VideoSource((path,))) not in done]
-    return Labels(skeleton, videos, frames, config, notes)
+    return Labels(skeleton, videos, frames, config, notes, one_animal=not is_multi_animal(settings))
 
 
 def read_config(config: Path) -> dict[str, Any]:
@@ -159,6 +164,11 @@ def _find_videos(config: Path, settings: dict[str, Any], root: Path | None, note
     if isinstance(written, str) and written and found and Path(written).absolute() != config.parent:
         notes.append(f"{config}: 'project_path' says {written}; the folder that the file lies in is used instead.")
     return videos
+
+
+def _holds_extracted_images(folder: Path) -> bool:
+    """Not so the folders in which DeepLabCut draws labels on images, for a person to check."""
+    return not folder.name.endswith("_labeled") and any(folder.glob("img*.png"))
 
 
 def _read_labels(folder: Path, scorer: str, notes: list[str]) -> tuple[Table | None, Path | None]:

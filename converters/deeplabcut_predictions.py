@@ -58,6 +58,8 @@ def write_dlc_predictions(
     frames: Iterable[LabeledFrame],
     provenance: dict[str, Any],
     inputs: Iterable[Path] = (),
+    *,
+    several: bool | None = None,
 ) -> int:
     """Write predictions as DeepLabCut's ``analyze_videos`` does: a row for each frame of a video, NaN where nothing was found.
 
@@ -76,6 +78,8 @@ def write_dlc_predictions(
         frames: at most one for each frame of a video, in any order, read once. A person's animals get the likelihood 1.
         provenance: JSON values that say where the predictions come from; kept inside ``.h5`` files where pandas does not look.
         inputs: further files that must not be overwritten; the videos never are.
+        several: whether files are those of a project for several animals, with a level of columns more, and a name that such projects look
+            for; None: whether there is a track, or a frame with several animals. They are in any case where there is.
 
     Returns:
         The number of frames read from ``frames``.
@@ -94,7 +98,9 @@ def write_dlc_predictions(
     with ExitStack() as stack:
         found = [_Found(file, len(skeleton)) for file in _scratch(path, to_folder, len(videos), stack)]
         count = _collect(path, skeleton, videos, frames, found)
-        several = any(each.tracks or each.most > 1 for each in found)
+        several = any(len(each.tracks) > 1 or each.most > 1 for each in found) or (
+            any(each.tracks for each in found) if several is None else several
+        )
         for video, name, each in zip(videos, names, found, strict=True):
             stem, scorer = (f"{name}{SCORER}{'_el' if several else ''}", SCORER) if to_folder else _own_name(path, name)
             multi = several or bool(_TRACKER.search(stem))

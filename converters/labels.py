@@ -214,6 +214,7 @@ class Labels:
     """A project: one skeleton, videos, and frames.
 
     ``path`` is the file it was read from, for messages; ``notes`` what its reader repaired or left out, a sentence each, for the user.
+    ``one_animal``: the project says that there is one in a picture; others may have one, too.
     """
 
     skeleton: Skeleton
@@ -221,6 +222,7 @@ class Labels:
     frames: list[LabeledFrame] = field(default_factory=list)
     path: Path | None = None
     notes: list[str] = field(default_factory=list)
+    one_animal: bool = False
 
     def __post_init__(self) -> None:
         where = f"{self.path}: " if self.path else ""

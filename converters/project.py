@@ -204,6 +204,8 @@ def write_predictions(
     frames: Iterable[LabeledFrame],
     provenance: dict[str, Any],
     inputs: Iterable[Path] = (),
+    *,
+    several: bool | None = None,
 ) -> int:
     """Write frames with their instances, whole or not at all, in memory that does not grow with their number.
 
@@ -215,6 +217,7 @@ def write_predictions(
         frames: read once, while writing.
         provenance: JSON values that say where the predictions come from.
         inputs: files that must not be overwritten, such as the project that was read; the videos never are.
+        several: DeepLabCut: whether the files are those of a project for several animals; None: whether some frame has several.
 
     Returns:
         The number of frames written.
@@ -238,7 +241,7 @@ def write_predictions(
     if kind in (DLC, DLC_PREDICTIONS):
         from converters.deeplabcut_predictions import write_dlc_predictions
 
-        return write_dlc_predictions(*arguments)
+        return write_dlc_predictions(*arguments, several=several)
     from converters.sleap import write_slp
 
     return write_slp(*arguments)

@@ -15,7 +15,7 @@ from converters.labels import Labels
 from smp_plugin.config import Config
 from smp_plugin.datasets import FrameReader
 from smp_plugin.diagnosis import Finding, Spot, alike, certain, likely, thumbnail
-from smp_plugin.drawing import draw_poses
+from smp_plugin.drawing import SIDES, draw_poses, keypoint_sides
 from smp_plugin.model import LEVEL_STRIDES
 from smp_plugin.page import CSS, Html, bullets, escape, picture, table, write_page
 from smp_plugin.preparation import Material, name_sources, prepare
@@ -154,6 +154,8 @@ def _write(
     parts += [f'<p class="warning">{escape(text)}</p>' for text in warnings]
     parts.append("<h2>Data</h2>" + table([], facts) + bullets(choices))
     parts.append(f"<h2>{'To look at' if findings else 'Nothing found that looks wrong'}</h2>")
+    if any(keypoint_sides(labels.skeleton)):
+        parts.append(f'<p class="faint">{SIDES}</p>')
     for finding in findings:
         parts.append(f'<p class="warning">{escape(finding.sentence)}</p>' + _pictures(labels, finding.spots[:PICTURES], reader, CLOSE))
     samples = [Spot(f, tuple(range(len(f.instances)))) for f in spread(labels.frames, SAMPLES)]

@@ -19,7 +19,9 @@ def looks_partial(frames: Sequence[LabeledFrame], keypoints: int) -> tuple[bool,
         frames: the labelled frames of one project.
         keypoints: how many the project has.
     """
+    if keypoints == 1:
+        return False, "the project has one keypoint, and whether others are missing cannot be told"
     counts = [len(f.instances) for f in frames if f.instances] or [0]
     single = sum(i.labelled.sum() == 1 for f in frames for i in f.instances) / max(sum(counts), 1)
     reason = f"{single:.0%} of animals have one labelled keypoint ({min(counts)}-{max(counts)} animals a frame)"
-    return keypoints > 1 and single > MOST_SINGLE, reason
+    return single > MOST_SINGLE, reason

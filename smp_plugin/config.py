@@ -57,7 +57,7 @@ class AugmentConfig:
     erase: int = 3  # patches wiped out in the student's view of unlabelled frames, at most
     focus: float = 0.5  # share of crops that are laid on a completely labelled animal where labels are partial
     paste: float = 0.5  # share of labelled crops onto which complete animals are pasted; all of them where labels are partial, unless 0
-    paste_max: int = 3  # animals pasted on one crop, at most
+    paste_max: int = 3  # animals pasted on one crop, at most; `paste` 0: none
     paste_overlap: float = 0.3  # share of an animal's keypoints that a pasted one may cover
 
 
@@ -121,7 +121,7 @@ class TrainConfig:
     optimizer: Literal["muon", "adamw", "sgd"] = "muon"  # muon: orthogonalised momentum for convolution kernels, AdamW for the rest
     lr: float = 2e-3
     backbone_lr: float = 0.0  # factor on the learning rate of the backbone; 0: 0.1 with pretrained weights, as the authors, else 1
-    weight_decay: float = 1e-4
+    weight_decay: float = 1e-4  # as the authors; with learning rates of a thousandth, a run's weights shrink by less than a thousandth
     warmup: float = 0.03  # share of the run in which the learning rate rises
     final_lr: float = 0.01  # share of the learning rate left at the end (cosine decay)
     clip: float = 5.0  # gradient norm
@@ -228,7 +228,7 @@ def preset(name: str, cuda: bool) -> tuple[Config, str]:
 AT_LEAST = {
     "train.steps": 1, "train.batch": 1, "train.val_every": 1, "train.val_frames": 1, "train.devices": 1, "train.num_nodes": 1,
     "train.workers": -1, "model.channels": 1, "model.heatmap_channels": 1, "data.animal_size": 1, "loss.max_candidates": 1,
-    "predict.shrink": 0.1, "loss.quality_s2": 1e-6,
+    "predict.shrink": 0.1, "loss.quality_s2": 1e-6, "loss.heatmap_sigma": 0.1, "augment.paste_max": 1,
 }  # fmt: skip  # any other number: 0
 # What somebody else's settings may ask of a machine; far more than is of use. Any other number: 1e9.
 AT_MOST = {
@@ -246,6 +246,8 @@ def set_value(config: Config, key: str, value: Any, where: str = "--set") -> Non
         raise FormatError(f"{where}: there is no setting {key!r}. {_nearest(config, key)}")
     kind = typing.get_type_hints(type(section))[name]
     converted = _converted(value, kind, f"{where}: {key}")
+    if isinstance(converted, tuple) and any(isinstance(v, float) and v < 0.01 for v in converted):
+        raise FormatError(f"{where}: {key} is {value!r}; its numbers must be at least 0.01.")
     if isinstance(converted, (int, float)) and converted < AT_LEAST.get(key, 0):
         raise FormatError(f"{where}: {key} is {value!r}; it must be at least {AT_LEAST.get(key, 0)}.")
     if isinstance(converted, (int, float)) and converted > AT_MOST.get(key, 1e9):
@@ -398,6 +400,6 @@ def parse_ranges(text: str, where: str = "--frames") -> list[tuple[int, int]]:
         first, _, last = part.partition("-")
         known = first.isdecimal() and (last.isdecimal() or part == first) and len(part) < 40
         if not known or (last and int(last) < int(first)):
-            raise FormatError(f"{where} is {text!r}; frames are written like 0-999,1500.")
+            raise FormatError(f"{where} is {text!r}; frames are written like 0-999,1500, the smaller number first.")
         ranges.append((int(first), int(last or first)))
     return ranges

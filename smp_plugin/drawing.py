@@ -48,6 +48,7 @@ MISSED: Colour = (255, 64, 56)
 INVENTED: Colour = (255, 222, 0)
 DOUBLED: Colour = (236, 120, 255)
 OVERSAMPLING = 3
+SIDES = "A left keypoint has a light centre, a right one a dark centre."  # where a skeleton has such pairs
 
 
 def animal_colours(count: int, start: int = 0) -> list[Colour]:
@@ -82,7 +83,7 @@ def draw_poses(
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        skeleton: whose edges are drawn. A left keypoint has a light centre, a right one a dark centre.
+        skeleton: whose edges are drawn; left and right are marked as `SIDES` says.
         poses: (n, K, 2) frame pixels, NaN where there is no point.
         colours: n of them; default: the palette in order.
         point_scores: (n, K) in [0, 1]; unsure points are paler.

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from converters import FormatError, LabeledFrame, Skeleton, write_predictions
+from converters import FormatError, LabeledFrame, write_predictions
 from converters.conversion import Contents, lost
 from converters.deeplabcut_machinelabels import write_machinelabels
 from converters.video import open_video
@@ -123,7 +123,7 @@ def predict(
         for work in itertools.chain(done, (work for work in works if stopped.is_set() and work.begun)):
             provenance = _provenance(checkpoint, path, work.job, started)
             found = _tracked(_merged(work, damage, reporter), _trackers(checkpoint))
-            notes += _write(work.job, skeleton, _counted(found, contents), provenance)
+            notes += _write(work.job, checkpoint, _counted(found, contents), provenance)
             written.append(work.job.output)
             if not work.missing:
                 work.remove()
@@ -272,11 +272,12 @@ def _tracked(frames: Iterable[LabeledFrame], trackers: Trackers | None) -> Itera
         yield frame
 
 
-def _write(job: Job, skeleton: Skeleton, frames: Iterable[LabeledFrame], provenance: dict[str, Any]) -> list[str]:
+def _write(job: Job, checkpoint: Checkpoint, frames: Iterable[LabeledFrame], provenance: dict[str, Any]) -> list[str]:
     """What was left out, a sentence each."""
     if job.kind == MACHINELABELS:
-        return write_machinelabels(job.config, skeleton, job.videos, frames)
-    write_predictions(job.output, skeleton, job.videos, frames, provenance, job.inputs)
+        return write_machinelabels(job.config, checkpoint.skeleton, job.videos, frames)
+    several = checkpoint.config.predict.max_animals != 1
+    write_predictions(job.output, checkpoint.skeleton, job.videos, frames, provenance, job.inputs, several=several)
     return []
 
 
@@ -289,11 +290,12 @@ def _counted(frames: Iterable[LabeledFrame], contents: Contents) -> Iterator[Lab
 @contextlib.contextmanager
 def _folder_for(output: Path) -> Iterator[None]:
     """Make the folder that files are written to, and remove it again if anything is raised, Ctrl-C included."""
-    if output.exists() or not is_folder(output):
+    wanted = output if is_folder(output) else output.parent
+    if wanted.exists():
         yield
         return
-    new = [folder for folder in (output, *output.parents) if not folder.exists()]
-    _make_folder(output, "-o")
+    new = [folder for folder in (wanted, *wanted.parents) if not folder.exists()]
+    _make_folder(wanted, "-o")
     try:
         yield
     except BaseException:

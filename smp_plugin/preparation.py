@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from converters import FormatError, LabeledFrame, Labels, Skeleton, VideoSource, read_project
+from converters import FormatError, Instance, LabeledFrame, Labels, Skeleton, VideoSource, read_project
 from converters.labels import symmetric_pairs
 from converters.mixing import moved, read_aliases, unite
 from converters.video import open_video, video_source
@@ -98,9 +98,16 @@ def prepare(config: Config, reporter: Reporter, held_out: set[Name] | None = Non
         reporter.warn(note)
     skeleton, frames, videos = _with_sides(labels.skeleton, reporter), labels.labelled_frames, list(labels.videos)
     if not any(f.instances for f in frames):
-        raise FormatError(f"{', '.join(map(str, projects))}: no animal is labelled; label some frames (20 is a good start) and try again.")
+        guessed = sum(len(f.predicted) for f in labels.frames)
+        why = f" ({guessed} predicted ones are no labels: correct some first)" if guessed else ""
+        raise FormatError(
+            f"{', '.join(map(str, projects))}: no animal is labelled{why}; label some frames (20 is a good start) and try again."
+        )
     animals = sum(len(f.instances) for f in frames)
     reporter.say(f"labels: {animals} animals in {len(frames)} frames, {len(skeleton)} keypoints ({', '.join(skeleton.keypoints)})")
+    if all(part.one_animal for part in parts) and not config.predict.max_animals:
+        choose(config, "predict.max_animals", 1)
+        reporter.say("animals: one in a frame is predicted, since the DeepLabCut project is for a single one (--max-animals overrules)")
     labelled = {(f.video, f.index) for f in frames}  # held-out ones too: unlabelled frames must be new
     if val is not None:
         held = _read(val, config.data)
@@ -114,17 +121,20 @@ def prepare(config: Config, reporter: Reporter, held_out: set[Name] | None = Non
             reporter.warn(f"{twice} of the {len(val_frames)} validation frames are trained on too, so figures on them flatter")
     else:
         frames, val_frames = _split(frames, videos, held_out, config, reporter)
-    lengths = _complete_lengths(frames)
+    of_parts, first = [], 0
+    for part in parts:
+        of_parts.append([f for f in frames if first <= f.video < first + len(part.videos)])
+        first += len(part.videos)
+    lengths = _complete_lengths([(i, own) for of_part, own in zip(of_parts, columns, strict=True) for f in of_part for i in f.instances])
     _choose_scale(config, lengths, reporter)
     typical = float(np.median(lengths)) * config.data.input_scale if len(lengths) else config.data.animal_size
     if config.data.crop == 0:
-        choose(config, "data.crop", int(np.clip(32 * round(4.5 * typical / 32), 192, 512)))
-        reporter.say(f"training crops: {config.data.crop} input pixels, four and a half times the median animal")
+        wanted = 32 * round(4.5 * typical / 32)
+        choose(config, "data.crop", int(np.clip(wanted, 192, 512)))
+        why = "" if config.data.crop == wanted else f" would be {wanted}, and 192 to 512 are useful"
+        reporter.say(f"training crops: {config.data.crop} input pixels, as four and a half times the median animal{why}")
     sources = []
-    first = 0
-    for part, own in zip(parts, columns, strict=True):
-        of_part = [f for f in frames if first <= f.video < first + len(part.videos)]
-        first += len(part.videos)
+    for part, of_part, own in zip(parts, of_parts, columns, strict=True):
         if of_part:
             partial = _is_partial(config, of_part, len(own), part.path if len(parts) > 1 else None, reporter)
             sources.append(LabelSource(of_part, own, partial, part.path))
@@ -254,14 +264,18 @@ def _pictures(frames: list[LabeledFrame], videos: list[VideoSource]) -> list[int
     return [numbers[place] for place in ends]
 
 
-def _complete_lengths(frames: list[LabeledFrame]) -> np.ndarray:
-    """Longer side of the keypoint box of every completely labelled animal (else of the most complete half), frame pixels."""
-    instances = [i for f in frames for i in f.instances if i.labelled.sum() >= 2]
-    if not instances:
+def _complete_lengths(animals: list[tuple[Instance, list[int]]]) -> np.ndarray:
+    """Longer side of the keypoint box of animals with all keypoints of their project, frame pixels; with fewer, where five have not all.
+
+    ``animals``: each with its project's keypoints, as indices into its points.
+    """
+    animals = [(i, own) for i, own in animals if i.labelled.sum() >= 2]
+    if not animals:
         return np.empty(0)
-    counts = np.array([i.labelled.sum() for i in instances])
-    best = [i for i, c in zip(instances, counts, strict=True) if c >= np.quantile(counts, 0.5)]
-    lengths = np.array([float(np.ptp(i.points[i.labelled], axis=0).max()) for i in best])
+    shares = [i.labelled.sum() / len(own) for i, own in animals]
+    least = sorted(shares)[-min(5, len(shares))]
+    instances = [i for (i, _), share in zip(animals, shares, strict=True) if share >= least]
+    lengths = np.array([float(np.ptp(i.points[i.labelled], axis=0).max()) for i in instances])
     return lengths[lengths > 0]
 
 

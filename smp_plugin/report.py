@@ -221,9 +221,9 @@ class GalleryItem:
 
 
 def frame_title(video: VideoSource, index: int) -> str:
-    """What a person calls a frame: the image's name, or the video's with the number."""
+    """What a person calls a frame: the image's name, with its folder, or the video's with the number."""
     if video.kind == "images" and index < len(video.paths):
-        return video.paths[index].name
+        return "/".join(video.paths[index].parts[-2:])
     source, number = video.in_original(index)
     return f"{source.paths[0].name if source.paths else source.name}, frame {number}"
 

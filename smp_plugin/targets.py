@@ -77,8 +77,8 @@ def build_targets(outputs: PoseOutputs, instances: Instances, config: LossConfig
     weight = _resize_background(instances.background, outputs)
     xs, ys = outputs.locations.unbind(dim=1)
     # Cells in a labelled animal's box but away from its centre are sure negatives, also where labels are partial; not of an animal with
-    # few of its keypoints, whose centre may lie anywhere within reach.
-    exists, placed = _exists(instances), instances.keypoints.isfinite().all(dim=-1).float().mean(dim=-1) >= 0.5
+    # half of its keypoints or fewer, whose centre may lie anywhere within reach.
+    exists, placed = _exists(instances), instances.keypoints.isfinite().all(dim=-1).float().mean(dim=-1) > 0.5
     weight = torch.where(_inside(boxes, placed & (instances.weights > 0), xs, ys), 1.0, weight)
     weight = torch.where(_inside(_reach(boxes, lengths, typical, 0.0), exists & ~placed, xs, ys), 0.0, weight)
     weight = torch.where(_inside(_grow(boxes, 0.1 * lengths), exists & (instances.weights == 0), xs, ys), 0.0, weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,7 +110,7 @@ def command(state: _common.State, **options: Any) -> None:
 
     run = training.train(projects or None, resume=options["resume"], **what)
     suffix = {DLC: ".h5", COCO: ".json"}.get(format_of(projects[0]) if projects else SLEAP, ".slp")
-    reporter.say(f"predict with: smp-predict VIDEO -o OUT{suffix} --model {run}")
+    reporter.say(f"predict with: smp-predict VIDEO -o OUT{suffix} --model {shlex.quote(str(run))}")
 
 
 def _projects(options: dict[str, Any]) -> list[Path]:

@@ -56,7 +56,7 @@ def test_a_label_outside_of_its_image(make_blobs: Any, listener: Any, tmp_path: 
 
     project = make_blobs(counts=[1] * 6, labelled=range(6), images=True, sizes=[(150, 96), (96, 96)], hide=hide).project
     (found,) = smp_plugin.check([project], out=tmp_path / "run")
-    assert found.startswith("3 points lie outside of the picture (head, middle, tail): img001.png;")
+    assert found.startswith("3 points lie outside of the picture (head, middle, tail): blobs/img001.png;")
 
 
 def test_an_unlabelled_video_that_is_stuck(blobs: Any, tmp_path: Path):

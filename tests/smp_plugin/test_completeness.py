@@ -22,5 +22,5 @@ def test_more_than_three_of_ten_with_one_keypoint_make_labels_partial(single: in
 
 def test_with_one_keypoint_in_all_nothing_can_be_told():
     frames = [LabeledFrame(0, 0, [Instance(np.zeros((1, 2)))] * 3)]
-    assert looks_partial(frames, 1) == (False, "100% of animals have one labelled keypoint (3-3 animals a frame)")
+    assert looks_partial(frames, 1) == (False, "the project has one keypoint, and whether others are missing cannot be told")
     assert looks_partial([], 3) == (False, "0% of animals have one labelled keypoint (0-0 animals a frame)")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import sleap_io as sio
 import torch
@@ -212,9 +213,21 @@ def test_results_have_the_ids_of_the_labels(trained: Path, blobs: Any, stub: typ
 def test_a_folder_of_deeplabcut_files(trained: Path, blobs: Any, make_blobs: Any, stub: type[Stub], tmp_path: Path):
     other = make_blobs("other", counts=[1] * 3, labelled=[0])
     predict([blobs.video, other.video], tmp_path / "out", suffix="h5", model=trained, device="cpu", frames="0-2")
-    names = ("{}.csv", "{}.h5", "{}_meta.pickle")
+    names = ("{}_el.csv", "{}_el.h5", "{}_meta.pickle")
     assert leftovers(tmp_path / "out") == sorted(n.format(f"{video}{SCORER}") for video in ("blobs", "other") for n in names)
-    assert len(read_project(tmp_path / "out" / f"blobs{SCORER}.h5").frames) == 20
+    assert len(read_project(tmp_path / "out" / f"blobs{SCORER}_el.h5").frames) == 20
+    one: dict[str, object] = {"predict.max_animals": 1, "predict.track": True}  # as a model of a single-animal project has it
+    predict([other.video], tmp_path / "one", suffix="h5", model=trained, device="cpu", config_overrides=one)
+    assert leftovers(tmp_path / "one") == sorted(n.format(f"other{SCORER}").replace("_el", "") for n in names)
+    assert pd.read_hdf(tmp_path / "one" / f"other{SCORER}.h5").columns.nlevels == 3
+
+
+def test_a_folder_for_the_output_is_made_and_taken_back(trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path):
+    predict([blobs.video], tmp_path / "new" / "deep" / "out.slp", model=trained, device="cpu", frames="0")
+    assert leftovers(tmp_path / "new" / "deep") == ["out.slp"]
+    with pytest.raises(FormatError):
+        predict([blobs.video], tmp_path / "other" / "deep" / "out.pkg.slp", model=trained, device="cpu", frames="0")
+    assert not (tmp_path / "other").exists()
 
 
 def test_predictions_for_a_person_to_correct(trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path, listener: Any):

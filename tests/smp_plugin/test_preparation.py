@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converters import FormatError, LabeledFrame, VideoSource
+from converters import FormatError, Instance, LabeledFrame, VideoSource, read_project, write_project
 from smp_plugin.config import Config, read_config, set_value, write_config
-from smp_plugin.preparation import Material, _pictures, frame_names, name_sources, prepare
+from smp_plugin.preparation import Material, _complete_lengths, _pictures, frame_names, name_sources, prepare
 
 
 def material_of(*projects: Path, config: Config, listener: Any, val: Path | None = None, extra: list[Path] | None = None) -> Material:
@@ -266,6 +266,26 @@ def test_symmetries_that_are_given_stay(make_project: Any, make_config: Callable
     project = make_project(keypoints=("left ear", "right ear", "nose"))  # which pairs the last two
     assert material_of(project, config=make_config(), listener=listener).skeleton.symmetries == ((1, 2),)
     assert not [text for text in listener.sentences if text.startswith("left and right")]
+
+
+def test_animals_with_all_keypoints_say_the_size():
+    whole, pair = np.array([(0.0, 0), (50, 0), (75, 0), (100, 0)]), np.array([(0.0, 0), (25, 0), (np.nan, np.nan), (np.nan, np.nan)])
+    every = [0, 1, 2, 3]
+    assert set(_complete_lengths([(Instance(whole), every)] * 6 + [(Instance(pair), every)] * 30)) == {100}
+    assert set(_complete_lengths([(Instance(pair), every)] * 30)) == {25}
+    assert set(_complete_lengths([(Instance(whole), every)] * 3 + [(Instance(pair), every)] * 30)) == {100, 25}  # three are too few
+    assert len(_complete_lengths([(Instance(pair), [0, 1])] * 30 + [(Instance(whole), every)] * 10)) == 40  # each has all of its project
+
+
+def test_a_project_of_one_animal_gets_one(make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path, listener: Any):
+    project = read_project(make_blobs(counts=[1] * 20).project)
+    write_project(tmp_path / "dlc", project)
+    config = make_config()
+    material_of(tmp_path / "dlc" / "config.yaml", config=config, listener=listener)
+    assert config.predict.max_animals == 1 and "one in a frame" in sentence(listener, "animals: ")
+    config = make_config(predict__max_animals=3)
+    material_of(tmp_path / "dlc" / "config.yaml", config=config, listener=listener)
+    assert config.predict.max_animals == 3
 
 
 def test_one_keypoint_says_no_size(make_blobs: Any, make_config: Callable[..., Config], listener: Any):

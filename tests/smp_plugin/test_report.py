@@ -178,7 +178,7 @@ def test_page_says_in_words_what_was_found(tmp_path: Path):
 def test_frames_are_called_by_their_image_or_by_video_and_number():
     video = VideoSource((Path("/far/away/cage.mp4"),))
     assert frame_title(video, 7) == "cage.mp4, frame 7"
-    assert frame_title(VideoSource((Path("/a/img1.png"), Path("/a/img2.png"))), 1) == "img2.png"
+    assert frame_title(VideoSource((Path("/a/img1.png"), Path("/a/img2.png"))), 1) == "a/img2.png"
     assert frame_title(VideoSource((Path("/a/labels.pkg.slp"),), embedded="video0", original=video), 30) == "cage.mp4, frame 30"
 
 
