@@ -64,7 +64,7 @@ def plan(
         FormatError: an input or the output is of no known kind, the keypoints of a project are not those of ``skeleton``, or there are no
             such frames.
     """
-    kind = _kind(output, suffix)
+    kind = output_kind(output, suffix)
     asked = [Job(output, kind, [path], *_asked(path, frames, kind, video_root, skeleton, reporter)) for path in inputs]
     if kind == MACHINELABELS:
         jobs = [_without_labels(_together(asked))]
@@ -92,8 +92,8 @@ def is_folder(output: Path) -> bool:
     return output.is_dir() or not output.suffix
 
 
-def _kind(output: Path, suffix: str | None) -> str:
-    """The output's format."""
+def output_kind(output: Path, suffix: str | None) -> str:
+    """The output's format, one of those in `converters.project`, or `MACHINELABELS`. FormatError where its name says none."""
     if output.name == MACHINELABELS:
         if not (output.parent / "config.yaml").is_file():
             raise FormatError(f"-o {output}: there is no DeepLabCut project (config.yaml) around it; name a file, or another folder.")

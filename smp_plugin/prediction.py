@@ -26,7 +26,7 @@ from smp_plugin.checkpoint import Checkpoint
 from smp_plugin.config import to_dict
 from smp_plugin.drawing import PALETTE, OverlayWriter
 from smp_plugin.inference import FramePoses, choose_device, every_device, say_device
-from smp_plugin.jobs import MACHINELABELS, Job, check, is_folder, plan
+from smp_plugin.jobs import MACHINELABELS, Job, check, is_folder, output_kind, plan
 from smp_plugin.predictor import Predictor, Recipe, in_segments, load, predict_segment, smallest
 from smp_plugin.progress import Reporter, Task
 from smp_plugin.segments import Segment, Work, digest, divide, leave
@@ -86,6 +86,7 @@ def predict(
     reporter = reporter or Reporter(quiet=True)
     if on_cluster := scheduler is not None or local_cluster > 0:
         cluster.check_installed("--scheduler" if scheduler else "--local-cluster")
+    output_kind(output, suffix)  # a wrong name is said before the model is loaded
     path = model or newest_run()
     weights = (path / "model.pt" if path.is_dir() else path).absolute()
     overrides = dict(config_overrides or {})
@@ -122,7 +123,7 @@ def predict(
             done = _done_there(pool, recipe, works, drawn, task, stopped)
         for work in itertools.chain(done, (work for work in works if stopped.is_set() and work.begun)):
             provenance = _provenance(checkpoint, path, work.job, started)
-            found = _tracked(_merged(work, damage, reporter), _trackers(checkpoint))
+            found = _tracked(_merged(work, damage, reporter), None if work.job.kind == MACHINELABELS else _trackers(checkpoint))
             notes += _write(work.job, checkpoint, _counted(found, contents), provenance)
             written.append(work.job.output)
             if not work.missing:

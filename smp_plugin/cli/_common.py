@@ -207,7 +207,7 @@ def build_config(
         other_projects: than those that the file may name are learnt from, so what belongs to these is left out.
     """
     cuda = device.startswith("cuda")
-    if preset_name == "auto" and device == "auto":
+    if preset_name == "auto" and (cuda or device == "auto"):
         from smp_plugin.inference import choose_device
 
         cuda = choose_device(device)[0].type == "cuda"

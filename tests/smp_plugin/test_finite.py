@@ -60,7 +60,7 @@ def test_the_term_and_the_frame_are_named(poisoned: Any, make_config: Callable[.
     config = settings(make_config, train__steps=30, train__unlabeled_fusion_start=0.0)
     with pytest.raises(FormatError) as caught:
         train([blobs.project], config=config, out=run)
-    whose = f"img005.png of {blobs.project}" if term == "box" else "img007.png (without labels)"
+    whose = f"blobs/img005.png of {blobs.project}" if term == "box" else "blobs/img007.png (without labels)"
     assert f"the loss is not a finite number ({term} inf); it comes from {whose}: look at" in str(caught.value)
     assert str(run / "not_finite.npz") in str(caught.value)
     kept = np.load(run / "not_finite.npz", allow_pickle=False)
