@@ -107,7 +107,7 @@ def prepare(config: Config, reporter: Reporter, held_out: set[Name] | None = Non
     reporter.say(f"labels: {animals} animals in {len(frames)} frames, {len(skeleton)} keypoints ({', '.join(skeleton.keypoints)})")
     if all(part.one_animal for part in parts) and not config.predict.max_animals:
         choose(config, "predict.max_animals", 1)
-        reporter.say("animals: one in a frame is predicted, since the DeepLabCut project is for a single one (--max-animals overrules)")
+        reporter.say("animals: one in a frame is predicted, since the DeepLabCut project is for one (smp-predict --max-animals overrules)")
     labelled = {(f.video, f.index) for f in frames}  # held-out ones too: unlabelled frames must be new
     if val is not None:
         held = _read(val, config.data)
@@ -265,7 +265,7 @@ def _pictures(frames: list[LabeledFrame], videos: list[VideoSource]) -> list[int
 
 
 def _complete_lengths(animals: list[tuple[Instance, list[int]]]) -> np.ndarray:
-    """Longer side of the keypoint box of animals with all keypoints of their project, frame pixels; with fewer, where five have not all.
+    """Longer side of the keypoint box of the most completely labelled animals, frame pixels: of all with as many keypoints as the fifth.
 
     ``animals``: each with its project's keypoints, as indices into its points.
     """
