@@ -22,7 +22,6 @@ from smp_plugin.preparation import Material, name_sources, prepare
 from smp_plugin.progress import Reporter
 from smp_plugin.report import Crop, frame_title
 from smp_plugin.run_folder import dated_folder, open_folder, spread
-from smp_plugin.similarity import animal_lengths
 
 if TYPE_CHECKING:
     from smp_plugin.diagnosis import Thumbnail
@@ -114,7 +113,7 @@ def _facts(labels: Labels, sizes: dict[tuple[int, int], tuple[int, int]], config
     animals = [i for f in frames for i in f.instances]
     counts = [len(f.instances) for f in frames]
     known = np.array([i.labelled for i in animals]).reshape(-1, keypoints)
-    lengths = np.concatenate(animal_lengths([i.points[None] for i in animals if i.labelled.sum() > 1]) or [np.empty(0)])
+    lengths = [np.ptp(i.points[i.labelled], axis=0).max() for i in animals if i.labelled.sum() > 1]  # as the input scale is chosen by
     shares = zip(labels.skeleton.keypoints, known.mean(axis=0), strict=True)
     facts = [
         ("frames", f"{len(frames)}, {' or '.join(_sizes(sizes))} pixels"),
@@ -125,7 +124,9 @@ def _facts(labels: Labels, sizes: dict[tuple[int, int], tuple[int, int]], config
     if len(lengths):
         low, middle, high = np.percentile(lengths, (5, 50, 95))
         scale, side = config.data.input_scale, np.median([max(size) for size in sizes.values()])
-        facts.append(("length of an animal", f"{middle:.0f} pixels (most {low:.0f} to {high:.0f}), {middle / side:.0%} of the frame"))
+        facts.append(
+            ("longer side of an animal's box", f"{middle:.0f} pixels (most {low:.0f} to {high:.0f}), {middle / side:.0%} of the frame")
+        )
         facts.append(
             ("at the input scale", f"{scale * middle:.0f} pixels (most {scale * low:.0f} to {scale * high:.0f}), crops {config.data.crop}")
         )

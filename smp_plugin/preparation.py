@@ -294,7 +294,7 @@ def _choose_scale(config: Config, lengths: np.ndarray, reporter: Reporter) -> No
         median = float(np.median(lengths))
         choose(config, "data.input_scale", round(min(config.data.max_scale, config.data.animal_size / median), 3))
         reporter.say(
-            f"input scale: {config.data.input_scale:g}, since the median animal is {median:.0f} pixels long "
+            f"input scale: {config.data.input_scale:g}, since the longer side of the median animal's box is {median:.0f} pixels "
             f"(wanted: {config.data.animal_size:g})"
         )
 

@@ -80,14 +80,21 @@ class PoseTraining(L.LightningModule):
     mirrored: Tensor
 
     def __init__(
-        self, config: Config, mirrored: Sequence[int], typical: float, partial: bool, budget: Budget, weights: dict[str, Tensor] | None
+        self,
+        config: Config,
+        mirrored: Sequence[int],
+        typical: float,
+        partial: bool,
+        budget: Budget,
+        weights: dict[str, Tensor] | None,
+        unlabelled: bool = True,
     ) -> None:
         super().__init__()
         self.register_buffer("mirrored", torch.tensor(mirrored), persistent=False)  # the keypoints that keypoints become in a mirror
         augment, exact = config.augment, config.data.crop % max(LEVEL_STRIDES) == 0  # else grids do not turn onto themselves
         self.ways = [w for w in range(WAYS) if (augment.flip or w < 4) and (augment.rotation >= 180 or w % 4 == 0)]
         self.ways = self.ways if augment.turn and exact else [0]
-        self.config, self.typical, self.partial, self.budget = config, typical, partial, budget
+        self.config, self.typical, self.partial, self.unlabelled, self.budget = config, typical, partial, unlabelled, budget
         self.model = PoseModel(config.model, len(mirrored))
         if weights is not None:
             self.model.backbone.load_torchvision(weights)
@@ -116,8 +123,10 @@ class PoseTraining(L.LightningModule):
     def phase(self) -> str:
         """Name of the current phase, for people."""
         train, loss, progress = self.config.train, self.config.loss, self.budget.progress(self.step)
-        if progress >= train.unlabeled_fusion_start and (loss.beta > 0 or loss.agreement > 0):
+        if progress >= train.unlabeled_fusion_start and self.unlabelled and (loss.beta > 0 or loss.agreement > 0):
             return "unlabelled"
+        if progress >= train.unlabeled_fusion_start and self.partial and loss.fill:
+            return "gaps filled"
         return "labelled fusion" if progress >= train.labeled_fusion_start and loss.alpha > 0 else "supervised"
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
@@ -316,7 +325,9 @@ def train(
         "labelled_frames": len(material.frames),
         "version": __version__,
     }
-    module = PoseTraining(config, material.skeleton.mirrored, material.typical_length, material.partial, budget, weights)
+    module = PoseTraining(
+        config, material.skeleton.mirrored, material.typical_length, material.partial, budget, weights, len(material.pool) > 0
+    )
     interrupted = fit(module, material, config, device, out, facts, saved, reporter)
     if not reporter.mute:
         finish(out, config, material, device, reporter)

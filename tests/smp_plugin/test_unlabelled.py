@@ -94,6 +94,18 @@ def test_turned_crops_are_compared_where_they_belong(module: PoseTraining) -> No
         assert other == pytest.approx(found[0], rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("partial", "unlabelled", "name"),
+    [(False, True, "unlabelled"), (True, True, "unlabelled"), (True, False, "gaps filled"), (False, False, "labelled fusion")],
+)
+def test_a_phase_is_named_after_what_is_learnt_in_it(
+    make_config: Callable[..., Config], partial: bool, unlabelled: bool, name: str
+) -> None:
+    made = PoseTraining(make_config(model__norm="group"), MIRRORED, 28.0, partial, Budget(10, 0.0), None, unlabelled)
+    made.budget.progress = lambda step: 1.0  # type: ignore[method-assign]
+    assert made.phase == name
+
+
 def test_the_teacher_sees_the_clean_view_and_chooses(module: PoseTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[Tensor] = []
     real = training.fusion_loss
