@@ -15,6 +15,8 @@ METHODS: dict[str, dict[str, object]] = {
     "no-kpalign": {"model.kpalign": False},  # one step from an animal's place to its keypoints
     "one-cell": {"loss.heatmap_target": "cell"},  # heatmaps with one positive cell, and focal loss, as the authors
     "heatmap-stride-8": {"model.heatmap_stride": 8},
+    "three-levels": {"model.levels": 3},  # and the backbone's last stage
+    "animals-56": {"data.animal_size": 56.0},
     "centerness": {"loss.quality": "centerness"},
     "strict-quality": {"loss.quality_s2": 0.01},
     "keypoint-anchors": {"loss.keypoint_anchors": True},

@@ -22,21 +22,22 @@ def group_norm(channels: int) -> GroupNorm:
 
 
 class Backbone(nn.Module):
-    """Images (N, 3, H, W) -> features of strides 4, 8, 16, 32.
+    """Images (N, 3, H, W) -> features of strides 4, 8, 16 and, with all four stages, 32.
 
     Args:
         name: resnet18, resnet34 or resnet50.
         norm: "group" or "frozen" (batch norm whose statistics never change, for pretrained weights).
+        stages: how many of its four, from the first.
     """
 
-    def __init__(self, name: str, norm: str) -> None:
+    def __init__(self, name: str, norm: str, stages: int = 4) -> None:
         super().__init__()
         network = get_model(name, weights=None, norm_layer=FrozenNorm if norm == "frozen" else group_norm)
         self.stem = nn.Sequential(OrderedDict(conv=network.conv1, norm=network.bn1, relu=network.relu, pool=network.maxpool))
         if norm == "group":  # nothing pretrained to agree with: pooling first saves a fifth of a training step on a CPU
             self.stem = nn.Sequential(OrderedDict(conv=network.conv1, pool=network.maxpool, norm=network.bn1, relu=network.relu))
-        self.stages = nn.ModuleList((network.layer1, network.layer2, network.layer3, network.layer4))
-        self.channels, self.frozen = STAGE_CHANNELS[name], norm == "frozen"
+        self.stages = nn.ModuleList((network.layer1, network.layer2, network.layer3, network.layer4)[:stages])
+        self.channels, self.frozen = STAGE_CHANNELS[name][:stages], norm == "frozen"
 
     def forward(self, images: Tensor) -> list[Tensor]:
         features = []
@@ -49,16 +50,10 @@ class Backbone(nn.Module):
     def load_torchvision(self, state: dict[str, Tensor]) -> None:
         """Take the weights of a torchvision ResNet of the same name. Raises FormatError if any is missing.
 
-        Its classifier is left out, and where group norm has no place for them the statistics of its batch norm.
+        Its classifier and stages that this backbone does without are left out, and where group norm has no place for them the
+        statistics of its batch norm.
         """
-        names = {
-            "conv1": "stem.conv",
-            "bn1": "stem.norm",
-            "layer1": "stages.0",
-            "layer2": "stages.1",
-            "layer3": "stages.2",
-            "layer4": "stages.3",
-        }
+        names = {"conv1": "stem.conv", "bn1": "stem.norm"} | {f"layer{i + 1}": f"stages.{i}" for i in range(len(self.stages))}
         unused = ("num_batches_tracked",) if self.frozen else ("num_batches_tracked", "running_mean", "running_var")
         renamed = {}
         for key, value in state.items():

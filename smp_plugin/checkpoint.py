@@ -17,7 +17,7 @@ from smp_plugin import __version__
 from smp_plugin.config import Config, from_dict, to_dict
 from smp_plugin.model import PoseModel
 
-KIND, FORMAT = "smp-plugin model", 1  # the number rises when what is in the files changes
+KIND, FORMAT = "smp-plugin model", 2  # the number rises when what is in the files changes
 
 
 @dataclass

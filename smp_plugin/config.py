@@ -71,6 +71,7 @@ class ModelConfig:
         "auto"  # backbone normalisation; auto: frozen batch norm with pretrained weights, else group norm
     )
     channels: int = 96  # of the pyramid and the towers
+    levels: Literal[2, 3] = 2  # of the pyramid: strides 8, 16 and, with 3, 32, for which the backbone's last stage is needed, too
     tower_depth: int = 2  # conv 3x3 + GroupNorm + ReLU blocks before each head
     heatmap_stride: Literal[4, 8] = 4  # input pixels per cell of the keypoint heatmaps (A)
     heatmap_channels: int = 64  # of the branch that makes them
@@ -177,6 +178,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data.max_scale": 1.0,  # enlarging costs this network up to 2.25 times the arithmetic
         "model.backbone": "resnet50",
         "model.channels": 256,
+        "model.levels": 3,
         "model.tower_depth": 4,
         "model.heatmap_stride": 8,
         "loss.heatmap_target": "cell",
@@ -194,6 +196,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data.crop": 512,
         "data.animal_size": 144.0,
         "model.backbone": "resnet50",
+        "model.levels": 3,
         "model.tower_depth": 4,
         "train.steps": 10000,
         "train.batch": 8,

@@ -28,6 +28,7 @@ class PoseOutputs:
         locations: (L, 2) centres of the cells, input pixels.
         strides: (L,) input pixels.
         heatmap_stride: input pixels per heatmap cell.
+        level_strides: input pixels per cell of each level, the finest first.
     """
 
     heatmaps: Tensor
@@ -37,6 +38,7 @@ class PoseOutputs:
     locations: Tensor
     strides: Tensor
     heatmap_stride: int
+    level_strides: tuple[int, ...]
 
     @property
     def poses(self) -> Tensor:
@@ -51,7 +53,7 @@ class PoseOutputs:
     def maps(self, values: Tensor) -> list[Tensor]:
         """What the locations have, (N, L), as a map of each level, (N, 1, h, w)."""
         height, width = (side * self.heatmap_stride for side in self.heatmaps.shape[2:])
-        shapes = [(height // stride, width // stride) for stride in LEVEL_STRIDES]
+        shapes = [(height // stride, width // stride) for stride in self.level_strides]
         levels = values.split([h * w for h, w in shapes], dim=1)
         return [level.view(-1, 1, *shape) for level, shape in zip(levels, shapes, strict=True)]
 
@@ -65,11 +67,12 @@ class PoseOutputs:
             self.locations,
             self.strides,
             self.heatmap_stride,
+            self.level_strides,
         )
 
 
 class PoseModel(nn.Module):
-    """One-stage multi-animal pose network: backbone, feature pyramid P3-P5, heads A, B, C, D.
+    """One-stage multi-animal pose network: backbone, feature pyramid (P3, P4 and, with 3 levels, P5), heads A, B, C, D.
 
     Args:
         config: the model's settings; ``norm`` must be resolved ("group" or "frozen").
@@ -78,31 +81,32 @@ class PoseModel(nn.Module):
 
     def __init__(self, config: ModelConfig, keypoints: int) -> None:
         super().__init__()
-        self.heatmap_stride = config.heatmap_stride
-        self.backbone = Backbone(config.backbone, config.norm)
+        self.heatmap_stride, self.strides = config.heatmap_stride, LEVEL_STRIDES[: config.levels]
+        self.backbone = Backbone(config.backbone, config.norm, 1 + config.levels)
         fine, *pyramid = self.backbone.channels
         self.pyramid = FeaturePyramidNetwork(pyramid, config.channels)
         self.heatmap = HeatmapHead(fine, config.channels, config.heatmap_channels, keypoints, config.heatmap_stride)
         self.presence = PresenceHead(config.channels, config.tower_depth)
         self.vector = VectorHead(
-            config.channels, config.heatmap_channels, config.tower_depth, keypoints, config.groups, config.kpalign, LEVEL_STRIDES
+            config.channels, config.heatmap_channels, config.tower_depth, keypoints, config.groups, config.kpalign, self.strides
         )
 
     def forward(self, images: Tensor) -> PoseOutputs:
-        """images: (N, 3, H, W), uint8 or float, 0-255, of any size (padded inside to a multiple of 32)."""
-        x = pad_to_stride(normalise(images)).contiguous(memory_format=torch.channels_last)
+        """images: (N, 3, H, W), uint8 or float, 0-255, of any size (padded inside to a multiple of the coarsest stride)."""
+        x = pad_to_stride(normalise(images), self.strides[-1]).contiguous(memory_format=torch.channels_last)
         fine, *features = self.backbone(x)
         levels = list(self.pyramid({str(i): f for i, f in enumerate(features)}).values())
         heatmaps, heatmap_features = self.heatmap(fine, levels[0])
         presence = [self.presence(level) for level in levels]
         quality, vectors = self.vector(levels, heatmap_features, self.heatmap_stride)
-        centres = [locations(level.shape[2], level.shape[3], s, x.device) for level, s in zip(levels, LEVEL_STRIDES, strict=True)]
+        centres = [locations(level.shape[2], level.shape[3], s, x.device) for level, s in zip(levels, self.strides, strict=True)]
         return PoseOutputs(
             heatmaps=heatmaps.float(),
             presence=torch.cat([p.flatten(1) for p in presence], dim=1).float(),
             quality=torch.cat([q.flatten(1) for q in quality], dim=1).float(),
             vectors=torch.cat(vectors, dim=1).float(),
             locations=torch.cat(centres),
-            strides=torch.cat([c.new_full((len(c),), s) for c, s in zip(centres, LEVEL_STRIDES, strict=True)]),
+            strides=torch.cat([c.new_full((len(c),), s) for c, s in zip(centres, self.strides, strict=True)]),
             heatmap_stride=self.heatmap_stride,
+            level_strides=self.strides,
         )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from smp_plugin.config import LossConfig
-from smp_plugin.model import LEVEL_STRIDES, PoseOutputs
+from smp_plugin.model import PoseOutputs
 from smp_plugin.waiting import numbers
 
 WINDOW = 4  # heatmap cells to either side of a keypoint in which its Gaussian is drawn, at least; three sigma where that is more
@@ -190,7 +190,8 @@ def _assign(outputs: PoseOutputs, instances: Instances, boxes: Tensor, lengths: 
     """(N, L) index of the animal that each location belongs to, -1 for none.
 
     Locations within ``center_radius`` strides of an animal's centre on the level that fits its size, and always the nearest one there; of
-    several animals, the nearest centre wins. Levels by half the length as in the paper, (0, 64], (64, 128] and everything above.
+    several animals, the nearest centre wins. Levels by half the length as in the paper, (0, 64], (64, 128] and everything above; with
+    two levels, all above 64.
     With ``keypoint_anchors``, locations around each labelled keypoint are the animal's too: an animal with one labelled keypoint has no
     other place, and what is found there must know the whole pose, which only complete animals can teach.
     """
@@ -200,8 +201,8 @@ def _assign(outputs: PoseOutputs, instances: Instances, boxes: Tensor, lengths: 
         anchors = torch.cat((anchors, instances.keypoints), dim=2)
     anchors = torch.where(anchors.isfinite() & exists[..., None, None], anchors, torch.inf)
     half = lengths / 2
-    level_of_animal = (half > 64).long() + (half > 128).long()  # N, M
-    level_of_location = torch.bucketize(outputs.strides, numbers(LEVEL_STRIDES, outputs.strides))  # L
+    level_of_animal = ((half > 64).long() + (half > 128).long()).clamp(max=len(outputs.level_strides) - 1)  # N, M
+    level_of_location = torch.bucketize(outputs.strides, numbers(outputs.level_strides, outputs.strides))  # L
     distance = _to_nearest(outputs.locations, anchors)  # N, L, M
     usable = (level_of_location[None, :, None] == level_of_animal[:, None]) & exists[:, None]  # N, L, M
     distance = torch.where(usable, distance, torch.inf) / outputs.strides[:, None]

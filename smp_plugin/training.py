@@ -91,11 +91,12 @@ class PoseTraining(L.LightningModule):
     ) -> None:
         super().__init__()
         self.register_buffer("mirrored", torch.tensor(mirrored), persistent=False)  # the keypoints that keypoints become in a mirror
-        augment, exact = config.augment, config.data.crop % max(LEVEL_STRIDES) == 0  # else grids do not turn onto themselves
+        augment = config.augment
         self.ways = [w for w in range(WAYS) if (augment.flip or w < 4) and (augment.rotation >= 180 or w % 4 == 0)]
-        self.ways = self.ways if augment.turn and exact else [0]
         self.config, self.typical, self.partial, self.unlabelled, self.budget = config, typical, partial, unlabelled, budget
         self.model = PoseModel(config.model, len(mirrored))
+        exact = config.data.crop % self.model.strides[-1] == 0  # else grids do not turn onto themselves
+        self.ways = self.ways if augment.turn and exact else [0]
         if weights is not None:
             self.model.backbone.load_torchvision(weights)
         self.model.to(memory_format=torch.channels_last)

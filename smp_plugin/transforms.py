@@ -18,7 +18,6 @@ from smp_plugin.waiting import numbers
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet, RGB, 0-255: what pretrained backbones expect
 PIXEL_STD = (58.395, 57.12, 57.375)
-STRIDE = 32  # inputs are padded to a multiple of the coarsest level
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -50,10 +49,10 @@ def resize_frames(frames: Tensor, scale: float) -> Tensor:
     return F.interpolate(frames.float(), shape, mode="bilinear", antialias=True, align_corners=False).round_().clamp_(0, 255).byte()
 
 
-def pad_to_stride(images: Tensor) -> Tensor:
-    """Normalised images padded at the right and the bottom, with the mean colour, to a multiple of the coarsest stride."""
+def pad_to_stride(images: Tensor, stride: int) -> Tensor:
+    """Normalised images padded at the right and the bottom, with the mean colour, to a multiple of the coarsest ``stride``."""
     height, width = images.shape[2:]
-    return F.pad(images, (0, -width % STRIDE, 0, -height % STRIDE))
+    return F.pad(images, (0, -width % stride, 0, -height % stride))
 
 
 def apply_matrix(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:

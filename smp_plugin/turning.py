@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from smp_plugin.model import LEVEL_STRIDES, PoseOutputs
+from smp_plugin.model import PoseOutputs
 
 WAYS = 8  # 0 to 3: so many quarter turns; 4 to 7: these, then left and right exchanged
 
@@ -20,12 +20,12 @@ def turn_back(outputs: PoseOutputs, way: int, mirrored: Tensor) -> PoseOutputs:
     """Outputs for images laid in this ``way`` -> as for the images before. With gradient.
 
     Args:
-        outputs: of square images whose side is a multiple of 32, so that every grid is turned onto itself.
+        outputs: of square images whose side is a multiple of the coarsest stride, so that every grid is turned onto itself.
         way: as in ``turn``.
         mirrored: (K,) for every keypoint the one that it becomes in a mirror.
     """
     side = outputs.heatmaps.shape[2] * outputs.heatmap_stride
-    sides = [side // stride for stride in LEVEL_STRIDES]
+    sides = [side // stride for stride in outputs.level_strides]
 
     def level(values: Tensor) -> Tensor:
         parts = values.split([n * n for n in sides], dim=1)
@@ -48,4 +48,5 @@ def turn_back(outputs: PoseOutputs, way: int, mirrored: Tensor) -> PoseOutputs:
         locations=outputs.locations,
         strides=outputs.strides,
         heatmap_stride=outputs.heatmap_stride,
+        level_strides=outputs.level_strides,
     )

@@ -30,10 +30,11 @@ def blank_outputs(
     heatmap_stride: int = 4,
     seed: int | None = None,
     dtype: torch.dtype = torch.float64,
+    level_strides: tuple[int, ...] = LEVEL_STRIDES,
 ) -> PoseOutputs:
     """Outputs that see nothing (logits -9, vectors 0), or random ones with a ``seed``. Leaves with gradient; centres are written out."""
     centres, strides = [], []
-    for stride in LEVEL_STRIDES:
+    for stride in level_strides:
         for row in range(height // stride):
             for column in range(width // stride):
                 centres.append((column * stride + (stride - 1) / 2, row * stride + (stride - 1) / 2))
@@ -53,6 +54,7 @@ def blank_outputs(
         locations=torch.tensor(centres, dtype=dtype),
         strides=torch.tensor(strides, dtype=dtype),
         heatmap_stride=heatmap_stride,
+        level_strides=level_strides,
     )
 
 

@@ -125,11 +125,11 @@ VERSIONS = [
     ({"format": "smp-plugin model"}, "does not say which version"),
     (
         {"format": f"smp-plugin model {FORMAT - 1}", "version": "0.0.7"},
-        rf"smp-plugin 0\.0\.7 \(format 0\), but smp-plugin {__version__} reads",
+        rf"smp-plugin 0\.0\.7 \(format {FORMAT - 1}\), but smp-plugin {__version__} reads",
     ),
     (
         {"format": f"smp-plugin model {FORMAT + 1}", "version": "9.1"},
-        rf"smp-plugin 9\.1 \(format 2\), but .* format {FORMAT}; update smp-plugin\.$",
+        rf"smp-plugin 9\.1 \(format {FORMAT + 1}\), but .* format {FORMAT}; update smp-plugin\.$",
     ),
 ]
 

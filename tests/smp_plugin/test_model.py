@@ -24,18 +24,22 @@ def images(n: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (31, 65), (64, 96), (97, 33)])
 @pytest.mark.parametrize("heatmap_stride", [4, 8])
-def test_any_image_size_is_padded_to_whole_cells_of_every_level(height: int, width: int, heatmap_stride: Any) -> None:
+@pytest.mark.parametrize("strides", [(8, 16), (8, 16, 32)])
+def test_any_image_size_is_padded_to_whole_cells_of_every_level(
+    height: int, width: int, heatmap_stride: Any, strides: tuple[int, ...]
+) -> None:
     torch.manual_seed(0)
-    model = PoseModel(dataclasses.replace(SMALL, heatmap_stride=heatmap_stride), 3).eval()
+    model = PoseModel(dataclasses.replace(SMALL, heatmap_stride=heatmap_stride, levels=len(strides)), 3).eval()
     with torch.no_grad():
         outputs = model(images(2, height, width))
-    h, w = -(-height // 32) * 32, -(-width // 32) * 32
-    count = sum((h // s) * (w // s) for s in (8, 16, 32))
+    h, w = (-(-side // strides[-1]) * strides[-1] for side in (height, width))
+    count = sum((h // s) * (w // s) for s in strides)
+    assert [tuple(m.shape) for m in outputs.maps(outputs.scores)] == [(2, 1, h // s, w // s) for s in strides]
     assert outputs.heatmaps.shape == (2, 3, h // heatmap_stride, w // heatmap_stride)
     assert outputs.presence.shape == outputs.quality.shape == outputs.scores.shape == (2, count)
     assert outputs.vectors.shape == outputs.poses.shape == (2, count, 3, 2)
     assert outputs.heatmap_stride == heatmap_stride
-    expected = [(s * j + (s - 1) / 2, s * i + (s - 1) / 2, s) for s in (8, 16, 32) for i in range(h // s) for j in range(w // s)]
+    expected = [(s * j + (s - 1) / 2, s * i + (s - 1) / 2, s) for s in strides for i in range(h // s) for j in range(w // s)]
     assert torch.cat((outputs.locations, outputs.strides[:, None]), dim=1).tolist() == [list(map(float, e)) for e in expected]
 
 
@@ -55,7 +59,7 @@ def test_padding_is_the_mean_colour() -> None:
     torch.manual_seed(0)
     model = PoseModel(SMALL, 2).eval()
     image = images(1, 50, 70).float()
-    padded = torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1).expand(1, 3, 64, 96).clone()
+    padded = torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1).expand(1, 3, 64, 80).clone()
     padded[:, :, :50, :70] = image
     with torch.no_grad():
         torch.testing.assert_close(model(image).heatmaps, model(padded).heatmaps, rtol=1e-4, atol=1e-5)
@@ -63,9 +67,10 @@ def test_padding_is_the_mean_colour() -> None:
 
 @pytest.mark.parametrize("kpalign", [True, False])
 @pytest.mark.parametrize("heatmap_stride", [4, 8])
-def test_every_parameter_gets_a_gradient(kpalign: bool, heatmap_stride: Any) -> None:
+@pytest.mark.parametrize("levels", [2, 3])
+def test_every_parameter_gets_a_gradient(kpalign: bool, heatmap_stride: Any, levels: Any) -> None:
     torch.manual_seed(0)
-    model = PoseModel(dataclasses.replace(SMALL, kpalign=kpalign, heatmap_stride=heatmap_stride), 2)
+    model = PoseModel(dataclasses.replace(SMALL, kpalign=kpalign, heatmap_stride=heatmap_stride, levels=levels), 2)
     outputs = model(images(1, 288, 288))
     lengths = (40.0, 180.0, 270.0)  # one animal for each level
     keypoints = torch.tensor([[[[140 - s / 2, 120], [140 + s / 2, 150]] for s in lengths]])

@@ -189,7 +189,7 @@ def naive_assignment(outputs: PoseOutputs, animals: list[list[tuple[float, float
         xs, ys = [p[0] for p in known], [p[1] for p in known]
         side = max(max(xs) - min(xs), max(ys) - min(ys))
         length = side if len(known) == len(animal) and side > 0 else max(side, TYPICAL)
-        stride = 8 if length / 2 <= 64 else 16 if length / 2 <= 128 else 32
+        stride = min(8 if length / 2 <= 64 else 16 if length / 2 <= 128 else 32, outputs.level_strides[-1])
         boxes.append(((min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2, stride))
     places = list(zip(outputs.locations.tolist(), outputs.strides.tolist(), strict=True))
     nearest = []
@@ -213,17 +213,18 @@ def naive_assignment(outputs: PoseOutputs, animals: list[list[tuple[float, float
         min_size=1,
         max_size=4,
         unique_by=lambda a: (round(a[0] / 16), round(a[1] / 16)),
-    )
+    ),
+    st.sampled_from([(8, 16), (8, 16, 32)]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_locations_belong_to_the_nearest_animal_of_their_level(
-    make_outputs: Callable[..., PoseOutputs], animals: list[tuple[float, float, float, float, bool, bool]]
+    make_outputs: Callable[..., PoseOutputs], animals: list[tuple[float, float, float, float, bool, bool]], strides: tuple[int, ...]
 ) -> None:
     points = []
     for x, y, length, aspect, upright, single in animals:
         dx, dy = (length * aspect / 2, length / 2) if upright else (length / 2, length * aspect / 2)
         points.append([(x, y), (NAN, NAN), (NAN, NAN)] if single else [(x - dx, y - dy), (x, y), (x + dx, y + dy)])
-    outputs = make_outputs(height=256, width=320, keypoints=3)
+    outputs = make_outputs(height=256, width=320, keypoints=3, level_strides=strides)
     targets = build_targets(outputs, instances_of(points), CONFIG, TYPICAL)
     assert targets.assigned[0].tolist() == naive_assignment(outputs, points, CONFIG.center_radius)
     assert torch.equal(targets.presence[0], (targets.assigned[0] >= 0).double())

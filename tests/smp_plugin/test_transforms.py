@@ -128,10 +128,10 @@ def test_mirroring_swaps_left_and_right_keypoints() -> None:
 
 def test_normalised_images_are_padded_with_the_mean_colour() -> None:
     images = torch.tensor(transforms.PIXEL_MEAN).view(1, 3, 1, 1).expand(1, 3, 33, 40)
-    padded = transforms.pad_to_stride(transforms.normalise(images))
+    padded = transforms.pad_to_stride(transforms.normalise(images), 32)
     assert padded.shape == (1, 3, 64, 64) and padded.abs().max() < 1e-5
     whole = torch.zeros(1, 3, 64, 32)
-    assert transforms.pad_to_stride(whole).shape == whole.shape
+    assert transforms.pad_to_stride(whole, 32).shape == whole.shape
     one = transforms.normalise(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).flatten().tolist()
     assert one == pytest.approx([(255 - m) / s for m, s in zip(transforms.PIXEL_MEAN, transforms.PIXEL_STD, strict=True)])
 

@@ -56,6 +56,7 @@ class Equivariant(nn.Module):
             locations=torch.cat(centres).double(),
             strides=torch.cat([torch.full((n * n,), float(s)) for n, s in zip(grids, LEVEL_STRIDES, strict=True)]).double(),
             heatmap_stride=4,
+            level_strides=LEVEL_STRIDES,
         )
 
 
