@@ -148,8 +148,8 @@ class Training:
         if not run_folder.exists():
             return []
         names = {path.name for path in run_folder.iterdir()}
-        if "last.ckpt" in names and read_checkpoint(run_folder)["step"] % EVERY:
-            problems.append("last.ckpt is of no step at which it is written")
+        if "last.ckpt" in names and not 0 < read_checkpoint(run_folder)["step"] <= STEPS:  # any step: a wish to stop keeps the one at hand
+            problems.append("last.ckpt is of no step of the run")
         if "model.pt" in names:
             load_model(run_folder)
         if "config.yaml" in names:

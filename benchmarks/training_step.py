@@ -78,7 +78,7 @@ def main() -> None:
     config.model.norm = "group"
     set_value(config, "data.projects", [str(args.project)])
     material = prepare(config, Reporter(quiet=True))
-    module = PoseTraining(config, len(material.skeleton), material.typical_length, material.partial, Budget(1000, 0.0), None).to(device)
+    module = PoseTraining(config, material.skeleton.mirrored, material.typical_length, material.partial, Budget(1000, 0.0), None).to(device)
     steps = TrainingSteps(material.sources, material.videos, material.skeleton, config, material.unlabeled_videos, material.pool, 0, 1)
     rows = {name: costs(module, steps, name == "unlabelled", args.steps, device) for name in ("supervised", "unlabelled")}
     ratio = rows["unlabelled"]["step"] / rows["supervised"]["step"]

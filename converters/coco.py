@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from converters.files import Finder, written_whole
-from converters.labels import MOST_FRAMES, FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
+from converters.labels import MOST_FRAMES, FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, files_of
 from converters.video import open_video
 
 Id = int | str
@@ -343,11 +343,6 @@ def _lost(path: Path, labels: Labels, folder: Path | None, unseen: int) -> list[
         f"{unseen} images are not found, so the file does not hold their width and height.": unseen,
     }
     return [f"{path}: {sentence}" for sentence, there in said.items() if there]
-
-
-def files_of(videos: Iterable[VideoSource]) -> list[Path]:
-    """Every file that a video is read from, or was once."""
-    return [file for video in videos for source in (video, video.original) if source is not None for file in source.paths]
 
 
 @contextmanager

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
 
-from converters.coco import VIDEO_STEP, Id, as_id, entries, files_of, load_json, read_images, read_labels
+from converters.coco import VIDEO_STEP, Id, as_id, entries, load_json, read_images, read_labels
 from converters.files import written_whole
-from converters.labels import FormatError, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
+from converters.labels import FormatError, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, files_of
 
 _LEAST_SCORE = 1e-6  # 0 would say that the keypoint is absent
 
@@ -116,6 +116,7 @@ def _result(instance: PredictedInstance) -> dict[str, Any]:
 def _numbering(skeleton: Skeleton, videos: Sequence[VideoSource], inputs: Iterable[Path]) -> tuple[Callable[[LabeledFrame], Id], Id]:
     """How images are called in results, and the category's id."""
     ids: dict[str, Id] = {}
+    lists: dict[tuple[str, ...], list[Id]] = {}  # ids in the order of a file's images, by these images' names without folders
     category: Id | None = None
     named: list[str] = []
     for path in inputs:
@@ -124,11 +125,17 @@ def _numbering(skeleton: Skeleton, videos: Sequence[VideoSource], inputs: Iterab
             continue  # results, or no COCO file
         names, places, _ = read_images(path, data)
         ids.update((names[place].replace("\\", "/").lstrip("/"), key) for key, place in places.items())
+        by_place = {place: key for key, place in places.items()}
+        lists.setdefault(tuple(PureWindowsPath(name).name for name in names), [by_place[place] for place in range(len(names))])
         same = [e for e in entries(path, data, "categories") if e.get("keypoints") == list(skeleton.keypoints)]
         category = as_id(str(path), same[0], "id") if same and category is None else category
         named.append(str(path))
     if not named:
         return lambda frame: frame.video * VIDEO_STEP + frame.index, 1
+
+    # Images that lie elsewhere than the file says are known by being all of its images, in its order.
+    image_lists = {number: tuple(path.name for path in source.paths) for number, source in enumerate(videos) if source.kind == "images"}
+    found_elsewhere = {number: lists[names] for number, names in image_lists.items() if names in lists}
 
     def image_id(frame: LabeledFrame) -> Id:
         source = videos[frame.video]
@@ -137,6 +144,8 @@ def _numbering(skeleton: Skeleton, videos: Sequence[VideoSource], inputs: Iterab
             for start in range(len(parts)):
                 if (found := ids.get("/".join(parts[start:]))) is not None:
                     return found
+            if frame.video in found_elsewhere:
+                return found_elsewhere[frame.video][frame.index]
         raise FormatError(f"Frame {frame.index} of {source.name} is no image of {', '.join(named)}; write its predictions to another file.")
 
     return image_id, 1 if category is None else category

@@ -37,7 +37,7 @@ from converters.deeplabcut_tables import (
 )
 from converters.deeplabcut_writing import video_names
 from converters.files import Finder, natural_order, refuse_overwriting, written_whole
-from converters.labels import FormatError, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
+from converters.labels import FormatError, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, check_frame, files_of
 from converters.pickled import plain
 from converters.video import open_video, table_length
 
@@ -92,7 +92,7 @@ def write_dlc_predictions(
     if not to_folder and len(videos) != 1:
         raise FormatError(f"{path} would hold {len(videos)} videos, but DeepLabCut keeps one in a file; name a folder to write.")
     names = video_names(videos)
-    protected = [file for video in videos for source in (video, video.original) if source is not None for file in source.paths]
+    protected = files_of(videos)
     if not to_folder:
         refuse_overwriting(path, [*protected, *inputs])
     with ExitStack() as stack:
@@ -193,12 +193,7 @@ class _Found:
 def _collect(path: Path, skeleton: Skeleton, videos: Sequence[VideoSource], frames: Iterable[LabeledFrame], found: list[_Found]) -> int:
     count = 0
     for frame in frames:
-        if not 0 <= frame.video < len(videos) or frame.index < 0:
-            raise FormatError(f"{path}: frame {frame.index} of video {frame.video} cannot be written; there are {len(videos)} videos.")
-        for instance in (*frame.instances, *frame.predicted):
-            if len(instance.points) != len(skeleton):
-                animal = f"an instance of {len(instance.points)} keypoints in frame {frame.index} of {videos[frame.video].name}"
-                raise FormatError(f"{path}: {animal} cannot be written; the skeleton has {len(skeleton)}.")
+        check_frame(path, frame, skeleton, videos)
         found[frame.video].add(frame)
         count += 1
     return count

@@ -12,6 +12,7 @@ The classes check themselves once, on construction; everything behind them may t
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -187,6 +188,11 @@ class VideoSource:
         return str(self.paths[0]) if len(self.paths) == 1 else f"{self.paths[0].parent} ({len(self.paths)} images)"
 
 
+def files_of(videos: Iterable[VideoSource]) -> list[Path]:
+    """Every file that a video is read from, or was once: what an output must not overwrite."""
+    return [file for video in videos for source in (video, video.original) if source is not None for file in source.paths]
+
+
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
 
@@ -207,6 +213,16 @@ class LabeledFrame:
     instances: list[Instance] = field(default_factory=list)
     predicted: list[PredictedInstance] = field(default_factory=list)
     negative: bool = False
+
+
+def check_frame(path: Path, frame: LabeledFrame, skeleton: Skeleton, videos: Sequence[VideoSource]) -> None:
+    """FormatError where a frame is of none of the ``videos``, or an animal has other keypoints than the file ``path`` that it is for."""
+    if not 0 <= frame.video < len(videos) or frame.index < 0:
+        raise FormatError(f"{path}: frame {frame.index} of video {frame.video} cannot be written; there are {len(videos)} videos.")
+    for instance in (*frame.instances, *frame.predicted):
+        if len(instance.points) != len(skeleton):
+            animal = f"an instance of {len(instance.points)} keypoints in frame {frame.index} of {videos[frame.video].name}"
+            raise FormatError(f"{path}: {animal} cannot be written; the skeleton has {len(skeleton)}.")
 
 
 @dataclass(eq=False)

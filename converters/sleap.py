@@ -22,7 +22,7 @@ import numpy as np
 
 from converters.files import Finder, written_whole
 from converters.hdf5 import check_hdf5, check_space
-from converters.labels import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
+from converters.labels import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, check_frame, files_of
 from converters.video import at_once, open_video
 
 _USER, _PREDICTED = 0, 1  # the format's instance types
@@ -218,7 +218,7 @@ def write_slp(
     path = Path(path).absolute()
     if path.name.lower().endswith(".pkg.slp"):
         raise FormatError(f"{path} would be a package without images; give the file a name that ends in .slp alone.")
-    with written_whole(path, [*_files(videos), *inputs]) as temporary:
+    with written_whole(path, [*files_of(videos), *inputs]) as temporary:
         check_space(temporary)
         _begin(temporary, skeleton, videos, provenance)
         with h5py.File(temporary, "r+") as file:
@@ -251,7 +251,7 @@ def write_slp_package(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -
                 f"{path} cannot be written: the image {image} is no file; put it there, or give its folder with --video-root."
             )
     sio = _sleap_io()
-    with written_whole(path, [*_files(labels.videos), *inputs]) as temporary:
+    with written_whole(path, [*files_of(labels.videos), *inputs]) as temporary:
         linked = temporary.with_name(f"{temporary.stem}.linked.slp")
         try:
             count = write_slp(linked, labels.skeleton, labels.videos, labels.frames, {})
@@ -264,10 +264,6 @@ def write_slp_package(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -
         finally:
             linked.unlink(missing_ok=True)
     return count
-
-
-def _files(videos: Iterable[VideoSource]) -> list[Path]:
-    return [file for video in videos for source in (video, video.original) if source is not None for file in source.paths]
 
 
 def _begin(path: Path, skeleton: Skeleton, videos: Sequence[VideoSource], provenance: dict[str, Any]) -> None:
@@ -347,7 +343,7 @@ def _append(file: Any, path: Path, skeleton: Skeleton, videos: Sequence[VideoSou
     numbers = _video_numbers(videos)
     tracks: dict[str, int] = {}
     for frame in frames:
-        _check(path, frame, skeleton, videos)
+        check_frame(path, frame, skeleton, videos)
         first, frame_id = table["instances"].rows, table["frames"].rows
         for instance in (*frame.instances, *frame.predicted):
             track = -1 if instance.track is None else tracks.setdefault(instance.track, len(tracks))
@@ -385,15 +381,6 @@ def _append_instance(table: dict[str, _Table], instance: Instance, frame_id: int
         point_id_end=points.rows,
         tracking_score=np.nan,
     )
-
-
-def _check(path: Path, frame: LabeledFrame, skeleton: Skeleton, videos: Sequence[VideoSource]) -> None:
-    if not 0 <= frame.video < len(videos) or frame.index < 0:
-        raise FormatError(f"{path}: frame {frame.index} of video {frame.video} cannot be written; there are {len(videos)} videos.")
-    for instance in (*frame.instances, *frame.predicted):
-        if len(instance.points) != len(skeleton):
-            animal = f"an instance of {len(instance.points)} keypoints in frame {frame.index} of {videos[frame.video].name}"
-            raise FormatError(f"{path}: {animal} cannot be written; the skeleton has {len(skeleton)}.")
 
 
 def _video_numbers(videos: Sequence[VideoSource]) -> list[int]:

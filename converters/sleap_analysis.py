@@ -25,7 +25,7 @@ import numpy as np
 
 from converters.files import Finder, written_whole
 from converters.hdf5 import check_hdf5, check_space, written_pieces
-from converters.labels import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
+from converters.labels import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, check_frame, files_of
 from converters.video import table_length
 
 _BLOCK = 1024  # frames in memory at once, and in one piece of a dataset
@@ -74,12 +74,11 @@ def write_analysis(
     if len(videos) != 1:
         raise FormatError(f"{path} can hold one video, and there are {len(videos)}; write a file for each, or a .slp for all.")
     (video,) = videos
-    protected = [file for source in (video, video.original) if source is not None for file in source.paths]
-    with written_whole(path, [*protected, *inputs]) as temporary, h5py.File(temporary, "w") as file:
+    with written_whole(path, [*files_of(videos), *inputs]) as temporary, h5py.File(temporary, "w") as file:
         arrays = _Arrays(file, len(skeleton))
         count, last = 0, -1
         for frame in frames:
-            _check(path, frame, skeleton)
+            check_frame(path, frame, skeleton, videos)
             arrays.add(frame)
             count, last = count + 1, max(last, frame.index)
         arrays.finish(table_length(path, video, last, count))
@@ -88,15 +87,6 @@ def write_analysis(
         file.attrs["skeleton_name"] = skeleton.name or ""
         file.attrs["skeleton_symmetries"] = json.dumps([[skeleton.keypoints[i] for i in pair] for pair in skeleton.symmetries])
     return count
-
-
-def _check(path: Path, frame: LabeledFrame, skeleton: Skeleton) -> None:
-    if frame.video != 0 or frame.index < 0:
-        raise FormatError(f"{path}: frame {frame.index} of video {frame.video} cannot be written; the file holds one video, number 0.")
-    for instance in (*frame.instances, *frame.predicted):
-        if len(instance.points) != len(skeleton):
-            animal = f"an instance of {len(instance.points)} keypoints in frame {frame.index}"
-            raise FormatError(f"{path}: {animal} cannot be written; the skeleton has {len(skeleton)}.")
 
 
 class _Arrays:

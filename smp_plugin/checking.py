@@ -64,11 +64,10 @@ def check(
     choices, warnings = reporter.take()
     open_folder(out)
     reporter.log_to(out / "log.txt")
-    training, validation = (Labels(material.skeleton, material.videos, frames) for frames in (material.frames, material.val_frames))
-    every = material.labels
+    training, validation, every = material.training, material.validation, material.labels
     reader = FrameReader(material.videos, 1.0)
     sizes, thumbnails = _look(every, reader, reporter)
-    findings = certain(every, sizes, config.data.input_scale, config.data.crop, LEVEL_STRIDES[0])
+    findings = certain(training, validation, sizes, config.data.input_scale, config.data.crop, LEVEL_STRIDES[0])
     findings += [*likely(training, validation, thumbnails), *_stuck(material)]
     facts = _facts(every, sizes, config)
     for name, value in facts:

@@ -52,7 +52,9 @@ class AugmentConfig:
     brightness: float = 0.2  # additive, share of the full range
     contrast: float = 0.25  # multiplicative, share
     strong: float = 2.0  # how many times stronger colour changes are in the student's view of unlabelled frames
-    turn: bool = True  # the student sees unlabelled crops turned by quarter turns (where rotation is 180) and mirrored (where flip is on)
+    turn: bool = (
+        True  # the student sees unlabelled crops turned by quarter turns (rotation 180) and mirrored (flip), if a crop is whole cells
+    )
     moving: float = 0.8  # share of unlabelled crops that are laid on what differs from the median of some of the video's frames
     erase: int = 3  # patches wiped out in the student's view of unlabelled frames, at most
     focus: float = 0.5  # share of crops that are laid on a completely labelled animal where labels are partial
@@ -210,7 +212,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 # What a run chooses unless it is asked for something else, and the value that leaves the choice to it.
 AUTOMATIC: dict[str, Any] = {
     "data.labels": "auto", "data.input_scale": 0.0, "data.crop": 0, "loss.keypoint_anchors": False, "model.norm": "auto",
-    "train.backbone_lr": 0.0,
+    "train.backbone_lr": 0.0, "predict.max_animals": 0,
 }  # fmt: skip
 
 
@@ -268,6 +270,23 @@ def choose(config: Config, key: str, value: Any) -> None:
 def was_chosen(config: Config, key: str) -> bool:
     """Does the value come from a run that chose it, and not from somebody who asked for it?"""
     return key in AUTOMATIC and f"{key}={get_value(config, key)}" in config.data.chosen
+
+
+def refuse_changes(config: Config, stored: Config) -> None:
+    """FormatError where ``config`` asks for other data or another network than a run that is resumed has, from its ``stored`` settings.
+
+    Files may have moved, and what the run was to choose may be left to it again.
+    """
+    for section in ("data", "model"):
+        for name in (f.name for f in dataclasses.fields(getattr(stored, section)) if f.name != "chosen"):
+            key, may_move = f"{section}.{name}", name in ("projects", "val", "unlabeled", "video_root", "images", "aliases")
+            wanted, kept = get_value(config, key), get_value(stored, key)
+            if wanted == kept or (may_move and wanted) or (was_chosen(stored, key) and wanted == AUTOMATIC[key]):
+                continue
+            raise FormatError(
+                f"--resume: {key} is {kept!r} in the run that goes on, and cannot become {wanted!r}; leave it out, or train anew in "
+                "another folder."
+            )
 
 
 def get_value(config: Config, key: str) -> Any:

@@ -264,7 +264,7 @@ class TrainingSteps(Dataset[Batch]):
         image, to_input = self.reader.get(frame.video, frame.index)
         points = [transforms.apply_matrix(to_input, i.points) for i in frame.instances]
         unsure = []
-        if config.data.predicted == "ignore":
+        if config.data.predicted == "ignore" and not frame.negative:  # a person said that it is empty
             near = 0.25 * config.data.animal_size / config.data.input_scale
             unsure = [transforms.apply_matrix(to_input, p) for p in uncorrected(frame, near)]
         if points and (focus or rng.random() < 0.8):

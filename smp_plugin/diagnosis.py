@@ -54,18 +54,22 @@ class Finding:
     spots: tuple[Spot, ...] = ()
 
 
-def certain(labels: Labels, sizes: Mapping[tuple[int, int], tuple[int, int]], scale: float, crop: int, finest: int) -> list[Finding]:
+def certain(
+    training: Labels, validation: Labels, sizes: Mapping[tuple[int, int], tuple[int, int]], scale: float, crop: int, finest: int
+) -> list[Finding]:
     """What the labels alone prove to be wrong, or to be lost on the model.
 
     Args:
-        labels: what is trained and validated on.
+        training, validation: of one skeleton and the same videos.
         sizes: (height, width) of frames by (video, index); points in other frames are not judged.
         scale: input pixels per frame pixel.
         crop: side of a training crop, input pixels.
         finest: input pixels between the places at which animals are looked for.
     """
+    labels = Labels(training.skeleton, training.videos, training.frames + validation.frames)
     found = [
-        frames_twice(labels), animals_twice(labels), points_outside(labels, sizes), points_together(labels), rare_keypoints(labels),
+        frames_twice(training), frames_twice(validation),
+        animals_twice(labels), points_outside(labels, sizes), points_together(labels), rare_keypoints(labels),
         larger_than_crop(labels, scale, crop), smaller_than_grid(labels, scale, finest),
     ]  # fmt: skip
     return [finding for finding in found if finding]

@@ -51,9 +51,9 @@ OVERSAMPLING = 3
 SIDES = "A left keypoint has a light centre, a right one a dark centre."  # where a skeleton has such pairs
 
 
-def animal_colours(count: int, start: int = 0) -> list[Colour]:
+def animal_colours(count: int) -> list[Colour]:
     """One colour per animal; they repeat after eight."""
-    return [PALETTE[(start + i) % len(PALETTE)] for i in range(count)]
+    return [PALETTE[i % len(PALETTE)] for i in range(count)]
 
 
 def keypoint_sides(skeleton: Skeleton) -> list[str]:

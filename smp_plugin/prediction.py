@@ -81,7 +81,7 @@ def predict(
     Raises:
         FormatError: bad input, or what is to be resumed was made with another model, other settings, frames or videos. Where a video turned
             out to be damaged, after the frames before the damage, and other videos, were written.
-        KeyboardInterrupt: after the frames predicted so far were written.
+        KeyboardInterrupt: after the frames predicted so far were written, or kept for ``resume`` where a person is to correct them.
     """
     reporter = reporter or Reporter(quiet=True)
     if on_cluster := scheduler is not None or local_cluster > 0:
@@ -103,6 +103,11 @@ def predict(
     if overlay:
         _check_overlay(overlay, jobs)
     works = divide(jobs, weights, checkpoint.config, resume, reporter)
+    if overlay and works and len(works) < len(jobs):
+        raise FormatError(
+            f"--overlay {overlay}: it would lack what was finished earlier ({len(jobs) - len(works)} of {len(jobs)} inputs); leave "
+            "--overlay out, or --resume to predict everything again."
+        )
     with _folder_for(output):
         check([work.job for work in works], skeleton)
     contents, notes, written, damage, started = Contents(), list[str](), list[Path](), list[str](), time.time()
@@ -121,7 +126,9 @@ def predict(
         else:
             recipe = Recipe(weights, digest(weights), __version__, json.dumps(overrides), device)
             done = _done_there(pool, recipe, works, drawn, task, stopped)
-        for work in itertools.chain(done, (work for work in works if stopped.is_set() and work.begun)):
+        # Half of what a person is to correct would be taken for the whole, and is not replaced later: it waits for --resume.
+        halves = (work for work in works if stopped.is_set() and work.begun and work.job.kind != MACHINELABELS)
+        for work in itertools.chain(done, halves):
             provenance = _provenance(checkpoint, path, work.job, started)
             found = _tracked(_merged(work, damage, reporter), None if work.job.kind == MACHINELABELS else _trackers(checkpoint))
             notes += _write(work.job, checkpoint, _counted(found, contents), provenance)
@@ -129,7 +136,7 @@ def predict(
             if not work.missing:
                 work.remove()
     for_a_person = jobs[0].kind == MACHINELABELS
-    if for_a_person and not contents.most:
+    if for_a_person and written and not contents.most:
         notes.append(f"{output}: no animal was found, so there is nothing to correct and nothing was written; lower --min-score.")
         written.clear()
     if not for_a_person and written:
@@ -150,7 +157,7 @@ def predict(
 
 
 def newest_run(folder: Path = Path("runs")) -> Path:
-    """The newest run that smp-train finished (it writes report.html last). Raises FormatError where there is none."""
+    """The newest run that smp-train ended, or that Ctrl-C did (report.html is written last). FormatError where there is none."""
     runs = [p.parent for p in folder.glob("**/model.pt") if (p.parent / "report.html").exists()]
     if not runs:
         raise FormatError(f"there is no finished run under {folder}/; train one with smp-train, or name a model with --model.")

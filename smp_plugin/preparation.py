@@ -45,6 +45,11 @@ class Material:
         return Labels(self.skeleton, self.videos, self.frames + self.val_frames)
 
     @property
+    def training(self) -> Labels:
+        """What is trained on."""
+        return Labels(self.skeleton, self.videos, self.frames)
+
+    @property
     def validation(self) -> Labels:
         """What is validated on."""
         return Labels(self.skeleton, self.videos, self.val_frames)
@@ -86,7 +91,7 @@ def prepare(config: Config, reporter: Reporter, held_out: set[Name] | None = Non
         held_out: labelled frames that a run which is resumed has held out so far; None: they are chosen.
 
     Raises:
-        FormatError: no project is named, one can't be read, holds no labels, or projects have different keypoints.
+        FormatError: no project is named, one can't be read, holds no labels, or validation frames have none of its keypoints.
     """
     projects, val = [Path(p) for p in config.data.projects], Path(config.data.val) if config.data.val else None
     if not projects:

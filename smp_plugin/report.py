@@ -188,9 +188,8 @@ def _minutes(axes: Axes, steps: Array, seconds: Array) -> None:
 def _finish(axes: Axes, phases: list[tuple[float, str]]) -> None:
     for step, name in phases:
         axes.axvline(step, color="#8a8a92", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
-        label = f"phase {name}" if name.isdigit() else name
         place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "xytext": (3, -4), "textcoords": "offset points", "va": "top"}
-        axes.annotate(label, (step, 1), fontsize=7.5, color="#6a6a72", **place)
+        axes.annotate(name, (step, 1), fontsize=7.5, color="#6a6a72", **place)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.2)
     axes.title.set_fontsize(11)
@@ -371,6 +370,7 @@ def write_report(
     choices: Sequence[str] = (),
     evaluation: Evaluation | None = None,
     warnings: Sequence[str] = (),
+    on: str = "validation frames",
 ) -> Path:
     """``report.html`` of a run, from what its folder holds (``curves.png``, ``val_predictions.png``, ``config.yaml``) and what is given.
 
@@ -379,8 +379,9 @@ def write_report(
         title: of the page; default: the folder's name.
         data: facts about the data, name -> value.
         choices: sentences on what was chosen automatically and why.
-        evaluation: on the validation frames, of the model that was kept.
+        evaluation: of the model that was kept.
         warnings: what the person should look at; the evaluation's own are added.
+        on: the frames of ``evaluation`` and of ``val_predictions.png``, for headings.
     """
     title = title or run_folder.name
     parts = [f"<h1>{escape(title)}</h1>", '<p class="faint">Multi-animal pose estimation: training report</p>']
@@ -389,10 +390,10 @@ def write_report(
     for warning in [*warnings, *(evaluation.warnings if evaluation else [])]:
         parts.append(f'<p class="warning">{escape(warning)}</p>')
     if evaluation is not None:
-        parts.append("<h2>On validation frames</h2>" + table([], evaluation_rows(evaluation)))
+        parts.append(f"<h2>On {on}</h2>" + table([], evaluation_rows(evaluation)))
         parts.append("<h2>By keypoint</h2>")
         parts.append(table(KEYPOINT_COLUMNS, keypoint_rows(evaluation)))
-    for name, heading in (("curves.png", "Training"), ("val_predictions.png", "Validation frames, worst first")):
+    for name, heading in (("curves.png", "Training"), ("val_predictions.png", f"{on[0].upper()}{on[1:]}, worst first")):
         if (run_folder / name).is_file():
             parts.append(f"<h2>{heading}</h2><div class=wide>{picture((run_folder / name).read_bytes(), heading)}</div>")
     if data:

@@ -325,10 +325,9 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
         "Unlabelled frames": f"{len(material.pool):,}",
         "Model kept": f"of step {kept.facts['step']}, after {kept.facts['minutes']} min of training",
     }
-    write_report(out, title=out.name, data=data, choices=choices, evaluation=result, warnings=warnings)
-    what, ap = "validation" if material.val_frames else "training (no validation frames)", judged_ap(result)
+    judged = "validation frames" if material.val_frames else "training frames (there are no validation frames, so these figures flatter)"
+    write_report(out, title=out.name, data=data, choices=choices, evaluation=result, warnings=warnings, on=judged)
+    ap = judged_ap(result)
     rule = " by the rule for partial labels" if material.partial else ""
-    reporter.say(
-        f"AP{rule} on {len(frames)} {what} frames: {ap[PAPER_S2]:.3f} (s2 = 1), {ap[MEDIUM_S2]:.3f} (.1), {ap[SLEAP_S2]:.3f} (.0025)"
-    )
+    reporter.say(f"AP{rule} on {len(frames)} {judged}: {ap[PAPER_S2]:.3f} (s2 = 1), {ap[MEDIUM_S2]:.3f} (.1), {ap[SLEAP_S2]:.3f} (.0025)")
     reporter.say(f"model: {out / 'model.pt'}; report: {out / 'report.html'}")

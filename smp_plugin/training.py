@@ -256,14 +256,15 @@ def train(
     """Train on labelled frames of ``projects`` and on unlabelled frames of their videos.
 
     Args:
-        projects: SLEAP projects with the same keypoints; default those that ``config`` (or the run to resume) names.
+        projects: labelled projects of any format, whose keypoints are united by name; default those that ``config`` (or the run to
+            resume) names.
         config: settings; default the ``small`` preset.
         out: the run folder; default a dated folder under ``runs/``.
         val: a project whose labelled frames choose the best model; default a share of the labelled frames.
         video_root: where videos that are not found are looked for next.
         unlabeled: videos to take unlabelled frames from; default those of the projects.
         resume: continue the run in ``out`` from its last checkpoint, or from the beginning where it was stopped before the first;
-            ``config`` may change all but its ``data`` and ``model``.
+            ``config`` may change all but its ``model`` and, of its ``data``, all but ``images`` and ``aliases``, which may have moved.
 
     Returns:
         The run folder, with ``model.pt``, ``last.ckpt``, ``config.yaml``, ``metrics.csv``, pictures, ``report.html`` and ``log.txt``.
@@ -278,7 +279,10 @@ def train(
     saved = read_checkpoint(out) if resume else None
     if resume:  # the network and its data stay as they were; a longer budget or another device may be asked for
         stored = read_config(out / "config.yaml")
-        config = replace(config, data=stored.data, model=stored.model) if config else stored
+        if config:  # labels and images may have moved
+            moved = {name: value for name in ("images", "aliases") if (value := getattr(config.data, name))}
+            stored = replace(config, data=replace(stored.data, **moved), model=stored.model)
+        config = stored
     elif (out / "model.pt").exists() or (out / "last.ckpt").exists():
         remedy = ", or add --resume to continue it" if (out / "config.yaml").exists() else ""
         raise FormatError(f"-o {out}: the folder already holds a run; choose another{remedy}.")
@@ -291,7 +295,8 @@ def train(
         reporter.say(f"{out} was stopped before its first checkpoint: from the beginning, with its settings ({out / 'config.yaml'})")
     device, why = choose_device(config.train.device)
     material = prepare(config, reporter, saved.get("held_out") if saved else None)
-    for finding in certain(material.labels, frame_sizes(material.labels), config.data.input_scale, config.data.crop, LEVEL_STRIDES[0]):
+    where = frame_sizes(material.labels), config.data.input_scale, config.data.crop, LEVEL_STRIDES[0]
+    for finding in certain(material.training, material.validation, *where):
         reporter.warn(finding.sentence)
     if config.train.keep == "best" and (few := few_to_validate(material.validation)):
         reporter.say(few.sentence)
@@ -326,9 +331,8 @@ def train(
         "labelled_frames": len(material.frames),
         "version": __version__,
     }
-    module = PoseTraining(
-        config, material.skeleton.mirrored, material.typical_length, material.partial, budget, weights, len(material.pool) > 0
-    )
+    unlabelled = len(material.pool) > 0 and config.train.unlabeled_batch > 0
+    module = PoseTraining(config, material.skeleton.mirrored, material.typical_length, material.partial, budget, weights, unlabelled)
     interrupted = fit(module, material, config, device, out, facts, saved, reporter)
     if not reporter.mute:
         finish(out, config, material, device, reporter)

@@ -19,9 +19,9 @@ from smp_plugin.progress import Reporter
 from smp_plugin.training import train
 
 SETTINGS: dict[str, dict[str, object]] = {
-    "directpose": {"loss.alpha": 0.0, "loss.beta": 0.0, "loss.agreement": 0.0},  # L_a + L_b + L_d
-    "smp-labeled": {"loss.beta": 0.0, "loss.agreement": 0.0},  # + L_fl
-    "smp": {},  # + L_fu and agreement with the teacher
+    "directpose": {"loss.alpha": 0.0, "loss.beta": 0.0, "loss.agreement": 0.0, "loss.fill": False},  # L_a + L_b + L_d
+    "smp-labeled": {"loss.beta": 0.0, "loss.agreement": 0.0, "loss.fill": False},  # + L_fl
+    "smp": {},  # + L_fu, agreement with the teacher and, where labels are partial, gaps filled by it
 }
 
 

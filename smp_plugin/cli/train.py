@@ -13,7 +13,7 @@ import rich_click as click
 from converters.labels import FormatError
 from converters.project import COCO, DLC, PACKAGE, SLEAP, format_of
 from smp_plugin.cli import _common
-from smp_plugin.config import parse_ranges
+from smp_plugin.config import parse_ranges, read_config, refuse_changes
 from smp_plugin.progress import Reporter
 
 FILE = click.Path(path_type=Path)
@@ -92,6 +92,8 @@ def command(state: _common.State, **options: Any) -> None:
         options["preset"], config_file, options["sets"], _flags(options, share), options["device"] or "auto",
         bool(projects) and not options["resume"],
     )  # fmt: skip
+    if options["resume"] and config_file is not None and options["config_file"] is None:
+        refuse_changes(config, read_config(config_file))
     if not projects and not config.data.projects:
         raise click.UsageError("Missing option '--slp', '--dlc' or '--coco': the labelled project to learn from.")
     for reason in reasons:
@@ -136,6 +138,7 @@ def _flags(options: dict[str, Any], share: float | None) -> dict[str, object]:
         "data.category": options["category"],
         "data.aliases": str(_common.existing(options["aliases"]).absolute()) if options["aliases"] else None,
         "data.val_fraction": share,
+        "data.val": None if share is None else "",  # a share asked for here beats the project of a settings file
         "data.unlabeled_frames": options["unlabeled_frames"],
         "model.weights": options["weights"],
         "train.steps": steps,

@@ -433,6 +433,19 @@ def test_results_of_coco_labels(make_coco: Callable[..., Path], tmp_path: Path) 
     assert read_project(path, annotations=annotations).frames[0].predicted[1].score == 0.5
 
 
+@pytest.mark.parametrize("folder", ["./photos/", "../elsewhere/photos/", "/another/computer/photos/", "C:\\\\another\\\\photos\\\\"])
+def test_results_name_images_that_lie_elsewhere_than_the_labels_say(make_coco: Callable[..., Path], tmp_path: Path, folder: str) -> None:
+    def move(content: dict[str, Any]) -> None:
+        for image in content["images"]:
+            image["file_name"] = folder + image["file_name"].removeprefix("photos/")
+
+    annotations, path = make_coco(move), tmp_path / "results.json"
+    labels = read_coco(annotations, images=tmp_path / "photos")
+    assert all(file.exists() for file in labels.videos[0].paths)
+    write_coco_results(path, labels.skeleton, labels.videos, [LabeledFrame(0, 1, [], [PredictedInstance(SOME)])], {}, [annotations])
+    assert [each["image_id"] for each in json.loads(path.read_text())] == [8]
+
+
 def test_results_that_do_not_fit(make_coco: Callable[..., Path], tmp_path: Path, video_file: Path) -> None:
     annotations, path = make_coco(), tmp_path / "results.json"
     frame = LabeledFrame(0, 1, [], [PredictedInstance(SOME)])

@@ -197,7 +197,11 @@ def test_what_cannot_be_written(tmp_path: Path, video_file: Path) -> None:
     for videos, frame, message in [
         ([video, video], LabeledFrame(0, 0), "can hold one video, and there are 2"),
         ([video], LabeledFrame(1, 0), "frame 0 of video 1 cannot be written"),
-        ([video], LabeledFrame(0, 4, [Instance(SOME[:2])]), "an instance of 2 keypoints in frame 4 cannot be written; the skeleton has 3"),
+        (
+            [video],
+            LabeledFrame(0, 4, [Instance(SOME[:2])]),
+            "2 keypoints in frame 4 of .* cannot be written; the skeleton has 3",
+        ),
     ]:
         with pytest.raises(FormatError, match=message):
             write_analysis(path, SKELETON, videos, [frame], {})

@@ -165,6 +165,38 @@ def test_train_resumes_with_the_runs_settings(calls: list[dict[str, Any]], in_fo
     assert calls[0]["resume"] is True and calls[0]["config"].train.steps == 11 and calls[0]["val"] == Path("video.mp4")
 
 
+@pytest.mark.parametrize(
+    ("argument", "key"),
+    [
+        ("--labels complete", "data.labels"),
+        ("--unlabeled-frames 0-9", "data.unlabeled_frames"),
+        ("--weights none", "model.weights"),
+        ("--set data.crop=96", "data.crop"),
+        ("--set model.levels=3", "model.levels"),
+        ("--val 0.2", "data.val"),
+        ("--labels auto --set data.crop=0 --images .", None),  # left to the run again; moved
+        ("--labels partial --set data.crop=64", None),  # as it is
+    ],
+)
+def test_a_resumed_run_says_what_it_cannot_change(
+    calls: list[dict[str, Any]], in_folder: Path, capsys: pytest.CaptureFixture[str], argument: str, key: str | None
+):
+    (in_folder / "run").mkdir()
+    stored = "{labels: partial, crop: 64, val: old.slp, chosen: [data.labels=partial, data.crop=64]}"
+    (in_folder / "run" / "config.yaml").write_text(f"data: {stored}")
+    code = train.main(["--slp", "project.slp", "-o", "run", "--resume", "--device", "cpu", *argument.split()])
+    if key is None:
+        assert code == 0 and len(calls) == 1
+    else:
+        assert code == 2 and not calls and f"--resume: {key} is " in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_share_of_frames_to_validate_on_beats_the_settings_files_project(calls: list[dict[str, Any]], in_folder: Path):
+    (in_folder / "old.yaml").write_text("data: {val: old.slp}")
+    assert train.main(["--config", "old.yaml", "--slp", "project.slp", "--val", "0.2"]) == 0
+    assert calls[0]["config"].data.val == "" and calls[0]["config"].data.val_fraction == 0.2 and calls[0]["val"] is None
+
+
 def test_predict_passes_everything_on(calls: list[dict[str, Any]], in_folder: Path):
     text = "video.mp4 project.slp -o out.slp --model project.slp --frames 0-9,12 --batch 2 --max-animals 3 --min-score 0.2 --no-refine"
     assert predict.main([*text.split(), "--overlay", "o.mp4", "--device", "cuda:1", "--json"]) == 0

@@ -24,12 +24,11 @@ def images(n: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (31, 65), (64, 96), (97, 33)])
 @pytest.mark.parametrize("heatmap_stride", [4, 8])
-@pytest.mark.parametrize("strides", [(8, 16), (8, 16, 32)])
-def test_any_image_size_is_padded_to_whole_cells_of_every_level(
-    height: int, width: int, heatmap_stride: Any, strides: tuple[int, ...]
-) -> None:
+@pytest.mark.parametrize("levels", [2, 3])
+def test_any_image_size_is_padded_to_whole_cells_of_every_level(height: int, width: int, heatmap_stride: Any, levels: Any) -> None:
     torch.manual_seed(0)
-    model = PoseModel(dataclasses.replace(SMALL, heatmap_stride=heatmap_stride, levels=len(strides)), 3).eval()
+    strides = (8, 16, 32)[:levels]
+    model = PoseModel(dataclasses.replace(SMALL, heatmap_stride=heatmap_stride, levels=levels), 3).eval()
     with torch.no_grad():
         outputs = model(images(2, height, width))
     h, w = (-(-side // strides[-1]) * strides[-1] for side in (height, width))

@@ -257,6 +257,19 @@ def test_nothing_found_is_nothing_to_correct(
     assert not [s for s in listener.sentences if "written:" in s or "refine_labels" in s] and not list(folder.glob("*/machinelabels*"))
 
 
+def test_what_a_person_is_to_correct_is_whole_or_waits(trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path):
+    write_project(tmp_path / "dlc", read_project(blobs.project))
+    folder = tmp_path / "dlc" / "labeled-data"
+    wanted: dict[str, Any] = {"model": trained, "device": "cpu", "frames": "9-17", "config_overrides": {"predict.batch": 2}}
+    stub.event = staticmethod(interrupted(1))
+    with pytest.raises(KeyboardInterrupt):
+        predict([blobs.video], folder, **wanted)
+    assert not list(folder.glob("*/machinelabels*")), "half of it would never be replaced"
+    stub.event = staticmethod(lambda calls: None)
+    predict([blobs.video], folder, resume=True, **wanted)
+    assert len([f for f in read_project(tmp_path / "dlc").frames if f.predicted]) > 2
+
+
 def test_what_cannot_be_written_is_known_before(trained: Path, blobs: Any, make_blobs: Any, stub: type[Stub], tmp_path: Path):
     other = make_blobs("other", counts=[1] * 3, labelled=[0])
     before = leftovers(tmp_path)
@@ -437,6 +450,9 @@ def test_interrupted_it_keeps_finished_files(trained: Path, blobs: Any, make_blo
         predict(videos, tmp_path / "out", model=trained, device="cpu")
     assert leftovers(tmp_path / "out") == [".b.predictions.slp.segments", "a.predictions.slp", "b.predictions.slp"]
     assert numbers(read_project(tmp_path / "out" / "a.predictions.slp")) == [0, 1, 2, 3]
+    with pytest.raises(FormatError, match="it would lack what was finished earlier .1 of 3 inputs.;"):
+        predict(videos, tmp_path / "out", model=trained, device="cpu", resume=True, overlay=tmp_path / "o.mp4")
+    assert not (tmp_path / "o.mp4").exists()
 
 
 @pytest.mark.parametrize("lanes", (1, 2))
