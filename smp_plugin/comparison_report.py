@@ -11,7 +11,7 @@ from pathlib import Path
 
 from converters.labels import FormatError, Labels
 from converters.project import read_project
-from smp_plugin.baselines import OWN, Job
+from smp_plugin.baselines import OWN, Job, own_settings
 from smp_plugin.comparison_pictures import (
     Look,
     ShownFrame,
@@ -181,7 +181,8 @@ def _differences(cells: Sequence[Cell], ours: str) -> str:
             body += _row(d.method, [str(d.pairs), *(_difference(d, name) for name in DIFFERENCES)])
     note = (
         f"Each method minus {ours}, over runs with the same labels and seed, mean ± standard error. Positive AP: the method is better than "
-        f"{ours}; positive errors: it makes more of them. Grey: the difference is within its standard error, or there is one run only."
+        f"{ours}; positive errors: it makes more of them. Grey: the difference is within its standard error, or there is one run only. "
+        "Runs that found no animal have no pixel error, and are no pairs in it."
     )
     return (
         f"<h2>Differences to {escape(ours)}</h2><div class=wide><table class=results><tr>{head}</tr>{body}</table></div>"
@@ -364,7 +365,9 @@ def _settings(folder: Path, cell: Cell) -> str:
     try:
         job = Job.read(cell.folder(folder))
         budget = f"{job.minutes:g} minutes" if job.minutes else f"{job.steps} steps"
-        own = [f"preset {job.preset}", *(f"{name} = {value}" for name, value in job.settings.items())] if cell.method in OWN else []
-        return ", ".join([budget, f"device {job.device}", *own])
+        peer = f"{cell.method.partition('-')[0]}."
+        given = own_settings(job.settings) if cell.method in OWN else {n: v for n, v in job.settings.items() if n.startswith(peer)}
+        preset = [f"preset {job.preset}"] if cell.method in OWN else []
+        return ", ".join([budget, f"device {job.device}", *preset, *(f"{name} = {value}" for name, value in given.items())])
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return "-"

@@ -85,7 +85,7 @@ class Difference:
 
     method: str
     reference: str
-    fraction: str | None  # None: over all fractions together
+    fraction: str
     pairs: int
     mean: dict[str, float]
     error: dict[str, float]
@@ -183,19 +183,18 @@ def summarise(cells: Iterable[Cell]) -> list[Summary]:
 
 
 def paired_differences(cells: Sequence[Cell], reference: str) -> list[Difference]:
-    """Every other method minus the reference: per fraction, and over all fractions (``fraction`` None). Both of a pair had the same labels
-    and seed, so what is hard about these labels drops out.
+    """Every other method minus the reference, per fraction. Both of a pair had the same labels and seed, so what is hard about these labels
+    drops out.
     """
     theirs = {(cell.fraction, cell.seed): cell for cell in cells if cell.method == reference}
+    pairs: dict[tuple[str, str], list[tuple[Cell, Cell]]] = {}
+    for cell in cells:
+        if cell.method != reference and (cell.fraction, cell.seed) in theirs:
+            pairs.setdefault((cell.method, cell.fraction), []).append((cell, theirs[cell.fraction, cell.seed]))
     found = []
-    for method in dict.fromkeys(cell.method for cell in cells if cell.method != reference):
-        pairs = [(c, theirs[c.fraction, c.seed]) for c in cells if c.method == method and (c.fraction, c.seed) in theirs]
-        for fraction in [*dict.fromkeys(cell.fraction for cell, _ in pairs), None]:
-            chosen = [pair for pair in pairs if fraction in (None, pair[0].fraction)]
-            if not chosen:
-                continue
-            values = {name: mean_and_error([a.figures[name] - b.figures[name] for a, b in chosen]) for name in FIGURES}
-            found.append(Difference(method, reference, fraction, len(chosen), *_split(values)))
+    for (method, fraction), chosen in pairs.items():
+        values = {name: mean_and_error([a.figures[name] - b.figures[name] for a, b in chosen]) for name in FIGURES}
+        found.append(Difference(method, reference, fraction, len(chosen), *_split(values)))
     return found
 
 
@@ -244,16 +243,14 @@ def _best(group: Sequence[Cell], ranked: Sequence[Summary]) -> str:
     same = [summary.method for summary in ranked if best.mean[HEADLINE] - summary.mean[HEADLINE] < ALIKE]
     if len(same) > 1:
         return f"{_listed(same)} do not differ: {level}."
-    behind = {d.method: d for d in paired_differences(group, best.method) if d.fraction is None}
+    behind = {d.method: d for d in paired_differences(group, best.method)}
     second = ranked[1]
     if second.method not in behind:
         return f"{best.method} has the highest mean, {level}, but shares no labels and seed with {second.method}."
     if math.isnan(behind[second.method].lead(HEADLINE)):
         ahead = -behind[second.method].mean[HEADLINE]
-        return (
-            f"{best.method} has the highest accuracy, {level}, {ahead:.3f} more than {second.method}; they share one run only, so that "
-            "this may be chance."
-        )
+        than = f"{abs(ahead):.3f} {'more' if ahead >= 0 else 'LESS'} than {second.method} in the one run that they share"
+        return f"{best.method} has the highest mean, {level}, and {than}, so that this may be chance."
     return _compared(best, second, level, behind)
 
 

@@ -82,7 +82,7 @@ def evaluate(
         partial=partial,
         point_scores=point_scores,
     )
-    return dataclasses.replace(found, labels=said, peers=_ask(frames, warnings) if peers else {}, warnings=warnings)
+    return dataclasses.replace(found, labels=said, peers=_ask(frames, warnings) if peers else {}, warnings=[*found.warnings, *warnings])
 
 
 def _read(source: Labels | Path | str, video_root: Path | None, labels: Labels | Path | str | None = None) -> Labels:

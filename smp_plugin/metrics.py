@@ -25,6 +25,7 @@ import numpy as np
 from smp_plugin.average_precision import COCO_THRESHOLDS, KeypointAP, checked, deeplabcut_ap, keypoint_ap
 from smp_plugin.similarity import (
     DEEPLABCUT_S2,
+    LAST_RESORT_AREA,
     MATCH_OKS,
     MEDIUM_S2,
     PAPER_S2,
@@ -33,6 +34,7 @@ from smp_plugin.similarity import (
     animal_areas,
     animal_lengths,
     assign,
+    box_sides,
     match,
     oks,
 )
@@ -71,6 +73,10 @@ PCK_FRACTIONS = (0.05, 0.1, 0.2)  # of the animal's length
 CURVE_FRACTIONS = tuple(round(0.005 * i, 3) for i in range(41))  # 0 to 20 %
 ERROR_PERCENTILES = (50, 75, 90, 95, 99)
 SWAP_RATIO = 0.5  # exchanging left and right at least halves the error
+UNKNOWN_SIZE = (
+    "No animal has two labelled points, so that their size is not known: similarity (AP, missed, invented) and shares of an animal's "
+    f"length take them to be {math.sqrt(LAST_RESORT_AREA):.0f} pixels long."
+)
 
 
 @dataclass(frozen=True)
@@ -177,6 +183,7 @@ def evaluate_poses(
     length = np.concatenate(lengths) if lengths else np.empty(0)
     relative = table / length[:, None]
     typical = float(np.median(length)) if len(length) else math.nan
+    unknown = bool(len(table)) and not any((box_sides(poses) > 0).any() for poses in truth)
     swapped, symmetric = swapped_pairs(truth, predicted, assigned, symmetries) if symmetries else (None, None)
     return Evaluation(
         ap={tolerance: keypoint_ap(truth, predicted, tolerance, padding=padding) for tolerance in s2},
@@ -194,7 +201,8 @@ def evaluate_poses(
         missed=len(table) - sum(len(a.pairs) for a in assigned),
         doubled=sum(int(a.near.sum()) for a in assigned),
         invented=sum(len(a.near) - len(a.pairs) - int(a.near.sum()) for a in assigned),
-        animal_length=typical,
+        animal_length=math.nan if unknown else typical,
+        warnings=[UNKNOWN_SIZE] if unknown else [],
         symmetric_pairs=symmetric,
         swapped_pairs=swapped,
         partial=_partial_figures(truth, predicted, ranked, assigned, empty, padding, s2) if partial else None,

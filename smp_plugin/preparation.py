@@ -30,6 +30,7 @@ class Material:
     videos: list[VideoSource]
     sources: list[LabelSource]
     val_frames: list[LabeledFrame]
+    val_partial: bool  # may animals without a label be expected in them? Where there are none, in what is trained on
     typical_length: float  # median complete animal, input pixels
     unlabeled_videos: list[VideoSource]
     pool: UnlabeledPool
@@ -149,7 +150,11 @@ def prepare(config: Config, reporter: Reporter, held_out: set[Name] | None = Non
         choose(config, "loss.keypoint_anchors", True)
     taken = labelled | {(f.video, f.index) for f in val_frames}
     unlabeled_videos, pool = _unlabeled(labels, videos, taken, config, reporter)
-    return Material(skeleton, videos, sources, val_frames, typical, unlabeled_videos, pool)
+    # Validation frames of a project of their own may be labelled in full where those to learn from are not, and the other way round.
+    val_partial = any(source.partial for source in sources)
+    if val is not None and was_chosen(config, "data.labels"):
+        val_partial, _ = looks_partial(val_frames, len(skeleton))
+    return Material(skeleton, videos, sources, val_frames, val_partial, typical, unlabeled_videos, pool)
 
 
 def _read(path: Path, data: DataConfig) -> Labels:
@@ -333,33 +338,41 @@ def _known_in(source: VideoSource, known: set[Place]) -> set[int]:
     if source.kind == "images":
         return {index for index in range(len(source.paths)) if _place(source, index) in known}
     file = _place(source, 0)[0]
-    return {index for path, embedded, index in known if path == file and embedded is None}
+    own = {index for path, embedded, index in known if path == file and embedded == source.embedded}
+    if source.kind == "embedded" and source.original is not None:  # the same frames, labelled in the video or in another package
+        own |= _known_in(source.original, known)
+    return own
 
 
 def _unlabeled(
     labels: Labels, videos: list[VideoSource], taken: set[tuple[int, int]], config: Config, reporter: Reporter
 ) -> tuple[list[VideoSource], UnlabeledPool]:
-    """Every frame without a label of the project's videos (of the originals of images taken from one), or of the videos the user names."""
+    """Every frame without a label of the project's videos (of the originals of images taken from one), or of the videos the user names.
+
+    Of a package whose videos are not there, these are the images in it that have no label.
+    """
     ranges = parse_ranges(config.data.unlabeled_frames, "--unlabeled-frames") if config.data.unlabeled_frames else None
     extra = config.data.unlabeled
     sources = [video_source(Path(path)) for path in extra]
     for video in labels.videos if not extra else []:
         there = video.original is not None and all(p.exists() for p in video.original.paths)
-        if video.kind != "embedded":
-            sources.append(video)
-        elif not there:
+        if video.kind == "embedded" and not there:
             reporter.say(
-                f"unlabelled frames: none from {video.name}; the video it was made from was not found (name it with --unlabeled VIDEO)"
+                f"unlabelled frames: of {video.name}, only images that it holds without labels; the video it was made from was not found "
+                "(name it with --unlabeled VIDEO)"
             )
+        if video.kind != "embedded" or not there:
+            sources.append(video)
         if there and video.original is not None:
             sources.append(video.original)
-    sources = list({tuple(path.resolve() for path in source.paths): source for source in sources}.values())
-    known = _places(taken, videos)
-    labelled = [_known_in(source, known) for source in sources]
-    sizes = []
+    sources = list({(*(path.resolve() for path in source.paths), source.embedded): source for source in sources}.values())
+    known = _places(taken, videos) | {_place(videos[number], index) for number, index in taken}
+    sizes, labelled = [], []
     for source in sources:
         with open_video(source) as opened:
-            sizes.append(opened.n_frames)
+            sizes.append(opened.frame_numbers[-1] + 1 if source.kind == "embedded" else opened.n_frames)
+            absent = set(range(sizes[-1])) - set(opened.frame_numbers) if source.kind == "embedded" else set()
+        labelled.append(_known_in(source, known) | absent)
     pool = UnlabeledPool(sizes, labelled, ranges) if sources else UnlabeledPool([0], [set()], None)
     if len(pool) and config.train.unlabeled_batch > 0:
         reporter.say(f"unlabelled frames: {len(pool):,} in {len(sources)} video{'s' if len(sources) > 1 else ''}")

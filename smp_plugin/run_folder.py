@@ -165,7 +165,7 @@ class RunFolder(L.Callback):
         """The figure models are chosen by (the mean of `judged_ap` at s2 = 1, .1 and .0025), and the columns of metrics.csv."""
         found = predict_frames(module.teacher, self.val_frames, self.reader, self.config, module.typical)
         poses, names = [(f.poses, f.scores) for f in found], self.material.skeleton.keypoints
-        result = evaluate_poses(truth_of(self.val_frames), poses, names, partial=self.material.partial)
+        result = evaluate_poses(truth_of(self.val_frames), poses, names, partial=self.material.val_partial)
         ap = judged_ap(result)
         figures = {
             "val_ap": ap[PAPER_S2],
@@ -299,9 +299,9 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
         reporter.say(f"--min-score: {kept.config.predict.min_score:g} by default, where {reason}")
         save_model(out / "model.pt", kept)
     if may_choose and "shrunk" not in kept.facts:
-        kept.facts["shrunk"] = shrunk(kept, frames, reader, material.partial)
+        kept.facts["shrunk"] = shrunk(kept, frames, reader, material.val_partial)
         save_model(out / "model.pt", kept)
-    rules: dict[str, Any] = {"symmetries": material.skeleton.symmetries, "partial": material.partial}
+    rules: dict[str, Any] = {"symmetries": material.skeleton.symmetries, "partial": material.val_partial}
     result = evaluate_poses(truth, [(f.poses, f.scores) for f in found], material.skeleton.keypoints, **rules)
     kept_only = [f.poses[f.scores >= kept.config.predict.min_score] for f in found]
     counted = evaluate_poses(truth, [(p, np.ones(len(p))) for p in kept_only], material.skeleton.keypoints, **rules)
@@ -328,6 +328,6 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
     judged = "validation frames" if material.val_frames else "training frames (there are no validation frames, so these figures flatter)"
     write_report(out, title=out.name, data=data, choices=choices, evaluation=result, warnings=warnings, on=judged)
     ap = judged_ap(result)
-    rule = " by the rule for partial labels" if material.partial else ""
+    rule = " by the rule for partial labels" if material.val_partial else ""
     reporter.say(f"AP{rule} on {len(frames)} {judged}: {ap[PAPER_S2]:.3f} (s2 = 1), {ap[MEDIUM_S2]:.3f} (.1), {ap[SLEAP_S2]:.3f} (.0025)")
     reporter.say(f"model: {out / 'model.pt'}; report: {out / 'report.html'}")

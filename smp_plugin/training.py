@@ -329,6 +329,7 @@ def train(
         "projects": list(config.data.projects),
         "weights": sentence,
         "labelled_frames": len(material.frames),
+        "unlabelled_frames": len(material.pool),
         "version": __version__,
     }
     unlabelled = len(material.pool) > 0 and config.train.unlabeled_batch > 0

@@ -31,9 +31,11 @@ def run(job: Job) -> Outcome:
     config, chosen = preset(job.preset, cuda=device.type == "cuda")
     between = math.ceil(job.steps / max(job.curve, 1)) if not job.minutes else 500 if device.type == "cuda" else 100
     settings: dict[str, object] = {
-        "data.val_fraction": 0.0, "train.seed": job.seed, "train.device": job.device, "train.keep": "last", "train.val_every": between,
+        "train.val_every": between,
         "train.val_frames": max(config.train.val_frames, len(read_project(job.val).labelled_frames)),  # all, as for peers
-        **SETTINGS[job.method], **own_settings(job.settings),
+        **own_settings(job.settings),
+        # What makes the method, and the comparison a fair one, is not for the user to set.
+        "data.val_fraction": 0.0, "train.seed": job.seed, "train.device": job.device, "train.keep": "last", **SETTINGS[job.method],
     }  # fmt: skip
     settings |= {"train.minutes": job.minutes} if job.minutes else {"train.steps": job.steps}
     for key, value in settings.items():
@@ -43,7 +45,9 @@ def run(job: Job) -> Outcome:
     checkpoint = load_model(out)
     made = checkpoint.config
     precision = "mixed bf16" if in_bf16(device, made.train.precision) else "single precision"
-    notes = [chosen, f"frames scaled by {made.data.input_scale:g}, as suits the animals' size; {precision}"]
+    unlabelled = [f"{checkpoint.facts['unlabelled_frames']:,} unlabelled frames"] if job.method == "smp" else []
+    scaled = f"frames scaled by {made.data.input_scale:g}, as suits the animals' size; {precision}"
+    notes = [chosen, str(checkpoint.facts["weights"]), *unlabelled, scaled]
     seconds, frames, cut = _predict(job, checkpoint, out)
     curve = _curve(out / "metrics.csv")
     steps, trained = curve[-1].step, curve[-1].seconds

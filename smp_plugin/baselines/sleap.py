@@ -23,6 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from converters import FormatError, Labels, read_project
+from converters.video import open_video
 from smp_plugin.baselines import CurvePoint, Job, Outcome, Unavailable, curve_point
 
 EPOCH = 200  # steps, as in the profiles; after each the learning rate may fall
@@ -51,7 +53,10 @@ def run(job: Job) -> Outcome:
     job = replace(job, device=str(choose_device(job.device)[0]))  # once, for training and prediction
     shutil.rmtree(_models(job), ignore_errors=True)  # of a run that was interrupted
     on_cpu = job.device == "cpu"
-    scale = _scale(job, on_cpu)
+    learnt = read_project(job.train)
+    if job.method == "sleap-bottomup" and not learnt.skeleton.edges:
+        raise FormatError("sleap-bottomup joins keypoints along the skeleton's edges, and it has none; draw some, or leave the method out.")
+    scale = _scale(job, learnt, on_cpu)
     parts = list(_networks(job, scale))
     steps, seconds = 0, 0.0
     snapshots: list[list[_Snapshot]] = []
@@ -92,14 +97,16 @@ def _hush() -> None:
         logger.remove()
 
 
-def _scale(job: Job, on_cpu: bool) -> float:
+def _scale(job: Job, learnt: Labels, on_cpu: bool) -> float:
     """Factor on the input of the bottom-up network, whose profile asks for full size."""
-    from converters import read_project
-    from converters.video import open_video
-
-    with open_video(read_project(job.val).videos[0]) as video:
-        height, width = video.read(video.frame_numbers[0]).shape[:2]
-    return 0.5 if job.method == "sleap-bottomup" and on_cpu and height * width > LARGE_FRAME else 1.0
+    if job.method != "sleap-bottomup" or not on_cpu:
+        return 1.0
+    largest = 0
+    for number, index in {frame.video: frame.index for frame in learnt.labelled_frames}.items():
+        with open_video(learnt.videos[number]) as video:
+            height, width = video.read(index).shape[:2]
+        largest = max(largest, height * width)
+    return 0.5 if largest > LARGE_FRAME else 1.0
 
 
 def _networks(job: Job, scale: float) -> Iterator[tuple[str, dict[str, Any], Head, float, float]]:

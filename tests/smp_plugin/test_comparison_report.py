@@ -141,7 +141,9 @@ def test_in_words(tmp_path: Path):
     assert "less than the 2.0 standard errors" in said(
         *(_row(m, "5", s, ap) for s in range(60) for m, ap in (("smp", 0.5), ("directpose", 0.48 + 0.1 * (-1) ** s)))
     )
-    assert "they share one run only" in said(_row("smp", "5", 0, 0.8), _row("directpose", "5", 0, 0.5))
+    assert "0.300 more than directpose in the one run that they share" in said(_row("smp", "5", 0, 0.8), _row("directpose", "5", 0, 0.5))
+    rows = [*(_row("smp", "5", s, ap) for s, ap in enumerate((0.5, 0.9, 0.9))), _row("directpose", "5", 0, 0.6)]
+    assert "smp has the highest mean" in said(*rows) and "0.100 LESS than directpose in the one run that they share" in said(*rows)
     assert "shares no labels and seed" in said(_row("smp", "5", 0, 0.8), _row("directpose", "5", 1, 0.5))
     assert "smp reaches AP 0.800 at s2 = 0.1 (1 run)" in said(_row("smp", "5", 0, 0.8))
     same = [_row("smp", "5", 0, 0.8), _row("directpose", "5", 0, 0.8), _row("smp-labeled", "5", 0, 0.7)]

@@ -107,6 +107,9 @@ def test_means_errors_and_paired_differences(tmp_path: Path):
         append_result(tmp_path, _row("directpose", "5", seed, theirs))
     append_result(tmp_path, _row("smp", "25", 0, 0.8))
     append_result(tmp_path, _row("directpose", "25", 0, 0.9))
+    for seed, theirs in enumerate((0.75, 0.83)):
+        append_result(tmp_path, _row("smp", "all", seed, 0.8))
+        append_result(tmp_path, _row("directpose", "all", seed, theirs))
     append_result(tmp_path, _row("directpose", "25", 9, 0.1))  # without a partner: no part of a difference
     cells = read_results(tmp_path)
     summaries = {(s.method, s.fraction): s for s in summarise(cells)}
@@ -116,14 +119,14 @@ def test_means_errors_and_paired_differences(tmp_path: Path):
     assert summaries["smp", "25"].runs == 1 and math.isnan(summaries["smp", "25"].error["ap_s2_1"])
 
     differences = {d.fraction: d for d in paired_differences(cells, "smp")}
-    assert [(f, d.pairs) for f, d in differences.items()] == [("5", 3), ("25", 1), (None, 4)]
+    assert [(f, d.pairs) for f, d in differences.items()] == [("5", 3), ("25", 1), ("all", 2)]
     five_less = differences["5"]
     assert five_less.mean["ap_s2_1"] == pytest.approx(-0.1)
     assert five_less.error["ap_s2_1"] == pytest.approx(0.1 / math.sqrt(3))
     assert five_less.lead("ap_s2_1") == pytest.approx(-0.1)
     assert math.isnan(differences["25"].lead("ap_s2_1"))  # one pair
-    assert differences[None].mean["ap_s2_1"] == pytest.approx(-0.05)
-    assert differences[None].lead("ap_s2_1") == 0.0  # less than its error of .065
+    assert differences["all"].mean["ap_s2_1"] == pytest.approx(-0.01)
+    assert differences["all"].lead("ap_s2_1") == 0.0  # less than its error of .04
     assert paired_differences(cells, "sleap-topdown") == []
 
 

@@ -41,6 +41,16 @@ def test_counts_and_pixel_errors():
     assert found.keypoints["nose"].n == 1 and found.keypoints["tail"].pixel_error[50] == pytest.approx(5.0)
 
 
+def test_a_size_that_nothing_tells_is_not_made_up():
+    truth = [np.where(np.arange(3)[:, None] == 0, pose, NAN)[None] for pose in (ANIMAL, ANIMAL + 50)]
+    found = evaluate_poses(truth, [(t + 3, np.ones(1)) for t in truth], "abc")
+    assert math.isnan(found.animal_length) and found.missed == 0
+    (warning,) = found.warnings
+    assert "size is not known" in warning and "32 pixels" in warning
+    assert evaluate_poses([truth[0], ANIMAL[None]], [NO_POSES, NO_POSES], "abc").warnings == []
+    assert evaluate_poses([], [], "abc").warnings == []
+
+
 def test_result_is_json():
     found = evaluate_poses([ANIMAL[None]], [NO_POSES], ["nose", "tail", "back"])
     plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from converters import FormatError, Instance, LabeledFrame, VideoSource, read_project, write_project
 from smp_plugin.config import Config, read_config, set_value, write_config
+from smp_plugin.datasets import FrameReader
 from smp_plugin.preparation import Material, _complete_lengths, _pictures, frame_names, name_sources, prepare
 
 
@@ -205,7 +208,7 @@ def test_the_scale_brings_animals_to_the_wanted_length(blobs: Any, make_config: 
     config = make_config(data__animal_size=14.0)
     material = material_of(blobs.project, config=config, listener=listener)
     assert config.data.input_scale == pytest.approx(14 / 28, rel=0.1) and material.typical_length == pytest.approx(14, abs=0.1)
-    assert "since the median animal is 2" in sentence(listener, "input scale")
+    assert "since the longer side of the median animal's box is 2" in sentence(listener, "input scale")
     config = make_config(data__animal_size=99.0)
     material_of(blobs.project, config=config, listener=listener)
     assert config.data.input_scale == config.data.max_scale == 1.5  # small animals are enlarged only so far
@@ -325,9 +328,37 @@ def test_a_package_alone_has_labelled_frames_only(make_blobs: Any, make_config: 
     package.video.unlink()
     material = material_of(package.project, config=make_config(), listener=listener)
     assert len(material.pool) == 0 and len(material.frames) == 11
-    assert "--unlabeled VIDEO" in sentence(listener, "unlabelled frames: none from")
+    assert "--unlabeled VIDEO" in sentence(listener, "unlabelled frames: of ")
     (alarm,) = listener.alarms
     assert "SemiMultiPose-labeled" in alarm
+
+
+def test_a_package_alone_teaches_by_its_images_without_labels(
+    make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path, listener: Any
+):
+    package = make_blobs(embed=True, labelled=[2, 5, 7, 11, 13])
+    package.video.unlink()
+    labels = read_project(package.project)
+    fewer = replace(labels, frames=[f for f in labels.frames if f.index in (5, 11)])
+    write_project(tmp_path / "fewer.slp", fewer)
+    material = material_of(tmp_path / "fewer.slp", config=make_config(), listener=listener)
+    assert len(material.pool) == 3 and len(material.frames) == 2
+    numbers = {i for seed in range(30) for i in material.pool.draw(np.random.default_rng(seed), 2)[0]}
+    assert numbers == {2, 7, 13}
+    images = FrameReader(material.unlabeled_videos, 1.0).get_many(0, sorted(numbers))
+    whole = FrameReader(labels.videos, 1.0)
+    assert all(torch.equal(image, whole.get(0, number)[0]) for image, number in zip(images, sorted(numbers), strict=True))
+    held = material_of(tmp_path / "fewer.slp", config=make_config(), listener=listener, val=package.project)
+    assert len(held.pool) == 0  # all of its other images are validation frames
+
+
+def test_validation_frames_are_judged_by_their_own_labels(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+    complete, partial = make_blobs("complete"), make_blobs("partial", hide=one_keypoint)
+    for train, val in ((complete, partial), (partial, complete)):
+        material = material_of(train.project, config=make_config(), listener=listener, val=val.project)
+        assert (material.partial, material.val_partial) == (train is partial, val is partial)
+    material = material_of(partial.project, config=make_config(data__labels="partial"), listener=listener, val=complete.project)
+    assert material.val_partial, "as asked for"
 
 
 def test_a_package_whose_video_has_moved_is_named(make_blobs: Any, make_config: Callable[..., Config], listener: Any):

@@ -32,6 +32,25 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_anew(
     assert outcome.steps == 1 and outcome.frames == 12 and job.predictions.exists()
 
 
+@pytest.mark.parametrize(("method", "alpha", "beta", "agreement"), [("directpose", 0, 0, 0), ("smp-labeled", 5, 0, 0), ("smp", 5, 2, 0.5)])
+def test_the_users_settings_do_not_switch_an_ablation_back_on(
+    method: str, alpha: float, beta: float, agreement: float, blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Config] = []
+
+    def train(*_: Any, config: Config, **__: Any) -> None:
+        seen.append(config)
+        raise _Seen
+
+    monkeypatch.setattr(own, "train", train)
+    asked = {"loss.alpha": "5", "loss.beta": "2", "train.keep": "best", "data.val_fraction": "0.5", "loss.gamma": "3"}
+    with pytest.raises(_Seen):
+        own.run(Job(method, blobs.project, blobs.project, tmp_path / "cell", steps=1, device="cpu", settings=asked))
+    loss = seen[0].loss
+    assert (loss.alpha, loss.beta, loss.agreement, loss.gamma) == (alpha, beta, agreement, 3)
+    assert seen[0].train.keep == "last" and seen[0].data.val_fraction == 0  # frames that are measured on choose nothing
+
+
 @pytest.mark.parametrize(("labelled", "frames"), [(45, 45), (3, None)])
 def test_the_curve_is_of_all_validation_frames(
     labelled: int, frames: int | None, blobs: Any, make_blobs: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
