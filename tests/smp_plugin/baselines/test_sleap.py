@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from converters import read_project
+from converters import FormatError, VideoSource, read_project, write_project
 from smp_plugin.baselines import Job, Unavailable, sleap
-from smp_plugin.baselines.sleap import CENTROID_SHARE, _Clock, _networks, _settings, run
+from smp_plugin.baselines.sleap import CENTROID_SHARE, _Clock, _networks, _scale, _settings, run
 from smp_plugin.evaluation import evaluate
 
 HERE = importlib.util.find_spec("sleap_nn") is not None
@@ -108,6 +108,27 @@ def test_validation_takes_no_time_of_the_budget(tmp_path: Path, monkeypatch: pyt
 def test_without_sleap_nn_the_remedy_is_named(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"sleap-topdown needs sleap-nn.*pip install 'smp-plugin\[sleap\]'"):
         run(job_of(tmp_path, tmp_path / "p.slp", "sleap-topdown", steps=1))
+
+
+@needs_sleap
+def test_bottom_up_needs_edges(tmp_path: Path, make_blobs: Callable[..., Any]) -> None:
+    labels = read_project(make_blobs().project)
+    write_project(tmp_path / "loose.slp", replace(labels, skeleton=replace(labels.skeleton, edges=())))
+    with pytest.raises(FormatError, match="joins keypoints along the skeleton's edges, and it has none"):
+        run(job_of(tmp_path, tmp_path / "loose.slp", "sleap-bottomup", steps=1))
+
+
+def test_frames_are_halved_by_the_largest_that_is_learnt_from(
+    tmp_path: Path, make_blobs: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = read_project(make_blobs().project)  # 96 x 96 pixels
+    small = VideoSource((tmp_path / "no such video.mp4",))  # without labels: not looked at
+    learnt = replace(labels, videos=[small, *labels.videos], frames=[replace(f, video=f.video + 1) for f in labels.frames])
+    job = job_of(tmp_path, tmp_path / "p.slp", "sleap-bottomup")
+    for limit, scale in ((96 * 96, 1.0), (96 * 96 - 1, 0.5)):
+        monkeypatch.setattr(sleap, "LARGE_FRAME", limit)
+        assert _scale(job, learnt, on_cpu=True) == scale
+        assert _scale(job, learnt, on_cpu=False) == _scale(replace(job, method="sleap-topdown"), learnt, on_cpu=True) == 1.0
 
 
 @needs_sleap
