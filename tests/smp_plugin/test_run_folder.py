@@ -78,7 +78,7 @@ def test_a_model_that_finds_animals_without_a_label_is_not_taken_for_a_worse_one
         frames, skeleton = [LabeledFrame(0, 0, [Instance(SHAPE)])], Skeleton(("a", "b", "c"))
         videos = [VideoSource((tmp_path / "clip.mp4",))]
         validation = Labels(skeleton, videos, frames)
-        material: Any = SimpleNamespace(videos=videos, val_frames=frames, skeleton=skeleton, partial=partial, validation=validation)
+        material: Any = SimpleNamespace(videos=videos, val_frames=frames, skeleton=skeleton, val_partial=partial, validation=validation)
         task: Any = SimpleNamespace(update=lambda *_, **__: None)
         module: Any = SimpleNamespace(teacher=None, typical=40.0, step=1, budget=SimpleNamespace(seconds=0.0))
         chosen_by[partial], figures = RunFolder(tmp_path, Config(), material, None, task, {}).validate(module)  # type: ignore[arg-type]
