@@ -52,9 +52,7 @@ class AugmentConfig:
     brightness: float = 0.2  # additive, share of the full range
     contrast: float = 0.25  # multiplicative, share
     strong: float = 2.0  # how many times stronger colour changes are in the student's view of unlabelled frames
-    turn: bool = (
-        True  # the student sees unlabelled crops turned by quarter turns (rotation 180) and mirrored (flip), if a crop is whole cells
-    )
+    turn: bool = True  # the student sees unlabelled crops turned (where rotation is 180) and mirrored (flip); only crops of whole cells
     moving: float = 0.8  # share of unlabelled crops that are laid on what differs from the median of some of the video's frames
     erase: int = 3  # patches wiped out in the student's view of unlabelled frames, at most
     focus: float = 0.5  # share of crops that are laid on a completely labelled animal where labels are partial
