@@ -105,7 +105,11 @@ def output_kind(output: Path, suffix: str | None) -> str:
         return format_of(Path(f"_.{suffix or 'slp'}"))
     if suffix is not None and not output.name.lower().endswith(f".{suffix}"):
         raise FormatError(f"--format {suffix}: -o {output} says another format; leave --format out, or name a folder.")
-    return format_of(output)
+    try:
+        return format_of(output)
+    except FormatError as error:  # whose list of endings is of all that can be read
+        endings = ".slp (SLEAP), .analysis.h5 (SLEAP analysis), .h5 or .csv (DeepLabCut), or .json (COCO results)"
+        raise FormatError(f"-o {output}: predictions are written to a file that ends in {endings}, or to a folder; rename it.") from error
 
 
 def _together(asked: list[Job]) -> Job:

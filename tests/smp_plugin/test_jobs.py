@@ -157,7 +157,7 @@ def test_corrections_are_not_replaced(place: Path, video_file: Path):
 @pytest.mark.parametrize(
     ("arguments", "options", "words"),
     [
-        (("out.txt", "clip"), {}, "out.txt ends in .txt, which is no known format"),
+        (("out.txt", "clip"), {}, "-o out.txt: predictions are written to a file that ends in .slp (SLEAP), .analysis.h5"),
         (("out.pkg.slp", "clip"), {}, "out.pkg.slp would be a package without images; give the file a name that ends in .slp alone"),
         (("out.yaml", "clip"), {}, "out.yaml would be a DeepLabCut project, which holds labels; name a .h5 or .csv"),
         (("out.h5", "clip", "photos"), {}, "out.h5 would hold 2 videos, but DeepLabCut keeps one in a file; name a folder"),
