@@ -53,10 +53,7 @@ def run(job: Job) -> Outcome:
     job = replace(job, device=str(choose_device(job.device)[0]))  # once, for training and prediction
     shutil.rmtree(_models(job), ignore_errors=True)  # of a run that was interrupted
     on_cpu = job.device == "cpu"
-    learnt = read_project(job.train)
-    if job.method == "sleap-bottomup" and not learnt.skeleton.edges:
-        raise FormatError("sleap-bottomup joins keypoints along the skeleton's edges, and it has none; draw some, or leave the method out.")
-    scale = _scale(job, learnt, on_cpu)
+    scale = _scale(read_project(job.train), on_cpu) if job.method == "sleap-bottomup" else 1.0
     parts = list(_networks(job, scale))
     steps, seconds = 0, 0.0
     snapshots: list[list[_Snapshot]] = []
@@ -97,9 +94,11 @@ def _hush() -> None:
         logger.remove()
 
 
-def _scale(job: Job, learnt: Labels, on_cpu: bool) -> float:
-    """Factor on the input of the bottom-up network, whose profile asks for full size."""
-    if job.method != "sleap-bottomup" or not on_cpu:
+def _scale(learnt: Labels, on_cpu: bool) -> float:
+    """Factor on the input of the bottom-up network, whose profile asks for full size. FormatError where there is nothing for it to join."""
+    if not learnt.skeleton.edges:
+        raise FormatError("sleap-bottomup joins keypoints along the skeleton's edges, and it has none; draw some, or leave the method out.")
+    if not on_cpu:
         return 1.0
     largest = 0
     for number, index in {frame.video: frame.index for frame in learnt.labelled_frames}.items():
