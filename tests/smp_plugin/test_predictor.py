@@ -184,7 +184,7 @@ def test_inputs_are_not_written_over(trained: Path, blobs: Any, stub: type[Stub]
         predict([project], project, model=trained, device="cpu")
     with pytest.raises(FormatError, match=r"clip\.mp4: it is one of the inputs and would be overwritten"):
         predict([video], tmp_path / "out.slp", model=trained, overlay=video, device="cpu")
-    with pytest.raises(FormatError, match=r"ends in \.txt"):
+    with pytest.raises(FormatError, match=r"out\.txt: predictions are written to a file that ends in \.slp"):
         predict([video], tmp_path / "out.txt", model=trained, device="cpu")
     assert (project.read_bytes(), video.read_bytes()) == before
     assert leftovers(tmp_path) == ["clip.mp4", "project.slp"]
