@@ -115,6 +115,15 @@ def parser(description: str, train: str, methods: Iterable[str]) -> argparse.Arg
     return made
 
 
+def runs_parser(description: str) -> argparse.ArgumentParser:
+    """The arguments of benchmarks that measure finished runs on labelled frames."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("labels", type=Path)
+    made.add_argument("runs", type=Path, nargs="+")
+    made.add_argument("-o", "--output", type=Path)
+    return made
+
+
 def grid(arguments: argparse.Namespace, methods: dict[str, dict[str, object]], val: str) -> None:
     """Every training project, method and seed, and the table."""
     names = sorted(p.stem for p in arguments.data.glob(f"{arguments.train}.slp"))

@@ -9,14 +9,13 @@ what would be best on the frames tried.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy import mean
+from accuracy import mean, runs_parser
 from machine import machine
 
 from converters import read_project
@@ -51,11 +50,7 @@ def counts(truth: list[np.ndarray], found: list[FramePoses], cut: float) -> dict
 
 def main() -> None:
     """Measure, print and keep the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("labels", type=Path)
-    parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("-o", "--output", type=Path)
-    args = parser.parse_args()
+    args = runs_parser(__doc__ or "").parse_args()
     rows: list[dict[str, Any]] = []
     for run in args.runs:
         kept = load_model(run)

@@ -8,11 +8,9 @@ candidates, of which the best `smp_plugin.decode.CANDIDATES` are judged, as it w
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
 
-from accuracy import FIGURES, mean, measure
+from accuracy import FIGURES, mean, measure, runs_parser
 from machine import machine
 
 from smp_plugin import decode, inference
@@ -22,11 +20,7 @@ WAYS = {"all locations, by v": (0.0, False), "unsurpassed locations, by v": (dec
 
 def main() -> None:
     """Measure, print and keep the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("labels", type=Path)
-    parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("-o", "--output", type=Path)
-    args = parser.parse_args()
+    args = runs_parser(__doc__ or "").parse_args()
     ranked, rows = inference.ranked, []
     for run in args.runs:
         for way, (same, by_keypoints) in WAYS.items():

@@ -62,7 +62,9 @@ def _cell(folder: Path, val: Labels, method: str, fraction: str = "5", seed: int
     points = [CurvePoint(60.0 * n, 10 * n, "first" if n < 3 else HOSTILE, {"1": 0.2, "0.1": 0.1 * n}) for n in range(1, 5)]
     outcome = Outcome(f"{method} 1.0", 40, 240.0, 1.0, 3, [f"note of {method} & {HOSTILE}"], points if curve else [], min_score=0.1)
     (place / "outcome.json").write_text(json.dumps(outcome.to_dict()))
-    Job(method, Path("train.slp"), Path("val.slp"), place, seed, 13.0, settings={"loss.beta": "0.2"}).write()
+    Job(
+        method, Path("train.slp"), Path("val.slp"), place, seed, 13.0, settings={"loss.beta": "0.2", "sleap.lr": "7", "dlc.lr": "9"}
+    ).write()
 
 
 class _Page(HTMLParser):
@@ -174,6 +176,15 @@ def test_everything_is_escaped_and_nothing_is_fetched(tmp_path: Path, val: Label
     assert "<h2>Speed and memory</h2>" in text and "Memory at its peak, training included" in text and "Cost of prediction" not in text
     assert "12.7 with 2 pairs" in text
     assert "note of smp &amp; &lt;script&gt;" in text and "13 minutes" in text and "loss.beta = 0.2" in text
+
+
+@pytest.mark.parametrize(
+    ("method", "own"), [("smp", "loss.beta = 0.2"), ("sleap-bottomup", "sleap.lr = 7"), ("dlc-dekr_w18", "dlc.lr = 9")]
+)
+def test_settings_are_listed_with_the_methods_that_they_are_of(tmp_path: Path, val: Labels, method: str, own: str):
+    _cell(tmp_path, val, method)
+    text = write_comparison(tmp_path, title="", val=val, facts={}, notes=[]).read_text()
+    assert [said for said in ("loss.beta = 0.2", "sleap.lr = 7", "dlc.lr = 9") if said in text] == [own]
 
 
 def test_one_method_one_run_without_a_curve(tmp_path: Path, val: Labels):

@@ -138,3 +138,15 @@ def test_parse_ranges_gives_ranges_or_a_sentence(text: str):
     except FormatError:
         return
     assert ranges and all(0 <= a <= b for a, b in ranges)
+
+
+def test_one_animal_a_frame_is_no_choice_for_other_projects():
+    config = c.Config()
+    config.data.projects = ("single.yaml",)
+    c.choose(config, "predict.max_animals", 1)
+    c.forget_projects(config)
+    assert config.predict.max_animals == 0
+    config.data.projects = ("single.yaml",)
+    c.set_value(config, "predict.max_animals", 3)  # asked for
+    c.forget_projects(config)
+    assert config.predict.max_animals == 3

@@ -241,6 +241,13 @@ def test_frames_without_animals_give_crops_without_animals(make_steps: Callable[
     assert batch.background.tolist() == [1.0] * 3
 
 
+def test_a_frame_that_a_person_calls_empty_is_background_also_where_a_model_saw_an_animal(make_steps: Callable[..., TrainingSteps]) -> None:
+    for negative in (True, False):
+        frame = LabeledFrame(0, 0, [], [PredictedInstance(ANIMAL + 60)], negative=negative)
+        batches = [make_steps([frame])[i] for i in range(8)]
+        assert any(batch.keypoints.isfinite().any() for batch in batches) != negative  # of weight 0: nothing is background around it
+
+
 def test_an_animal_cut_off_by_the_crop_counts_nothing() -> None:
     inside, half, outside, middle_out = ANIMAL + 60, ANIMAL + (118, 60), ANIMAL + 300, ANIMAL + (60, 130)
     partly = np.where(np.arange(4)[:, None] == 0, ANIMAL + 60, np.nan)
