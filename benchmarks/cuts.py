@@ -56,11 +56,12 @@ def main() -> None:
         kept = load_model(run)
         learnt, (truth, found) = predicted(run, [Path(p) for p in kept.config.data.projects]), predicted(run, [args.labels])
         good, best = good_cuts(*learnt, partial=False), good_cuts(truth, found, partial=False)
+        assert good is not None and best is not None, f"{run.name} finds no animal"
         cuts = {
-            "middle (as it is)": math.sqrt(good[0] * good[-1]),
-            "lowest": float(good[-1]),
-            "half of the lowest (before)": float(good[-1]) / 2,
-            "middle of the best on the frames tried": math.sqrt(best[0] * best[-1]),
+            "middle (as it is)": math.sqrt(good[0] * good[1]),
+            "lowest": good[0],
+            "half of the lowest (before)": good[0] / 2,
+            "middle of the best on the frames tried": math.sqrt(best[0] * best[1]),
         }
         for rule, cut in cuts.items():
             rows.append({"run": run.name, "steps": kept.facts["step"], "rule": rule, **counts(truth, found, cut)})

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from smp_plugin.training import PoseTraining
 
 SHRINKS = (1.0, 0.75, 0.5)
+LOW = 0.02  # a score that hardly any animal has
 COLUMNS = (
     "step", "epoch", "seconds", "lr", "phase", "loss", "loss_heatmap", "loss_box", "loss_vector", "loss_quality", "loss_fusion_labeled",
     "loss_fusion_unlabeled", "loss_agreement", "val_ap", "val_ap_s2_0.1", "val_ap_s2_0.0025", "val_pixel_error",
@@ -230,14 +231,16 @@ def choose_min_score(truth: list[np.ndarray], found: list[FramePoses], partial: 
     inventions reach, and half of it, the rule before, what four times as many do (``benchmarks/results/cuts.json``).
     """
     good = good_cuts(truth, found, partial)
-    return max(0.001, round(float(np.sqrt(good[0] * good[-1])), 3)) if len(good) else 0.1
+    return max(0.001, round(math.sqrt(good[0] * good[1]), 3)) if good else 0.1
 
 
-def good_cuts(truth: list[np.ndarray], found: list[FramePoses], partial: bool) -> np.ndarray:
-    """Scores within .01 of the best F1, highest first; where labels are partial, of the best separation of labelled animals from the rest.
+def good_cuts(truth: list[np.ndarray], found: list[FramePoses], partial: bool) -> tuple[float, float] | None:
+    """The lowest and the highest score that serve well as cut: those within .01 of the best F1; where labels are partial, of the best
+    separation of labelled animals from the rest. None where no animal is found.
 
     The rest are then animals without a label and inventions, in unknown shares. If animals were labelled whatever their score, the share
     of labelled ones kept minus the share of the rest kept (Youden's index) is largest where it would be against inventions alone.
+    The lowest is where the next detection would be kept as well: a few animals that all stand out say little about how low others score.
 
     ``truth``: (n, K, 2) per frame. An animal is found by a pose of OKS (s2 = .1) .3 or more.
     """
@@ -249,14 +252,15 @@ def good_cuts(truth: list[np.ndarray], found: list[FramePoses], partial: bool) -
     order = np.argsort(scores)[::-1]
     ranked, hits_so_far = np.array(scores)[order], np.cumsum(np.array(right)[order])
     if not len(ranked) or not hits_so_far[-1]:
-        return np.empty(0)
+        return None
     kept = np.arange(1, len(ranked) + 1)
     if partial:
         merit = hits_so_far / hits_so_far[-1] - (kept - hits_so_far) / max(1, len(ranked) - hits_so_far[-1])
     else:
         merit = 2 * hits_so_far / (kept + sum(len(t) for t in truth))  # F1
-    good: np.ndarray = ranked[merit >= merit.max() - 0.01]
-    return good
+    good = np.flatnonzero(merit >= merit.max() - 0.01)
+    below = np.append(ranked, min(ranked[-1], LOW))
+    return float(below[good[-1] + 1]), float(ranked[good[0]])
 
 
 def watched(kept: Checkpoint, material: Material, reader: FrameReader) -> tuple[list[np.ndarray], list[FramePoses]]:

@@ -53,6 +53,15 @@ def test_with_partial_labels_it_does_not_matter_how_many_animals_have_one(share:
     assert 0.26 < choose_min_score(labelled, list(found), partial=True) < 0.56
 
 
+@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("junk", [[], [0.03]])
+def test_a_few_animals_that_stand_out_leave_room_for_others_that_score_lower(junk: list[float], partial: bool):
+    scores = np.array([0.92, 0.9, 0.84, *junk])
+    poses = np.array([SHAPE + (100 * i, 0) for i in range(len(scores))])
+    found = FramePoses(poses, scores, np.ones((len(scores), 3)))
+    assert 0.05 < choose_min_score([poses[:3]], [found], partial) < 0.3
+
+
 def test_nothing_found_keeps_what_may_come():
     truth = [SHAPE[None]]
     nothing = FramePoses(np.empty((0, 3, 2)), np.empty(0), np.empty((0, 3)))
