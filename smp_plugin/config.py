@@ -154,6 +154,7 @@ class PredictConfig:
     refine_radius: float = 0.12  # how far refinement may look, share of the animal's length
     shrink: float = 1.0  # frames are read at this share of the size that the model learnt them at; smp-predict --fast chooses it
     track: bool = False  # follow animals: one name for each in all frames of a video
+    runtime: Literal["pytorch", "compile", "onnx"] = "pytorch"  # what computes the network; the others only where they prove faster
     batch: int = 0  # frames a batch; 0: 16 on an NVIDIA GPU, 4 on others; a CPU works on several batches at once
 
 

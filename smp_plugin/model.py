@@ -93,20 +93,31 @@ class PoseModel(nn.Module):
 
     def forward(self, images: Tensor) -> PoseOutputs:
         """images: (N, 3, H, W), uint8 or float, 0-255, of any size (padded inside to a multiple of the coarsest stride)."""
+        heatmaps, presence, quality, vectors = self.answers(images)
+        height, width = (side * self.heatmap_stride for side in heatmaps.shape[2:])
+        centres = [locations(height // s, width // s, s, images.device) for s in self.strides]
+        return PoseOutputs(
+            heatmaps=heatmaps,
+            presence=presence,
+            quality=quality,
+            vectors=vectors,
+            locations=torch.cat(centres),
+            strides=torch.cat([c.new_full((len(c),), s) for c, s in zip(centres, self.strides, strict=True)]),
+            heatmap_stride=self.heatmap_stride,
+            level_strides=self.strides,
+        )
+
+    def answers(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A, B, C and D of `PoseOutputs`, in single precision: all that the network computes, and what another runtime may compute."""
         x = pad_to_stride(normalise(images), self.strides[-1]).contiguous(memory_format=torch.channels_last)
         fine, *features = self.backbone(x)
         levels = list(self.pyramid({str(i): f for i, f in enumerate(features)}).values())
         heatmaps, heatmap_features = self.heatmap(fine, levels[0])
         presence = [self.presence(level) for level in levels]
         quality, vectors = self.vector(levels, heatmap_features, self.heatmap_stride)
-        centres = [locations(level.shape[2], level.shape[3], s, x.device) for level, s in zip(levels, self.strides, strict=True)]
-        return PoseOutputs(
-            heatmaps=heatmaps.float(),
-            presence=torch.cat([p.flatten(1) for p in presence], dim=1).float(),
-            quality=torch.cat([q.flatten(1) for q in quality], dim=1).float(),
-            vectors=torch.cat(vectors, dim=1).float(),
-            locations=torch.cat(centres),
-            strides=torch.cat([c.new_full((len(c),), s) for c, s in zip(centres, self.strides, strict=True)]),
-            heatmap_stride=self.heatmap_stride,
-            level_strides=self.strides,
+        return (
+            heatmaps.float(),
+            torch.cat([p.flatten(1) for p in presence], dim=1).float(),
+            torch.cat([q.flatten(1) for q in quality], dim=1).float(),
+            torch.cat(vectors, dim=1).float(),
         )

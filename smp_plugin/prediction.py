@@ -29,6 +29,7 @@ from smp_plugin.inference import FramePoses, choose_device, every_device, say_de
 from smp_plugin.jobs import MACHINELABELS, Job, check, is_folder, output_kind, plan
 from smp_plugin.predictor import Predictor, Recipe, in_segments, load, predict_segment, smallest
 from smp_plugin.progress import Reporter, Task
+from smp_plugin.runtimes import check_runtime
 from smp_plugin.segments import Segment, Work, digest, divide, leave
 from smp_plugin.stopping import stoppable
 from smp_plugin.tracking import Trackers
@@ -94,6 +95,8 @@ def predict(
     where, why = (torch.device("cpu"), "device: those of the workers") if on_cluster else choose_device(device)
     reporter.say(f"model: {path} ({', '.join(checkpoint.skeleton.keypoints)})" + ("" if model else ", the newest finished run"))
     say_device(reporter, why)
+    if not on_cluster:
+        check_runtime(checkpoint.config.predict.runtime, where)
     if fast:
         overrides["predict.shrink"] = checkpoint.config.predict.shrink = smallest(checkpoint, path, reporter)
     skeleton = checkpoint.skeleton

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import itertools
 import json
@@ -25,6 +26,7 @@ from smp_plugin.inference import FramePoses, choose_device, for_prediction, infe
 from smp_plugin.memory import keep_freed
 from smp_plugin.pipeline import abreast, ahead
 from smp_plugin.progress import Reporter
+from smp_plugin.runtimes import Runtime, check_runtime
 from smp_plugin.segments import Found, Segment, digest, stamp
 
 KEPT = 0.98  # share of AP that --fast keeps
@@ -39,19 +41,24 @@ class Predictor:
     Args:
         checkpoint: from ``load_model``.
         device: where the network runs.
-        reporter: is told if its memory is too small for the batches wanted.
+        reporter: is told if its memory is too small for the batches wanted, and what a runtime other than PyTorch is worth.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, reporter: Reporter | None = None) -> None:
         self.checkpoint, self.device, self.config = checkpoint, device, checkpoint.config
+        reporter, runtime = reporter or Reporter(quiet=True), self.config.predict.runtime
+        check_runtime(runtime, device)
+        exact = None if runtime == "pytorch" else for_prediction(copy.deepcopy(checkpoint.model), device, "fp32")
         self.model = for_prediction(checkpoint.model, device, self.config.train.precision)
+        if exact is not None:
+            self.model.answers = Runtime(runtime, self.model, exact, reporter)  # type: ignore[method-assign]
         if device.type == "cpu":
             keep_freed()
         self.batch = self.config.predict.batch or (16 if device.type == "cuda" else 4)
         threads = torch.get_num_threads()
         on_cpu = max(n for n in range(1, MOST_LANES + 1) if threads % n == 0)
         self.lanes = {"cpu": on_cpu, "cuda": CUDA_LANES}.get(device.type, 1)
-        self._warn: Callable[[str], None] | None = (reporter or Reporter(quiet=True)).warn  # once
+        self._warn: Callable[[str], None] | None = reporter.warn  # once
 
     def __call__(self, images: torch.Tensor) -> list[FramePoses]:
         """Predict frames of one size, (N, 3, H, W) uint8 from ``images``.

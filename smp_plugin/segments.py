@@ -251,13 +251,13 @@ def made_from(job: Job, model: Path, settings: dict[str, object]) -> dict[str, s
 
     Args:
         model: a model file.
-        settings: of prediction; the batch is no matter, since it only rounds differently, nor is what happens to whole videos.
+        settings: of prediction; batch and runtime are no matter, since they only round differently, nor is what happens to whole videos.
     """
     videos = [[video.embedded, [[path.name, *stamp(path)] for path in video.paths]] for video in job.videos]
     return {
         "version": __version__,
         "model": digest(model),
-        "settings": json.dumps({key: value for key, value in settings.items() if key not in ("batch", "track")}, sort_keys=True),
+        "settings": json.dumps({key: value for key, value in settings.items() if key not in ("batch", "runtime", "track")}, sort_keys=True),
         "videos": hashlib.sha256(json.dumps(videos).encode()).hexdigest(),
         "frames": hashlib.sha256(b"|".join(np.array(wanted, np.int64).tobytes() for wanted in job.wanted)).hexdigest(),
     }

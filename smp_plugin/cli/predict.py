@@ -35,6 +35,7 @@ FORMATS = ("slp", "h5", "csv", "json", "analysis.h5")
 @click.option("--fast", is_flag=True, help="Read frames smaller, where that costs little; says how much.")
 @click.option("--overlay", type=FILE, metavar="OUT.mp4", help="Also draw the poses on a video.")
 @_common.device_option
+@click.option("--runtime", type=click.Choice(["pytorch", "compile", "onnx"]), help="What computes the network (default: pytorch).")
 @click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Frames a batch.")
 @click.option("--resume", is_flag=True, help="Go on with the same command where it was cut off; skip finished files.")
 @click.option("--scheduler", metavar="ADDRESS", help="Predict on the workers of a Dask scheduler, such as tcp://host:8786.")
@@ -43,7 +44,7 @@ FORMATS = ("slp", "h5", "csv", "json", "analysis.h5")
 @click.option_panel("Input and output", options=["--output", "--format", "--model", "--frames", "--video-root", "--overlay", "--resume"])
 @click.option_panel("Poses", options=["--max-animals", "--track", "--min-score", "--refine", "--fast"])
 @click.option_panel(
-    "Machine and messages", options=["--device", "--batch", "--scheduler", "--local-cluster", "--quiet", "--json", "--help"]
+    "Machine and messages", options=["--device", "--runtime", "--batch", "--scheduler", "--local-cluster", "--quiet", "--json", "--help"]
 )
 @click.pass_obj
 def command(state: _common.State, **options: Any) -> None:
@@ -63,7 +64,7 @@ def command(state: _common.State, **options: Any) -> None:
         if not frames[:1].isdigit():
             raise FormatError(f"--frames is {frames!r}; write all, labeled, unlabeled, or numbers like 0-999,1500.")
         parse_ranges(frames)
-    names = ("min_score", "max_animals", "track", "batch", "refine")
+    names = ("min_score", "max_animals", "track", "runtime", "batch", "refine")
     overrides = {f"predict.{name}": options[name] for name in names if options[name] is not None}
     output = options["output"] or _default_output(inputs, options["suffix"])
 

@@ -1,0 +1,132 @@
+"""Runtimes other than PyTorch: the same poses, or PyTorch goes on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from converters import FormatError, read_project
+from converters.video import open_video
+from smp_plugin import runtimes
+from smp_plugin.inference import FramePoses
+from smp_plugin.prediction import predict
+from smp_plugin.predictor import Predictor, load
+from smp_plugin.runtimes import check_runtime
+
+pytestmark = pytest.mark.usefixtures("thin_backbone")
+
+
+@pytest.fixture
+def frames(blobs: Any) -> list[tuple[int, np.ndarray]]:
+    labels = read_project(blobs.project)
+    with open_video(labels.videos[0]) as video:
+        return list(video.stream(range(6)))  # a whole batch and a part of one
+
+
+@pytest.fixture
+def found(trained: Path, frames: list[tuple[int, np.ndarray]], listener: Any) -> Callable[..., list[FramePoses]]:
+    def make(runtime: str) -> list[FramePoses]:
+        predictor = Predictor(load(trained, {"predict.runtime": runtime}), torch.device("cpu"), listener)
+        return [poses for _, _, poses in predictor.stream(iter(frames))]
+
+    return make
+
+
+@pytest.fixture
+def faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured second is."""
+    seconds = iter([2.0, 1.0] * 10)
+    monkeypatch.setattr(runtimes, "_seconds", lambda *_: next(seconds))
+
+
+def same(ours: list[FramePoses], theirs: list[FramePoses], most: float) -> bool:
+    assert sum(len(poses.poses) for poses in theirs) > 5
+    return all(len(a.poses) == len(b.poses) and np.abs(a.poses - b.poses).max(initial=0) <= most for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.usefixtures("faster")
+def test_onnx_finds_what_pytorch_finds(found: Callable[..., list[FramePoses]], listener: Any, monkeypatch: pytest.MonkeyPatch):
+    pytorch = found("pytorch")
+    monkeypatch.setattr("smp_plugin.model.PoseModel.forward", _with_onnx_only(monkeypatch))
+    assert same(found("onnx"), pytorch, 0.1)
+    assert any("2.00 times as fast as PyTorch here" in sentence for sentence in listener.sentences) and not listener.alarms
+
+
+def _with_onnx_only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """The model's own way: it is fine to compare with, and to fall back to, but every batch has to come from the session."""
+    from smp_plugin.model import PoseModel
+
+    forward = PoseModel.forward
+
+    def checked(model: PoseModel, images: torch.Tensor) -> Any:
+        outputs = forward(model, images)
+        stand_in = model.__dict__["answers"]
+        assert all(run is not None for _, run in stand_in._chosen.values())
+        return outputs
+
+    return checked
+
+
+@pytest.mark.usefixtures("faster")
+def test_a_compiled_network_that_is_as_good_is_taken(found: Callable[..., list[FramePoses]], listener: Any, monkeypatch: Any):
+    batches = []
+
+    def compiler(answers: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
+        def compiled(images: torch.Tensor) -> Any:
+            batches.append(len(images))
+            return answers(images)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    assert same(found("compile"), found("pytorch"), 0)
+    assert len(set(batches)) == 1  # a part of a batch is filled up: another size would be compiled anew
+    assert any("times as fast" in sentence for sentence in listener.sentences)
+
+
+def off_by_a_pixel(answers: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
+    def compiled(images: torch.Tensor) -> Any:
+        heatmaps, presence, quality, vectors = answers(images)
+        return heatmaps, presence, quality, vectors + 1 / 8
+
+    return compiled
+
+
+def broken(answers: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
+    raise RuntimeError("no compiler\nanywhere")
+
+
+@pytest.mark.parametrize(
+    ("compiler", "seconds", "sentence"),
+    [
+        (off_by_a_pixel, 1.0, "pixels from PyTorch's here; PyTorch goes on"),
+        (broken, 1.0, "it fails here (RuntimeError: no compiler anywhere); PyTorch goes on"),
+        (lambda answers, dynamic: answers, 3.0, "0.67 times as fast as PyTorch here; PyTorch goes on"),
+    ],
+)
+def test_one_that_is_not_is_left(
+    compiler: Any, seconds: float, sentence: str, found: Callable[..., list[FramePoses]], listener: Any, monkeypatch: pytest.MonkeyPatch
+):
+    times = iter([2.0, seconds] * 10)
+    monkeypatch.setattr(runtimes, "_seconds", lambda *_: next(times))
+    monkeypatch.setattr(torch, "compile", compiler)
+    assert same(found("compile"), found("pytorch"), 0)
+    assert len(listener.alarms) == 1 and sentence in listener.alarms[0]
+
+
+def test_onnx_without_its_packages_or_on_a_gpu_is_refused_at_once(
+    trained: Path, blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(FormatError, match="--runtime onnx: it is for the CPU"):
+        check_runtime("onnx", torch.device("cuda"))
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
+    video = shutil.copy(blobs.video, tmp_path)
+    with pytest.raises(FormatError, match="smp-plugin\\[onnx\\]"):
+        predict([Path(video)], tmp_path / "out.slp", model=trained, device="cpu", config_overrides={"predict.runtime": "onnx"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [Path(video).name]
