@@ -7,7 +7,8 @@ results are kept in ``--models`` for another run). The paper's preset and DeepLa
 their accuracy; the former with the frozen norm that pretrained weights, its usual start, bring. DeepLabCut's top-down networks, whose
 speed does, are left out; so are methods whose package is not installed. Then, in ``--rounds`` that take each method in turn, a process of
 its own predicts a video from file to file. Ratios are taken within a round: these machines are noisy. ``smp-small-fast`` is the small
-preset on frames of `SHRINK` their size, as ``--fast`` may choose; its accuracy on the held-out frames stands beside it. A crowd tiles the
+preset on frames of `SHRINK` their size, as ``--fast`` may choose; its accuracy on the held-out frames stands beside it. A name that ends
+in ``-onnx`` asks for ``--runtime onnx``, which is left where it is not faster. A crowd tiles the
 video, 2 x 2 or 4 x 4, with some of the tiles shown, so that only the size of the frames, or the number of animals in them, differs; only
 our small preset predicts it, since sleap-nn shrinks frames to the size of those it was trained on, and finds nothing there.
 """
@@ -45,10 +46,20 @@ from smp_plugin.progress import Reporter
 from smp_plugin.run_folder import shrunk
 from smp_plugin.training import train
 
-METHODS = ("smp-small", "smp-small-fast", "smp-paper", "sleap-bottomup", "sleap-topdown", "dlc-dekr_w18")
+METHODS = (
+    "smp-small",
+    "smp-small-fast",
+    "smp-small-onnx",
+    "smp-paper",
+    "smp-paper-onnx",
+    "sleap-bottomup",
+    "sleap-topdown",
+    "dlc-dekr_w18",
+)
 COMPARED = {  # names in smp-compare
     "smp-small": "smp",
     "smp-small-fast": "smp",
+    "smp-small-onnx": "smp",
     "sleap-bottomup": "sleap-bottomup",
     "sleap-topdown": "sleap-topdown",
 }
@@ -64,7 +75,7 @@ def models(args: argparse.Namespace, methods: list[str]) -> dict[str, list[str]]
         project, val=0.25, out=folder / "compared", methods=wanted, minutes=args.minutes, device=args.device, preset="small", curve=6,
         settings={"model.weights": "none"}, reporter=Reporter(),  # from scratch, as its peers
     )  # fmt: skip
-    if "smp-paper" in methods and not (folder / "paper" / "model.pt").exists():
+    if any(method.startswith("smp-paper") for method in methods) and not (folder / "paper" / "model.pt").exists():
         config, _ = preset("paper", cuda=False)
         weights = folder / "resnet50.pth"  # as good as any for timing, and the network is the one that pretrained weights bring
         torch.save(get_model("resnet50", weights=None).state_dict(), weights)
@@ -83,7 +94,9 @@ def models(args: argparse.Namespace, methods: list[str]) -> dict[str, list[str]]
     found = {
         "smp-small": [folder_of(folder, "smp") / "run"],
         "smp-small-fast": [folder_of(folder, "smp") / "run"],
+        "smp-small-onnx": [folder_of(folder, "smp") / "run"],
         "smp-paper": [folder / "paper"],
+        "smp-paper-onnx": [folder / "paper"],
         "sleap-bottomup": [folder_of(folder, "sleap-bottomup") / "models" / "bottomup"],
         "sleap-topdown": [folder_of(folder, "sleap-topdown") / "models" / name for name in ("centroid", "centered_instance")],
     }
@@ -136,6 +149,7 @@ def measured(method: str, networks: list[str], video: dict[str, Any], args: argp
         "method": method, "models": networks, "video": video["path"], "frames": video["frames"], "device": args.device, "parts": parts,
         "output": str((args.models / "out.slp").resolve()), "launched": time.time(), "shrink": SHRINK if method.endswith("fast") else 1.0,
         "warm": str((args.models / "warm.mp4").resolve()), "animals": video["animals"],
+        "runtime": "onnx" if method.endswith("onnx") else "pytorch",
     }  # fmt: skip
     command = [sys.executable, str(Path(__file__).with_name("speed_case.py")), json.dumps(case)]
     for _ in range(3):  # DeepLabCut's two threads now and then lose frames, which ends the case
@@ -246,7 +260,7 @@ def main() -> None:
             for method, files in networks.items():
                 if video["name"].startswith("crowd") and method != "smp-small":
                     continue
-                run = measured(method, files, video, args, parts=method.startswith("smp"))
+                run = measured(method, files, video, args, parts=method.startswith("smp") and not method.endswith("onnx"))
                 runs.append({"method": method, "video": video["name"], "animals": video["animals"], "round": number, **run})
                 if not args.json:
                     print(f"round {number + 1}, {video['name']}, {method}: {run['frames_per_second']:.2f} frames/s", flush=True)

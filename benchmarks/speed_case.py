@@ -28,7 +28,7 @@ def ours(case: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], None], 
     from smp_plugin.predictor import Predictor
 
     checkpoint = load_model(Path(case["models"][0]))
-    checkpoint.config.predict.shrink = case.get("shrink", 1.0)
+    checkpoint.config.predict.shrink, checkpoint.config.predict.runtime = case.get("shrink", 1.0), case.get("runtime", "pytorch")
     predictor = Predictor(checkpoint, choose_device(case["device"])[0])
     source = VideoSource(paths=(Path(case["video"]),))
 
