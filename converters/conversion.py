@@ -32,12 +32,13 @@ _UNTRACKED = (
     "{untracked} animals have no track; {format} numbers them, in each frame anew, and its readers take the numbers for tracks "
     "(smp-predict --track follows animals)."
 )
+_HIDDEN = "{hidden} predicted animals have the track of a labelled one in the same frame, where {format} keeps the labelled one alone."
 _LOSSES = {
     SLEAP: [],
     PACKAGE: ["{only_predicted} frames have predictions only; their poses are in the package, but not their images."],
     ANALYSIS: [
         _UNTRACKED,
-        "{hidden} predicted animals have the track of a labelled one in the same frame, where {format} keeps the labelled one alone.",
+        _HIDDEN,
         _NO_NEGATIVE,
         _NO_EMPTY,
     ],
@@ -51,7 +52,9 @@ _LOSSES = {
     ],
     DLC_PREDICTIONS: [
         "{format} has a score (likelihood) for each keypoint, but none for a whole animal; these are left out.",
+        "{labelled} animals are a person's, which {format} cannot say; their keypoints get the likelihood 1.",
         _UNTRACKED,
+        _HIDDEN,
         _NO_EDGES,
         _NO_SYMMETRIES,
         _NO_NEGATIVE,
@@ -105,7 +108,7 @@ def _part(labels: Labels, kind: str, only: str | None, source: Path, target: Pat
     """What to write: labels, predictions, or None for both."""
     if only is not None and not _has(labels, only):
         raise FormatError(f"{source} holds no {only}; leave --only out.")
-    takes = {DLC: LABELS, PACKAGE: LABELS, DLC_PREDICTIONS: PREDICTIONS}.get(kind)
+    takes = {DLC: LABELS, PACKAGE: LABELS, DLC_PREDICTIONS: PREDICTIONS}.get(kind)  # at least these
     if takes is not None and (only not in (None, takes) or not _has(labels, takes)):
         other = PREDICTIONS if takes == LABELS else LABELS
         what = f"only {other}" if only is not None or _has(labels, other) else "no animals"
@@ -113,7 +116,7 @@ def _part(labels: Labels, kind: str, only: str | None, source: Path, target: Pat
         raise FormatError(f"{target} takes {takes}, but there are {what} in {source}{chosen}; .slp and .json files take both kinds.")
     if kind == COCO and only is None:
         return PREDICTIONS if _has(labels, PREDICTIONS) and not _has(labels, LABELS) else None
-    return takes if kind == DLC_PREDICTIONS else only
+    return only
 
 
 def _has(labels: Labels, part: str) -> bool:
@@ -162,6 +165,7 @@ class Contents:
     negative: int = 0
     empty: int = 0
     only_predicted: int = 0
+    labelled: int = 0
     hidden: int = 0
     untracked: int = 0
     most: int = 0  # animals in a frame
@@ -178,11 +182,11 @@ class Contents:
     def add(self, frame: LabeledFrame) -> None:
         """Count one more frame."""
         animals = [*frame.instances, *frame.predicted]
-        labelled = {animal.track for animal in frame.instances if animal.track is not None}
         self.negative += frame.negative
         self.empty += not (frame.negative or animals)
         self.only_predicted += bool(frame.predicted) and not _labelled(frame)
-        self.hidden += sum(animal.track in labelled for animal in frame.predicted)
+        self.labelled += len(frame.instances)
+        self.hidden += len(animals) - len(frame.shown)
         self.untracked += sum(animal.track is None for animal in animals)
         self.most = max(self.most, len(animals))
         self.tracks |= {animal.track for animal in animals if animal.track is not None}
@@ -195,6 +199,7 @@ def lost(contents: Contents, skeleton: Skeleton, kind: str, source: str, target:
         "negative": contents.negative,
         "empty": contents.empty,
         "only_predicted": contents.only_predicted,
+        "labelled": contents.labelled,
         "hidden": contents.hidden,
         "tracks": len(contents.tracks),
         "untracked": 0 if alone else contents.untracked,

@@ -75,7 +75,8 @@ def write_dlc_predictions(
             * any other name that ends in ``.h5`` or ``.csv``: this file alone.
         skeleton: what the instances' points are.
         videos: a file holds one; several need a folder.
-        frames: at most one for each frame of a video, in any order, read once. A person's animals get the likelihood 1.
+        frames: at most one for each frame of a video, in any order, read once. A person's animals get the likelihood 1, and hide
+            predicted ones of their tracks.
         provenance: JSON values that say where the predictions come from; kept inside ``.h5`` files where pandas does not look.
         inputs: further files that must not be overwritten; the videos never are.
         several: whether files are those of a project for several animals, with a level of columns more, and a name that such projects look
@@ -145,7 +146,7 @@ class _Found:
         return np.dtype([("frame", "i8"), ("animal", "i4"), ("values", "f8", (self.keypoints, 3))])
 
     def add(self, frame: LabeledFrame) -> None:
-        animals = [animal for animal in (*frame.instances, *frame.predicted) if animal.labelled.any()]
+        animals = [animal for animal in frame.shown if animal.labelled.any()]
         records = np.zeros(len(animals), self.record)
         for record, number, animal in zip(records, number_animals(animals, self.tracks), animals, strict=True):
             scores = animal.point_scores if isinstance(animal, PredictedInstance) else np.ones(len(animal.points))

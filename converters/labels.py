@@ -214,6 +214,12 @@ class LabeledFrame:
     predicted: list[PredictedInstance] = field(default_factory=list)
     negative: bool = False
 
+    @property
+    def shown(self) -> list[Instance]:
+        """A person's animals, then a model's that have none of their tracks: all that a format holds in which a track has one place."""
+        labelled = {animal.track for animal in self.instances} - {None}
+        return [*self.instances, *(animal for animal in self.predicted if animal.track not in labelled)]
+
 
 def check_frame(path: Path, frame: LabeledFrame, skeleton: Skeleton, videos: Sequence[VideoSource]) -> None:
     """FormatError where a frame is of none of the ``videos``, or an animal has other keypoints than the file ``path`` that it is for."""

@@ -143,9 +143,7 @@ class _Arrays:
     def _animals(self) -> Iterable[tuple[LabeledFrame, set[int], Instance]]:
         for frame in self._waiting:
             taken: set[int] = set()
-            people = {i.track for i in frame.instances if i.track is not None}
-            model = [i for i in frame.predicted if i.track is None or i.track not in people]
-            for instance in (*frame.instances, *sorted(model, key=lambda i: -np.nan_to_num(i.score))):
+            for instance in sorted(frame.shown, key=lambda i: -np.nan_to_num(i.score) if isinstance(i, PredictedInstance) else -np.inf):
                 if instance.labelled.any():
                     yield frame, taken, instance
 

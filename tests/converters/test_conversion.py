@@ -160,12 +160,33 @@ def test_an_analysis_file_holds_the_one_video_with_animals(tmp_path: Path, video
         convert(tmp_path / "in.slp", tmp_path / "other.analysis.h5")
 
 
-def test_a_labelled_animal_hides_a_predicted_one_of_its_track(tmp_path: Path, video_file: Path) -> None:
-    frame = LabeledFrame(0, 2, [Instance(SOME, "a")], [PredictedInstance(SOME + 1, "a"), PredictedInstance(HALF, "b")])
-    write_slp(tmp_path / "in.slp", SKELETON, [VideoSource((video_file,))], [frame], {})
-    (note,) = convert(tmp_path / "in.slp", tmp_path / "out.analysis.h5")
+@pytest.fixture
+def proofread(tmp_path: Path, video_file: Path) -> Path:
+    """A project in which a person has corrected one animal of frame 2, and added it to frame 5."""
+    frames = [
+        LabeledFrame(0, 2, [Instance(SOME, "a")], [PredictedInstance(SOME + 1, "a"), PredictedInstance(HALF, "b")]),
+        LabeledFrame(0, 5, [Instance(SOME, "a")]),
+    ]
+    write_slp(tmp_path / "in.slp", Skeleton(SKELETON.keypoints), [VideoSource((video_file,))], frames, {})
+    return tmp_path / "in.slp"
+
+
+@pytest.mark.parametrize("ending", ["h5", "csv"])
+def test_corrected_animals_are_among_deeplabcuts_predictions(tmp_path: Path, proofread: Path, ending: str) -> None:
+    notes = convert(proofread, tmp_path / f"out.{ending}")
+    assert sum("2 animals are a person's" in note or "1 predicted animals have the track" in note for note in notes) == 2
+    found = {f.index: f.predicted for f in read_project(tmp_path / f"out.{ending}").frames if f.predicted}
+    assert [(n, p.track, p.points[0].tolist()) for n in found for p in found[n]] == [
+        (2, "a", SOME[0].tolist()),
+        (2, "b", HALF[0].tolist()),
+        (5, "a", SOME[0].tolist()),
+    ]
+
+
+def test_a_labelled_animal_hides_a_predicted_one_of_its_track(tmp_path: Path, proofread: Path) -> None:
+    (note,) = convert(proofread, tmp_path / "out.analysis.h5")
     assert "1 predicted animals have the track of a labelled one" in note
-    (back,) = read_project(tmp_path / "out.analysis.h5").frames
+    back, _ = read_project(tmp_path / "out.analysis.h5").frames
     assert [i.track for i in back.instances] == ["a"] and [p.track for p in back.predicted] == ["b"]
 
 
