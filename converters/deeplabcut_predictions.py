@@ -245,7 +245,7 @@ def _files(
 
 def _described(video: VideoSource) -> dict[str, Any]:
     original = _described(video.original) if video.original is not None else None
-    return {"paths": [path.absolute().as_posix() for path in video.paths], "embedded": video.embedded, "original": original}
+    return {"paths": video.written, "embedded": video.embedded, "original": original}
 
 
 def _from_description(noted: dict[str, Any], finder: Finder) -> VideoSource:

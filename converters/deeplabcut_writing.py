@@ -175,9 +175,9 @@ def write_images(folder: Path, source: VideoSource, indices: Sequence[int]) -> t
 
 def _video_path(source: VideoSource, name: str, project: Path) -> str:
     """What the project calls the video. Its name must be its folder's, or DeepLabCut does not find the labels."""
-    file = (source.original or source).paths[0].absolute()
-    if (source.original or source).kind == "file" and file.stem == name:
-        return file.as_posix()
+    shown = source.original or source
+    if shown.kind == "file" and shown.paths[0].stem == name:
+        return shown.written[0]
     return (project / "videos" / f"{name}.mp4").as_posix()
 
 

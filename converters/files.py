@@ -42,8 +42,9 @@ class Finder:
         return next((found for candidate in self._candidates(written) if (found := self._existing(candidate))), None)
 
     def expected(self, written: str) -> Path:
-        """Where ``written`` should lie by the project's word, for files that are not found."""
-        return self._folder / written
+        """Where ``written`` should lie by the project's word, for files that are not found. A Windows path stays one, with slashes."""
+        path = Path(written.replace("\\", "/"))
+        return path if PureWindowsPath(str(path)).is_absolute() else self._folder / path
 
     def _candidates(self, written: str) -> Iterator[Path]:
         written = written.replace("\\", "/")

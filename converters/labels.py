@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
@@ -152,7 +152,8 @@ class VideoSource:
     A small picklable reference; ``converters.video.open_video`` opens it.
 
     Attributes:
-        paths: one video file, one ``.pkg.slp``, or the images of a sequence in frame order. Absolute.
+        paths: one video file, one ``.pkg.slp``, or the images of a sequence in frame order. Absolute, if only on the
+            computer that a project comes from.
         embedded: HDF5 group that holds the images inside ``paths[0]`` (a ``.pkg.slp``), else None.
         original: the video that the images were taken from, as the project names it; it may be absent. `in_original` says which frame of
             it an image is.
@@ -181,6 +182,11 @@ class VideoSource:
             return self.original, index
         digits = re.search(r"([0-9]+)$", self.paths[index].stem) if index < len(self.paths) else None
         return (self.original, int(digits[1])) if digits else (self, index)
+
+    @property
+    def written(self) -> list[str]:
+        """What files call the ``paths``: absolute, with slashes. A Windows path stays as it is where it means nothing."""
+        return [(path if PureWindowsPath(str(path)).is_absolute() else path.absolute()).as_posix() for path in self.paths]
 
     @property
     def name(self) -> str:

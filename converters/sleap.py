@@ -281,7 +281,7 @@ def _begin(path: Path, skeleton: Skeleton, videos: Sequence[VideoSource], proven
 
 def _write_video(sio: Any, source: VideoSource) -> Any:
     """The video with the metadata that sleap-io records for an open one; without its shape where it cannot be opened."""
-    names = [file.absolute().as_posix() for file in source.paths]
+    names = source.written
     meta: dict[str, Any] = {"filename": names[0]}
     try:
         with open_video(source) as video:

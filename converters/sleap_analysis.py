@@ -206,8 +206,8 @@ def _write_origin(file: Any, video: VideoSource, provenance: dict[str, Any]) -> 
     meta = {"dataset": f"{video.embedded}/video"} if video.kind == "embedded" else {}
     file.attrs["video_backend_metadata"] = json.dumps(meta)
     if video.kind == "images":
-        file.create_dataset("image_paths", data=np.char.encode(np.array([p.as_posix() for p in video.paths]), "utf-8"), compression="gzip")
-    file.create_dataset("video_path", data=video.paths[0].absolute().as_posix())
+        file.create_dataset("image_paths", data=np.char.encode(np.array(video.written), "utf-8"), compression="gzip")
+    file.create_dataset("video_path", data=video.written[0])
     file.create_dataset("video_ind", data=0)
     file.create_dataset("labels_path", data=str(provenance.get("source", "")))
     file.create_dataset("provenance", data=json.dumps(provenance))
