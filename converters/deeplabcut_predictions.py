@@ -256,7 +256,7 @@ def _from_description(noted: dict[str, Any], finder: Finder) -> VideoSource:
 # --- predictions of whole videos, read ---
 
 
-def read_dlc_predictions(path: Path) -> Labels:
+def read_dlc_predictions(path: Path, video_root: Path | None = None, predicted: bool = True, require_videos: bool = False) -> Labels:
     """Read predictions of DeepLabCut's, or of `write_dlc_predictions`; nothing in the files is executed.
 
     Likelihoods become point scores, and their mean over an animal's points its score. Individuals become tracks. Every row becomes a
@@ -264,9 +264,12 @@ def read_dlc_predictions(path: Path) -> Labels:
 
     Args:
         path: an ``.h5`` or ``.csv`` file of predictions, or of ``machinelabels``.
+        video_root: folder to look for the video in, or its images, if they are not found otherwise.
+        predicted: read the animals, too; without them the frames are empty.
+        require_videos: raise where the video or an image is not found; otherwise it keeps the path that it should have.
 
     Raises:
-        FormatError: no such file, or no table of DeepLabCut's.
+        FormatError: no such file, no table of DeepLabCut's, or a video that is not found.
     """
     path = Path(path).absolute()
     if not path.is_file():
@@ -284,10 +287,12 @@ def read_dlc_predictions(path: Path) -> Labels:
         skeleton = Skeleton(tuple(of_animals or unique))
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from error
-    video, numbers = _predicted_video(path, table, scorers[0], notes)
+    video, numbers = _predicted_video(path, table, scorers[0], video_root, notes)
+    if require_videos and (missing := [file for file in video.paths if not file.exists()]):
+        raise FormatError(f"{path} is of {missing[0]}, which is not found; give its folder with --video-root FOLDER.")
     corner = _corner(path, scorers[0], notes)
     frames = {number: LabeledFrame(0, number) for number in numbers}
-    for individual, values in table.animals(skeleton.keypoints).items():
+    for individual, values in table.animals(skeleton.keypoints).items() if predicted else ():
         values[..., :2] += corner
         for row in np.flatnonzero(np.isfinite(values[..., :2]).all(axis=2).any(axis=1)):
             animal = predicted_instance(values[row], individual)
@@ -296,15 +301,15 @@ def read_dlc_predictions(path: Path) -> Labels:
     return Labels(skeleton, [video], [frames[number] for number in sorted(frames)], path, notes)
 
 
-def _predicted_video(path: Path, table: Table, scorer: str, notes: list[str]) -> tuple[VideoSource, list[int]]:
+def _predicted_video(path: Path, table: Table, scorer: str, root: Path | None, notes: list[str]) -> tuple[VideoSource, list[int]]:
     """The video, and the frame number of each row."""
-    finder = Finder(path.parent)
+    finder = Finder(path.parent, root)
     names = [row for row in table.rows if isinstance(row, str)]
     if names and len(names) < len(table.rows):
         raise FormatError(f"{path}: some rows are numbers and some are images; predictions have one kind, so save the file again.")
     if names:
-        project = Finder(path.parent.parent.parent)
-        images = {name: finder.find(name.rpartition("/")[2]) or project.find(name) or path.parent / name for name in names}
+        beside, project = Finder(path.parent), Finder(path.parent.parent.parent, root)
+        images = {name: beside.find(name.rpartition("/")[2]) or project.find(name) or path.parent / name for name in names}
         ordered = sorted(set(images.values()), key=natural_order)
         places = {image: place for place, image in enumerate(ordered)}
         return VideoSource(tuple(ordered)), [places[images[name]] for name in names]
@@ -315,10 +320,11 @@ def _predicted_video(path: Path, table: Table, scorer: str, notes: list[str]) ->
         except (ValueError, KeyError, TypeError, AttributeError):
             notes.append(f"{path}: the note of the video in it is damaged; the video is looked for by name.")
     stem = path.stem.partition(scorer)[0].rstrip("_") or path.stem
-    same = sorted(file for file in path.parent.iterdir() if file.stem == stem and file.suffix.lower() in _VIDEO_SUFFIXES)
-    if not same:
-        notes.append(f"{path}: no video called {stem} lies beside it; put it there where the video itself is needed.")
-    return VideoSource((same[0] if same else path.parent / f"{stem}.mp4",)), numbers
+    for folder in [path.parent] if root is None else [path.parent, root.absolute()]:
+        if same := sorted(file for file in folder.iterdir() if file.stem == stem and file.suffix.lower() in _VIDEO_SUFFIXES):
+            return VideoSource((same[0],)), numbers
+    notes.append(f"{path}: no video called {stem} lies beside it; where the video itself is needed, put it there, or give --video-root.")
+    return VideoSource((path.parent / f"{stem}.mp4",)), numbers
 
 
 def _corner(path: Path, scorer: str, notes: list[str]) -> tuple[float, float]:

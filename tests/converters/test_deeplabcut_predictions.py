@@ -16,7 +16,17 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from converters import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, deeplabcut_predictions
+from converters import (
+    FormatError,
+    Instance,
+    LabeledFrame,
+    Labels,
+    PredictedInstance,
+    Skeleton,
+    VideoSource,
+    deeplabcut_predictions,
+    read_project,
+)
 from converters.deeplabcut import read_dlc, write_dlc
 from converters.deeplabcut_machinelabels import check_machinelabels, write_machinelabels
 from converters.deeplabcut_predictions import SCORER, read_dlc_predictions, write_dlc_predictions
@@ -219,6 +229,20 @@ def test_native_predictions(tmp_path: Path, video_file: Path, suffix: str) -> No
     first = labels.frames[0].predicted[1]
     assert first.points.tolist() == [[6, 7], [9, 10]] and first.score == 0.5 and first.point_scores.tolist() == [0.5, 0.5]
     assert len(labels.notes) == 1 and "corner exist once in a picture" in labels.notes[0]
+
+
+def test_options_of_reading(tmp_path: Path, video_file: Path) -> None:
+    (tmp_path / "media").mkdir()
+    native(tmp_path / "clipDLC_Net_el.csv")
+    write_dlc_predictions(tmp_path / "noted.h5", SKELETON, [VideoSource((tmp_path / "gone/clip.mp4",))], FRAMES, {})
+    for path in (tmp_path / "clipDLC_Net_el.csv", tmp_path / "noted.h5"):
+        with pytest.raises(FormatError, match=r"is of .*clip.mp4, which is not found; give its folder with --video-root"):
+            read_project(path, tmp_path / "media")
+        shutil.copy(video_file, tmp_path / "media" / "clip.mp4")
+        labels = read_project(path, tmp_path / "media", predicted=False)
+        assert labels.videos[0].paths == (tmp_path / "media" / "clip.mp4",)
+        assert labels.frames and not any(frame.predicted for frame in labels.frames)
+        (tmp_path / "media" / "clip.mp4").unlink()
 
 
 def test_a_cropped_analysis_counts_from_the_whole_frame(tmp_path: Path) -> None:
