@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from converters.deeplabcut_predictions import existing_companions
 from converters.labels import FormatError, LabeledFrame, Labels, Skeleton
 from converters.project import (
     ANALYSIS,
@@ -100,6 +101,9 @@ def convert(
     if kind in (DLC, PACKAGE) or (kind == COCO and part != PREDICTIONS):
         notes += write_project(target, labels, inputs)
         return notes + (lost(Contents.of(labels.frames), labels.skeleton, kind, source.name, target) if kind == PACKAGE else [])
+    if kind == DLC_PREDICTIONS and (beside := existing_companions(target, labels.videos[0])):
+        notes.append(f"{target}: what belongs beside it and is there already stays as it is: {', '.join(file.name for file in beside)}.")
+        inputs += beside
     write_predictions(target, labels.skeleton, labels.videos, labels.frames, {"source": str(source.absolute())}, inputs)
     return notes + lost(Contents.of(labels.frames), labels.skeleton, kind, source.name, target)
 

@@ -36,7 +36,7 @@ from converters.deeplabcut_tables import (
     write_h5,
 )
 from converters.deeplabcut_writing import video_names
-from converters.files import Finder, natural_order, refuse_overwriting, written_whole
+from converters.files import Finder, is_one_of, natural_order, refuse_overwriting, written_whole
 from converters.labels import FormatError, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, check_frame, files_of
 from converters.pickled import plain
 from converters.video import open_video, table_length
@@ -71,7 +71,8 @@ def write_dlc_predictions(
 
             * a folder (made where there is none): for each video ``VIDEO SCORER.h5`` with `SCORER`, ``_el`` before the suffix where there
               are several animals, and beside it the same as ``.csv`` and ``_meta.pickle``: what DeepLabCut finds by itself;
-            * a name that DeepLabCut would give (``clipDLC_MyNet_el.h5`` for ``clip.mp4``): the same three files, under this name;
+            * a name that DeepLabCut would give (``clipDLC_MyNet_el.h5`` for ``clip.mp4``): the same three files, under this name, but for
+              those beside it that are inputs;
             * any other name that ends in ``.h5`` or ``.csv``: this file alone.
         skeleton: what the instances' points are.
         videos: a file holds one; several need a folder.
@@ -93,9 +94,9 @@ def write_dlc_predictions(
     if not to_folder and len(videos) != 1:
         raise FormatError(f"{path} would hold {len(videos)} videos, but DeepLabCut keeps one in a file; name a folder to write.")
     names = video_names(videos)
-    protected = files_of(videos)
+    protected = [*files_of(videos), *inputs]
     if not to_folder:
-        refuse_overwriting(path, [*protected, *inputs])
+        refuse_overwriting(path, protected)
     with ExitStack() as stack:
         found = [_Found(file, len(skeleton)) for file in _scratch(path, to_folder, len(videos), stack)]
         count = _collect(path, skeleton, videos, frames, found)
@@ -103,15 +104,15 @@ def write_dlc_predictions(
             any(each.tracks for each in found) if several is None else several
         )
         for video, name, each in zip(videos, names, found, strict=True):
-            stem, scorer = (f"{name}{SCORER}{'_el' if several else ''}", SCORER) if to_folder else _own_name(path, name)
-            multi = several or bool(_TRACKER.search(stem))
+            file = path / f"{name}{SCORER}{'_el' if several else ''}.h5" if to_folder else path
+            scorer, multi = _scorer(file, name) or SCORER, several or bool(_TRACKER.search(file.stem))
             columns = columns_of(scorer, each.individuals() if multi else None, skeleton.keypoints, _COORDS)
             size = each.measure(path, video)
-            meta = _meta(scorer, size, each, skeleton, multi)
-            companion = f"{name}{scorer}_meta.pickle" if to_folder or stem.startswith(f"{name}{scorer}") else None
             kept = {"provenance": json.dumps(provenance), "video": json.dumps(_described(video))}
-            for file, write in _files(path / f"{stem}.h5" if to_folder else path, columns, each, meta, kept, companion):
-                write(stack.enter_context(written_whole(file, [*protected, *inputs])))
+            write = _writers(columns, each, _meta(scorer, size, each, skeleton, multi), kept)
+            for one in (file, *_companions(file, name)):
+                if to_folder or not is_one_of(one, protected):
+                    write[one.suffix.lower()](stack.enter_context(written_whole(one, protected)))
     return count
 
 
@@ -200,11 +201,29 @@ def _collect(path: Path, skeleton: Skeleton, videos: Sequence[VideoSource], fram
     return count
 
 
-def _own_name(path: Path, video: str) -> tuple[str, str]:
-    """The stem of a file that the user has named, and the scorer that it says if it is named as DeepLabCut does."""
+def existing_companions(path: Path, video: VideoSource) -> list[Path]:
+    """What is there already of the files that `write_dlc_predictions` writes beside the file ``path``.
+
+    Raises:
+        FormatError: they say that the video was cropped, so that positions in ``path`` would be taken to count from there.
+    """
+    (name,) = video_names([video])
+    there = [file for file in _companions(path, name) if file.exists()]
+    if there and _corner(path, _scorer(path, name) or SCORER, []) != (0, 0):
+        raise FormatError(f"{path} would count from the whole frame, and {there[-1]} says from a crop; give the output another name.")
+    return there
+
+
+def _companions(path: Path, video: str) -> list[Path]:
+    """What DeepLabCut expects beside a file that is named as it names them."""
+    scorer, other = _scorer(path, video), ".h5" if path.suffix.lower() == ".csv" else ".csv"
+    return [path.with_suffix(other), path.with_name(f"{video}{scorer}_meta.pickle")] if scorer is not None else []
+
+
+def _scorer(path: Path, video: str) -> str | None:
+    """The scorer in the name of a file that is named as DeepLabCut does."""
     rest = _TRACKER.sub("", path.stem).removeprefix(video)
-    follows = path.stem.startswith(video) and rest.startswith(("DLC", "DeepCut"))
-    return path.stem, rest if follows else SCORER
+    return rest if path.stem.startswith(video) and rest.startswith(("DLC", "DeepCut")) else None
 
 
 def _meta(scorer: str, size: tuple[int, int, float], found: _Found, skeleton: Skeleton, multi: bool) -> dict[str, Any]:
@@ -223,10 +242,8 @@ def _meta(scorer: str, size: tuple[int, int, float], found: _Found, skeleton: Sk
     }
 
 
-def _files(
-    target: Path, columns: list[Column], found: _Found, meta: dict[str, Any], kept: dict[str, str], companion: str | None
-) -> list[tuple[Path, Callable[[Path], None]]]:
-    """What is written for a video, and how: the file that is asked for, and where ``companion`` is given all that DeepLabCut expects."""
+def _writers(columns: list[Column], found: _Found, meta: dict[str, Any], kept: dict[str, str]) -> dict[str, Callable[[Path], None]]:
+    """How a video's files are written, by their suffixes."""
     rows = range(found.n_frames)
 
     def h5(file: Path) -> None:
@@ -238,9 +255,7 @@ def _files(
     def described(file: Path) -> None:
         file.write_bytes(pickle.dumps({"data": meta}))
 
-    if companion is None:
-        return [(target, csv if target.suffix.lower() == ".csv" else h5)]
-    return [(target.with_suffix(".h5"), h5), (target.with_suffix(".csv"), csv), (target.with_name(companion), described)]
+    return {".h5": h5, ".csv": csv, ".pickle": described}
 
 
 def _described(video: VideoSource) -> dict[str, Any]:

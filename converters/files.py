@@ -120,8 +120,13 @@ def remove_leftovers(path: Path) -> None:
 
 def refuse_overwriting(path: Path, inputs: Iterable[Path]) -> None:
     """FormatError if ``path`` is one of ``inputs``, by whatever name."""
-    if any(_same_file(path, other) for other in inputs):
+    if is_one_of(path, inputs):
         raise FormatError(f"{path} is one of the inputs and would be overwritten; give the output another name.")
+
+
+def is_one_of(path: Path, others: Iterable[Path]) -> bool:
+    """Whether ``path`` is one of ``others``, by whatever name."""
+    return any(_same_file(path, other) for other in others)
 
 
 def refuse_links(files: Iterable[Path]) -> None:

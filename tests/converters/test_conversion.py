@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -181,6 +182,23 @@ def test_corrected_animals_are_among_deeplabcuts_predictions(tmp_path: Path, pro
         (2, "b", HALF[0].tolist()),
         (5, "a", SOME[0].tolist()),
     ]
+
+
+def test_what_belongs_beside_deeplabcuts_predictions_is_not_replaced(tmp_path: Path, proofread: Path) -> None:
+    convert(proofread, tmp_path / "clipDLC_net.csv", only="predictions")  # and all three files
+    names = [f"clipDLC_net{ending}" for ending in (".h5", ".csv", "_meta.pickle")]
+    first, table, meta = (tmp_path / name for name in names)
+    first.unlink()
+    before = [table.read_bytes(), meta.read_bytes()]
+    notes = convert(table, first)
+    assert any("stays as it is: clipDLC_net.csv, clipDLC_net_meta.pickle" in note for note in notes)
+    assert [table.read_bytes(), meta.read_bytes()] == before
+    assert [[len(f.predicted) for f in read_project(path, require_videos=False).frames] for path in (first, table)] == [
+        [0, 0, 2] + [0] * 37
+    ] * 2
+    meta.write_bytes(pickle.dumps({"data": {"cropping": True, "cropping_parameters": [5, 60, 0, 40]}}))
+    with pytest.raises(FormatError, match="clipDLC_net_meta.pickle says from a crop; give the output another name"):
+        convert(table, first)
 
 
 def test_a_labelled_animal_hides_a_predicted_one_of_its_track(tmp_path: Path, proofread: Path) -> None:

@@ -94,6 +94,14 @@ def test_file_names(tmp_path: Path, video_file: Path, name: str, scorer: str, fi
             assert pd.read_hdf(tmp_path / file).columns[0][0] == scorer
 
 
+def test_predicted_again_all_files_are_new_but_inputs(tmp_path: Path, video_file: Path) -> None:
+    path = tmp_path / "clipDLC_Net.h5"
+    for frame, inputs in ((1, []), (2, []), (3, [path.with_suffix(".csv")])):
+        write_dlc_predictions(path, SKELETON, [VideoSource((video_file,))], [LabeledFrame(0, frame, predicted=[animal()])], {}, inputs)
+    seen = [[f.index for f in read_dlc_predictions(path.with_suffix(suffix)).frames if f.predicted] for suffix in (".h5", ".csv")]
+    assert seen == [[3], [2]]
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_nothing_found_is_written_too(tmp_path: Path, video_file: Path, several: bool) -> None:
     path = tmp_path / f"clipDLC_x{'_el' if several else ''}.h5"
