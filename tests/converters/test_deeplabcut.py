@@ -455,13 +455,13 @@ def test_write_a_project_from_a_video(tmp_path: Path, video_file: Path, number_o
     assert config["video_sets"] == {str(video_file): {"crop": "0, 64, 0, 48"}} and config["project_path"] == str(folder)
     assert config["individuals"] == ["old", "animal1", "animal2"] and config["bodyparts"] == "MULTI!"
     stored: Any = pd.read_hdf(folder / "labeled-data" / "clip" / "CollectedData_Ada.h5")
-    assert list(stored.index) == [("labeled-data", "clip", f"img{n:04d}.png") for n in (4, 7, 30)]
+    assert list(stored.index) == [("labeled-data", "clip", f"img{n:02d}.png") for n in (4, 7, 30)]
     assert list(stored.columns.names) == ["scorer", "individuals", "bodyparts", "coords"]
     assert stored[("Ada", "old", "nose", "x")].fillna(-1).tolist() == [-1, -1, 7]
     text = pd.read_csv(folder / "labeled-data" / "clip" / "CollectedData_Ada.csv", header=[0, 1, 2, 3], index_col=[0, 1, 2])
     assert np.array_equal(text.to_numpy(), stored.to_numpy(), equal_nan=True) and list(text.columns) == list(stored.columns)
     for number in (4, 7, 30):
-        assert number_of(np.array(Image.open(folder / "labeled-data" / "clip" / f"img{number:04d}.png"))) == number
+        assert number_of(np.array(Image.open(folder / "labeled-data" / "clip" / f"img{number:02d}.png"))) == number
     again = read_dlc(folder / "config.yaml")
     assert again.videos[0].original == VideoSource((video_file,))
     assert [(f.index, len(f.instances)) for f in again.frames] == [(0, 2), (1, 0), (2, 2)]
@@ -490,7 +490,10 @@ def test_write_videos_of_one_name_and_without_labels(tmp_path: Path, video_file:
     (tmp_path / "c" / "clip.mp4").rename(tmp_path / "c" / "free.mp4")
     frames = [LabeledFrame(video, 5 + video, [Instance(SOME[0] + video)]) for video in (0, 1)]
     notes = write_dlc(tmp_path / "out", Labels(SKELETON, videos, frames))
-    assert len(notes) == 1 and "gone.png has no labels" in notes[0]
+    renamed = (
+        f"{videos[1].name} is called clip_2 here, for another one has its name; put it, or a link to it, at {tmp_path}/out/videos/clip_2"
+    )
+    assert len(notes) == 2 and renamed in notes[0] and "gone.png has no labels" in notes[1]
     labels = read_dlc(tmp_path / "out" / "config.yaml")
     gone = VideoSource((tmp_path / "out" / "videos" / "clip_2.mp4",))
     assert [(v.kind, v.original) for v in labels.videos] == [("images", videos[0]), ("images", gone), ("file", None)]

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from converters import (
     FormatError,
@@ -356,10 +357,10 @@ def test_machinelabels(project: Path, video_file: Path) -> None:
     assert len(notes) == 1 and "is for 2 animals; 1 predicted ones are left out" in notes[0]
     folder = project.parent / "labeled-data" / "clip"
     table: Any = pd.read_hdf(folder / "machinelabels-iter0.h5")
-    assert list(table.index) == [("labeled-data", "clip", f"img{n:04d}.png") for n in (8, 20)]
-    row = table.loc[("labeled-data", "clip", "img0020.png")][SCORER]
+    assert list(table.index) == [("labeled-data", "clip", f"img{n:02d}.png") for n in (8, 20)]
+    row = table.loc[("labeled-data", "clip", "img20.png")][SCORER]
     assert row["b"]["nose"].tolist() == [3.5, 4, 0.25] and row["a"]["nose"].tolist() == [4.5, 5, 0.75]
-    assert all((folder / f"img{n:04d}.png").is_file() for n in (3, 8, 20)) and (folder / "machinelabels.csv").is_file()
+    assert all((folder / f"img{n:02d}.png").is_file() for n in (3, 8, 20)) and (folder / "machinelabels.csv").is_file()
     labels = read_dlc(project)
     assert [(len(f.instances), len(f.predicted)) for f in labels.frames] == [(2, 0), (0, 1), (0, 2)]
     with pytest.raises(FormatError, match="machinelabels-iter0.h5 exists already"):
@@ -369,6 +370,20 @@ def test_machinelabels(project: Path, video_file: Path) -> None:
     labels.frames[0].predicted.append(animal())
     assert write_machinelabels(project, SKELETON, labels.videos, labels.frames[:1]) == []
     assert len(list(folder.glob("*.png"))) == 3, "images of the project stay where they are"
+
+
+def test_images_that_are_there_are_taken(project: Path, video_file: Path) -> None:
+    folder = project.parent / "labeled-data" / "clip"
+    (folder / "img03.png").rename(folder / "img0008.png")
+    videos, frames = [VideoSource((video_file,))], [LabeledFrame(0, n, predicted=[animal()]) for n in (8, 20)]
+    assert write_machinelabels(project, SKELETON, videos, frames) == []
+    table: Any = pd.read_hdf(folder / "machinelabels-iter0.h5")
+    assert [row[2] for row in table.index] == sorted(file.name for file in folder.glob("*.png")) == ["img0008.png", "img20.png"]
+    (folder / "machinelabels-iter0.h5").unlink()
+    with Image.open(folder / "img20.png") as image:
+        image.crop((5, 5, 50, 40)).save(folder / "img20.png")
+    with pytest.raises(FormatError, match="img20.png is not as large as the frames of .*clip.mp4"):
+        write_machinelabels(project, SKELETON, videos, frames)
 
 
 def test_machinelabels_that_cannot_be_written_are_known_before(project: Path, video_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
