@@ -91,6 +91,9 @@ def convert(
     kind = format_of(target)
     if len({(path / "config.yaml" if path.is_dir() else path).resolve() for path in (source, target)}) == 1:
         raise FormatError(f"{target} is the input and would be overwritten; give the output another name.")
+    for_coco = {"--images": images, "--category": category, "--annotations": annotations}
+    if given := [option for option, value in for_coco.items() if value is not None and format_of(source) != COCO]:
+        raise FormatError(f"{source} is no COCO file, and {given[0]} is for these; leave it out.")
     labels = read_project(source, video_root, require_videos=False, images=images, category=category, annotations=annotations)
     notes = [*labels.notes, *_missing(labels)]
     part = _part(labels, kind, only, source, target)

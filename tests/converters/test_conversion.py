@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -221,6 +222,13 @@ def test_results_need_their_labels(tmp_path: Path, project: Callable[..., Path])
     np.testing.assert_array_equal(frame.predicted[0].points, SOME)
 
 
+@pytest.mark.parametrize("option", ["images", "category", "annotations"])
+def test_options_for_coco_are_for_nothing_else(tmp_path: Path, project: Callable[..., Path], option: str) -> None:
+    value: Any = "mouse" if option == "category" else tmp_path
+    with pytest.raises(FormatError, match=f"in.slp is no COCO file, and --{option} is for these; leave it out"):
+        convert(project(), tmp_path / "out.slp", **{option: value})
+
+
 def test_pictures_travel(tmp_path: Path, video_file: Path, number_of: Callable[[np.ndarray], int]) -> None:
     """Video to package to COCO and back: each labelled frame still shows its number."""
     frames = [LabeledFrame(0, index, [Instance(SOME + index)]) for index in (3, 20)]
@@ -339,7 +347,6 @@ def test_round_trips(first: str, second: str, made: tuple[Skeleton, int, list[La
 
 
 def test_deeplabcut_projects(tmp_path: Path, project: Callable[..., Path], video_file: Path) -> None:
-    pytest.importorskip("converters.deeplabcut")
     source = project("predictions", "negative", "empty", "tracks")
     convert(source, tmp_path / "nest")
     convert(tmp_path / "nest", tmp_path / "back.slp")
@@ -359,7 +366,6 @@ def test_deeplabcut_projects(tmp_path: Path, project: Callable[..., Path], video
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_deeplabcut_predictions(ending: str, made: tuple[Skeleton, int, list[LabeledFrame]]) -> None:
     """To DeepLabCut's predictions and back: points, likelihoods and tracks are the same, to the thousandth that text may keep."""
-    pytest.importorskip("converters.deeplabcut_predictions")
     skeleton, _, frames = made
     skeleton = Skeleton(tuple(f"keypoint {number}" for number in range(len(skeleton))), skeleton.edges)
     kept = [LabeledFrame(0, f.index, [], [p for p in f.predicted if p.track is not None]) for f in frames if f.video == 0]
