@@ -82,7 +82,7 @@ def convert(
         video_root, images, category, annotations: as in `read_project`. Videos are needed only where their images are written.
 
     Returns:
-        What was repaired on reading, what could not be found, and what ``target`` cannot hold, a sentence each.
+        What was repaired or left out on reading, what could not be found, and what ``target`` cannot hold, a sentence each.
 
     Raises:
         FormatError: as the reader and the writer, ``target`` is ``source``, or there is nothing that ``target`` can hold.
@@ -95,8 +95,9 @@ def convert(
     if given := [option for option, value in for_coco.items() if value is not None and format_of(source) != COCO]:
         raise FormatError(f"{source} is no COCO file, and {given[0]} is for these; leave it out.")
     labels = read_project(source, video_root, require_videos=False, images=images, category=category, annotations=annotations)
-    notes = [*labels.notes, *_missing(labels)]
     part = _part(labels, kind, only, source, target)
+    again = {format_of(source), kind} in ({SLEAP, PACKAGE}, {kind}) and not (kind == COCO and part == PREDICTIONS)
+    notes = [*labels.notes, *(labels.left_behind if again else []), *_missing(labels)]
     labels = _kept(labels, part)
     if kind in (ANALYSIS, DLC_PREDICTIONS):
         labels = _one_video(labels, target)

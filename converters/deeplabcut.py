@@ -72,7 +72,8 @@ def read_dlc(config: Path, video_root: Path | None = None, predicted: bool = Tru
             frames += _frames(len(videos) - 1, images, skeleton, table, guesses, folder, notes)
     done = {video.original for video in videos}
     videos += [source for path in named.values() if path.exists() and (source := VideoSource((path,))) not in done]
-    return Labels(skeleton, videos, frames, config, notes, one_animal=not is_multi_animal(settings))
+    left_behind = [f"{config}: training sets, models and settings other than keypoints, skeleton and videos are left out."]
+    return Labels(skeleton, videos, frames, config, notes, left_behind, one_animal=not is_multi_animal(settings))
 
 
 def read_config(config: Path) -> dict[str, Any]:

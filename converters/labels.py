@@ -242,6 +242,7 @@ class Labels:
     """A project: one skeleton, videos, and frames.
 
     ``path`` is the file it was read from, for messages; ``notes`` what its reader repaired or left out, a sentence each, for the user.
+    ``left_behind`` is what matters only to those who write the same format again: what that file lacks or has anew, a sentence each.
     ``one_animal``: the project says that there is one in a picture; others may have one, too.
     """
 
@@ -250,6 +251,7 @@ class Labels:
     frames: list[LabeledFrame] = field(default_factory=list)
     path: Path | None = None
     notes: list[str] = field(default_factory=list)
+    left_behind: list[str] = field(default_factory=list)
     one_animal: bool = False
 
     def __post_init__(self) -> None:

@@ -59,7 +59,7 @@ def read_slp(path: Path, video_root: Path | None = None, predicted: bool = True,
             raise FormatError(f"{path} names the video {missing[0]}{others}, which is not found; give its folder with --video-root FOLDER.")
         videos.append(source)
     _check_distinct(path, project, videos, finder)
-    return Labels(skeleton, videos, _read_frames(project, orders, predicted), path)
+    return Labels(skeleton, videos, _read_frames(project, orders, predicted), path, _notes(path, project), _left_behind(path, project))
 
 
 def _load(path: Path) -> Any:
@@ -158,6 +158,21 @@ def _check_distinct(path: Path, project: Any, videos: list[VideoSource], finder:
                 f"{path} names two different videos for which only one file is found, {source.name}; move each into a folder named as in "
                 "the project, and give the folder above these with --video-root FOLDER."
             )
+
+
+def _notes(path: Path, project: Any) -> list[str]:
+    tracks = {id(i.track): i.track.name for frame in project.labeled_frames for i in frame.instances if i.track is not None}
+    twice = len(tracks) - len(set(tracks.values()))
+    return [f"{path}: {twice} tracks have the name of another one and are read as that one; give each its own in SLEAP."] if twice else []
+
+
+def _left_behind(path: Path, project: Any) -> list[str]:
+    corrections = sum(i.from_predicted is not None for frame in project.labeled_frames for i in frame.instances)
+    counts = {
+        "suggested frames are left out": len(project.suggestions),
+        "labels are corrected predictions; these predictions are left out, and the links to them": corrections,
+    }
+    return [f"{path}: {count} {what}." for what, count in counts.items() if count]
 
 
 def _read_frames(project: Any, orders: dict[int, list[int]], predicted: bool) -> list[LabeledFrame]:

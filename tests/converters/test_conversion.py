@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sleap_io as sio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -220,6 +221,33 @@ def test_results_need_their_labels(tmp_path: Path, project: Callable[..., Path])
     (frame,) = back.frames
     assert back.skeleton == SKELETON and (frame.index, [p.track for p in frame.predicted]) == (3, ["ann", None])
     np.testing.assert_array_equal(frame.predicted[0].points, SOME)
+
+
+def test_the_same_format_again_says_what_is_left_behind(tmp_path: Path, make_project: Callable[..., Path]) -> None:
+    def edit(labels: sio.Labels, skeleton: sio.Skeleton) -> None:
+        frame, labels.tracks = labels.labeled_frames[0], [sio.Track("ann") for _ in range(3)]
+        guess = sio.PredictedInstance.from_numpy(SOME, skeleton=skeleton, score=0.5)
+        frame.instances = [*frame.instances, guess, sio.Instance.from_numpy(SOME + 3, skeleton=skeleton)]
+        frame.instances[0].from_predicted = guess
+        for animal, track in zip(frame.instances[1:], labels.tracks, strict=True):
+            animal.track = track
+        labels.suggestions = [sio.SuggestionFrame(video=labels.videos[0], frame_idx=9)]
+
+    source = make_project("p.slp", edit=edit)
+    tracks, *rest = convert(source, tmp_path / "q.slp")
+    assert "2 tracks have the name of another one" in tracks
+    assert [note.partition(": ")[2][:10] for note in rest] == ["1 suggeste", "1 labels a"]
+    assert len(convert(source, tmp_path / "labels.json")) == 4, "suggestions and links are SLEAP's own"
+
+
+def test_coco_again_says_what_is_new(tmp_path: Path, project: Callable[..., Path]) -> None:
+    convert(project("tracks", "negative", "predictions", skeleton=PLAIN), tmp_path / "a.json")
+    content = json.loads((tmp_path / "a.json").read_text())
+    content["images"][1]["id"] = content["annotations"][0]["image_id"] = content["annotations"][1]["image_id"] = 40
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    ids, boxes = convert(tmp_path / "a.json", tmp_path / "b.json")
+    assert "1 images get other ids" in ids and "2 animals get the box of their keypoints" in boxes
+    assert convert(tmp_path / "a.json", tmp_path / "c.slp") == []
 
 
 @pytest.mark.parametrize("option", ["images", "category", "annotations"])
