@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from converters.deeplabcut_predictions import existing_companions
+from converters.deeplabcut_writing import video_names
 from converters.labels import FormatError, LabeledFrame, Labels, Skeleton
 from converters.project import (
     ANALYSIS,
@@ -68,6 +69,7 @@ def convert(
     target: Path,
     *,
     only: str | None = None,
+    suffix: str | None = None,
     video_root: Path | None = None,
     images: Path | None = None,
     category: str | None = None,
@@ -79,6 +81,7 @@ def convert(
         source: any path that `read_project` reads.
         target: any path that `write_project` or `write_predictions` writes; an existing file is replaced.
         only: "labels" or "predictions": leave the others out.
+        suffix: "h5" or "csv": ``target`` is a folder for DeepLabCut's predictions of each video, and not for a project.
         video_root, images, category, annotations: as in `read_project`. Videos are needed only where their images are written.
 
     Returns:
@@ -89,6 +92,10 @@ def convert(
     """
     source, target = Path(source), Path(target)
     kind = format_of(target)
+    if suffix is not None:
+        if kind != DLC or (target / "config.yaml").is_file():
+            raise FormatError(f"{target}: --format {suffix} is for a folder that is no DeepLabCut project; leave it out, or name one.")
+        kind = DLC_PREDICTIONS
     if len({(path / "config.yaml" if path.is_dir() else path).resolve() for path in (source, target)}) == 1:
         raise FormatError(f"{target} is the input and would be overwritten; give the output another name.")
     for_coco = {"--images": images, "--category": category, "--annotations": annotations}
@@ -100,12 +107,14 @@ def convert(
     notes = [*labels.notes, *(labels.left_behind if again else []), *_missing(labels)]
     labels = _kept(labels, part)
     if kind in (ANALYSIS, DLC_PREDICTIONS):
-        labels = _one_video(labels, target)
+        labels = _used_videos(labels, target, several=suffix is not None)
     inputs = [source, *([annotations] if annotations is not None else [])]
     if kind in (DLC, PACKAGE) or (kind == COCO and part != PREDICTIONS):
         notes += write_project(target, labels, inputs)
         return notes + (lost(Contents.of(labels.frames), labels.skeleton, kind, source.name, target) if kind == PACKAGE else [])
-    if kind == DLC_PREDICTIONS and (beside := existing_companions(target, labels.videos[0])):
+    if suffix is not None:
+        notes += _renamed(labels, target)
+    elif kind == DLC_PREDICTIONS and (beside := existing_companions(target, labels.videos[0])):
         notes.append(f"{target}: what belongs beside it and is there already stays as it is: {', '.join(file.name for file in beside)}.")
         inputs += beside
     write_predictions(target, labels.skeleton, labels.videos, labels.frames, {"source": str(source.absolute())}, inputs)
@@ -121,7 +130,10 @@ def _part(labels: Labels, kind: str, only: str | None, source: Path, target: Pat
         other = PREDICTIONS if takes == LABELS else LABELS
         what = f"only {other}" if only is not None or _has(labels, other) else "no animals"
         chosen = "" if only is None else f" with --only {only}"
-        raise FormatError(f"{target} takes {takes}, but there are {what} in {source}{chosen}; .slp and .json files take both kinds.")
+        raise FormatError(
+            f"{target} takes {takes}, but there are {what} in {source}{chosen}; .slp and .json files take both kinds, and "
+            "--format h5 lets a folder take DeepLabCut predictions."
+        )
     if kind == COCO and only is None:
         return PREDICTIONS if _has(labels, PREDICTIONS) and not _has(labels, LABELS) else None
     return only
@@ -153,17 +165,24 @@ def _missing(labels: Labels) -> list[str]:
     return [f"{labels.path} names {missing[0]}{more}, not found; the output names the same. --video-root FOLDER says where else to look."]
 
 
-def _one_video(labels: Labels, target: Path) -> Labels:
-    """The same with nothing but the one video that has frames."""
-    used = sorted({frame.video for frame in labels.frames if frame.instances or frame.predicted})
-    if len(used) > 1:
+def _used_videos(labels: Labels, target: Path, several: bool) -> Labels:
+    """The same with nothing but the videos that have animals, else the first. FormatError where ``target`` cannot hold ``several``."""
+    used = sorted({frame.video for frame in labels.frames if frame.instances or frame.predicted}) or [0]
+    if len(used) > 1 and not several:
         names = ", ".join(labels.videos[number].paths[0].name for number in used[:3])
         raise FormatError(
-            f"{target} can hold one video, and {len(used)} have animals ({names}...); write a .slp, or split the project first."
+            f"{target} can hold one video, and {len(used)} have animals ({names}...); write a .slp, or name a folder and --format h5 for "
+            "DeepLabCut predictions of each."
         )
-    number = used[0] if used else 0
-    frames = [replace(frame, video=0) for frame in labels.frames if frame.video == number]
-    return replace(labels, videos=labels.videos[number : number + 1], frames=frames)
+    places = {number: place for place, number in enumerate(used)}
+    frames = [replace(frame, video=places[frame.video]) for frame in labels.frames if frame.video in places]
+    return replace(labels, videos=[video for number, video in enumerate(labels.videos) if number in places], frames=frames)
+
+
+def _renamed(labels: Labels, target: Path) -> list[str]:
+    called = zip(labels.videos, video_names(labels.videos), strict=True)
+    renamed = [(video.name, name) for video, name in called if [name] != video_names([video])]
+    return [f"{target}: {video} is called {name} there, for another one has its name." for video, name in renamed]
 
 
 @dataclass

@@ -178,7 +178,7 @@ def proofread(tmp_path: Path, video_file: Path) -> Path:
 def test_corrected_animals_are_among_deeplabcuts_predictions(tmp_path: Path, proofread: Path, ending: str) -> None:
     notes = convert(proofread, tmp_path / f"out.{ending}")
     assert sum("2 animals are a person's" in note or "1 predicted animals have the track" in note for note in notes) == 2
-    found = {f.index: f.predicted for f in read_project(tmp_path / f"out.{ending}").frames if f.predicted}
+    found = {f.index: f.predicted for f in read_project(tmp_path / f"out.{ending}", require_videos=False).frames if f.predicted}
     assert [(n, p.track, p.points[0].tolist()) for n in found for p in found[n]] == [
         (2, "a", SOME[0].tolist()),
         (2, "b", HALF[0].tolist()),
@@ -201,6 +201,23 @@ def test_what_belongs_beside_deeplabcuts_predictions_is_not_replaced(tmp_path: P
     meta.write_bytes(pickle.dumps({"data": {"cropping": True, "cropping_parameters": [5, 60, 0, 40]}}))
     with pytest.raises(FormatError, match="clipDLC_net_meta.pickle says from a crop; give the output another name"):
         convert(table, first)
+
+
+def test_a_folder_for_deeplabcuts_predictions_of_several_videos(tmp_path: Path, video_file: Path) -> None:
+    (tmp_path / "other").mkdir()
+    videos = [VideoSource((video_file,)), VideoSource((tmp_path / "unused.mp4",)), VideoSource((tmp_path / "other" / "clip.mp4",))]
+    shutil.copy(video_file, videos[2].paths[0])
+    frames = [LabeledFrame(0, 2, [], [PredictedInstance(SOME)]), LabeledFrame(2, 3, [Instance(SOME + 1)])]
+    write_slp(tmp_path / "in.slp", PLAIN, videos, frames, {})
+    with pytest.raises(FormatError, match="2 have animals .* name a folder and --format h5"):
+        convert(tmp_path / "in.slp", tmp_path / "out.h5")
+    with pytest.raises(FormatError, match="--format h5 is for a folder"):
+        convert(tmp_path / "in.slp", tmp_path / "out.h5", suffix="h5")
+    notes = convert(tmp_path / "in.slp", tmp_path / "out", suffix="h5")
+    assert any("other/clip.mp4 is called clip_2 there" in note for note in notes)
+    tables = [read_project(file) for file in sorted((tmp_path / "out").glob("*.h5"))]
+    assert [table.videos for table in tables] == [[videos[0]], [videos[2]]]
+    assert [[f.index for f in table.frames if f.predicted] for table in tables] == [[2], [3]]
 
 
 def test_a_labelled_animal_hides_a_predicted_one_of_its_track(tmp_path: Path, proofread: Path) -> None:
