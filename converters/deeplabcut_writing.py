@@ -75,7 +75,7 @@ def write_dlc(folder: Path, labels: Labels, inputs: Sequence[Path] = ()) -> list
                 if size is None:
                     notes.append(f"{source.name} has no labels and cannot be opened; it is left out.")
                     continue
-                sets[path := _video_path(source, name, folder)] = {"crop": f"0, {size[0]}, 0, {size[1]}"}
+                sets[path := _video_path(source, name, folder)] = {"crop": "{0}, {2}, {1}, {3}".format(*(source.cut or (0, 0, *size)))}
                 if (shown := source.original or source).kind == "file" and path not in shown.written:
                     notes.append(f"{shown.name} is called {name} here, for another one has its name; put it, or a link to it, at {path}.")
                 values = np.full((len(mine), len(individuals or [0]), len(labels.skeleton), 2), np.nan)

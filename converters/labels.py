@@ -157,12 +157,14 @@ class VideoSource:
         embedded: HDF5 group that holds the images inside ``paths[0]`` (a ``.pkg.slp``), else None.
         original: the video that the images were taken from, as the project names it; it may be absent. `in_original` says which frame of
             it an image is.
+        cut: (left, top, right, bottom) of the part of the original's frames that the images show, pixels; None: all of them.
         kind: "file", "images" or "embedded".
     """
 
     paths: tuple[Path, ...]
     embedded: str | None = None
     original: VideoSource | None = None
+    cut: tuple[int, int, int, int] | None = None
 
     @property
     def kind(self) -> str:

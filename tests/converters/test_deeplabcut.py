@@ -198,10 +198,19 @@ def test_videos_under_video_root(make_dlc: Callable[..., Path], video_file: Path
     assert video.original == VideoSource((tmp_path / "media" / "clip.mp4",))
 
 
-def test_crop_is_noted(make_dlc: Callable[..., Path]) -> None:
-    labels = read_dlc(make_dlc(video_sets={"/x/clip.mp4": {"crop": "10, 74, 5, 53"}}))
+def test_images_as_large_as_the_crop_are_cut_out(make_dlc: Callable[..., Path], tmp_path: Path) -> None:
+    config = make_dlc(video_sets={"/x/clip.mp4": {"crop": "10, 74, 5, 53"}})
+    labels = read_dlc(config)
+    assert labels.videos[0].cut == (10, 5, 74, 53) and labels.frames[0].instances[0].points[0].tolist() == [1, 2]
     assert any("cut out of the video at (10, 5)" in note for note in labels.notes)
-    assert labels.frames[0].instances[0].points[0].tolist() == [1, 2]
+    write_dlc(tmp_path / "again", labels)
+    assert list(yaml.safe_load((tmp_path / "again/config.yaml").read_text())["video_sets"].values()) == [{"crop": "10, 74, 5, 53"}]
+    Image.new("L", (80, 60)).save(config.parent / "labeled-data" / "clip" / "img3.png")
+    mixed = read_dlc(config)
+    assert mixed.videos[0].cut is None and any("some images are cut out" in note for note in mixed.notes)
+    for crop in ("10, 50, 5, 53", "0, 64, 0, 48", "no crop"):
+        whole = read_dlc(make_dlc(name=crop, video_sets={"/x/clip.mp4": {"crop": crop}}))
+        assert whole.videos[0].cut is None and not any("cut" in note for note in whole.notes)
 
 
 def test_names_that_yaml_would_change(make_dlc: Callable[..., Path]) -> None:
