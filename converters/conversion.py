@@ -130,9 +130,9 @@ def _part(labels: Labels, kind: str, only: str | None, source: Path, target: Pat
         other = PREDICTIONS if takes == LABELS else LABELS
         what = f"only {other}" if only is not None or _has(labels, other) else "no animals"
         chosen = "" if only is None else f" with --only {only}"
+        folder = " (and a folder with --format h5 takes predictions)" if kind == DLC else ""
         raise FormatError(
-            f"{target} takes {takes}, but there are {what} in {source}{chosen}; .slp and .json files take both kinds, and "
-            "--format h5 lets a folder take DeepLabCut predictions."
+            f"{target} takes {takes}, but there are {what} in {source}{chosen}; .slp and .json files take both kinds{folder}."
         )
     if kind == COCO and only is None:
         return PREDICTIONS if _has(labels, PREDICTIONS) and not _has(labels, LABELS) else None
