@@ -22,7 +22,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -123,25 +123,34 @@ def read_labels(path: Path, data: Any, source: Path, annotations: list[dict[str,
         instance = _read_instance(name, entry, skeleton, counts)
         if instance is None:
             continue
+        counts["boxes"] += any(entry.get(field) for field in ("bbox", "area", "segmentation"))
         frame = frames.setdefault(place, LabeledFrame(0, place))
         if isinstance(instance, PredictedInstance):
             frame.predicted.append(instance)
         else:
             frame.instances.append(instance)
             frame.negative = False
-    notes += _said(source, counts)
+    notes += _said(source, counts, _NOTES)
+    counts["ids"] = sum(key != place for key, place in places.items())
     videos = [VideoSource(paths)] if paths else []
-    return Labels(skeleton, videos, [frames[place] for place in sorted(frames)], path, notes)
+    return Labels(skeleton, videos, [frames[place] for place in sorted(frames)], path, notes, _said(source, counts, _LEFT_BEHIND))
 
 
-def _said(path: Path, counts: Counter[str]) -> list[str]:
-    sentences = {
-        "occluded": "{} keypoints are marked as hidden (visibility 1); they have a position and count as labelled.",
-        "crowd": "{} annotations are crowds, which have no keypoints; they are left out, so labels there are partial.",
-        "bare": "{} animals have no keypoints; they are left out, so labels there are partial.",
-        "category": "{} annotations are of other categories and left out.",
-        "image": "{} annotations belong to images that the file does not list, and are left out.",
-    }
+_NOTES = {
+    "occluded": "{} keypoints are marked as hidden (visibility 1); they have a position and count as labelled.",
+    "crowd": "{} annotations are crowds, which have no keypoints; they are left out, so labels there are partial.",
+    "bare": "{} animals have no keypoints; they are left out, so labels there are partial.",
+    "category": "{} annotations are of other categories and left out.",
+    "image": "{} annotations belong to images that the file does not list, and are left out.",
+}
+_LEFT_BEHIND = {
+    "ids": "{} images get other ids, and so do their animals; results that name the ids of here need this file.",
+    "boxes": "{} animals get the box of their keypoints and its area, and no mask, whatever they have here.",
+    "occluded": "{} hidden keypoints (visibility 1) become visible ones (2).",
+}
+
+
+def _said(path: Path, counts: Counter[str], sentences: Mapping[str, str]) -> list[str]:
     return [f"{path}: {sentence.format(counts[key])}" for key, sentence in sentences.items() if counts[key]]
 
 

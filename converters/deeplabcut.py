@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,6 +28,8 @@ from converters.files import Finder, natural_order
 from converters.labels import IMAGE_SUFFIXES, FormatError, Instance, LabeledFrame, Labels, Skeleton, VideoSource
 
 __all__ = ["bodyparts", "is_multi_animal", "read_config", "read_dlc", "write_dlc"]
+
+Box = tuple[int, int, int, int]
 
 
 def read_dlc(config: Path, video_root: Path | None = None, predicted: bool = True, require_videos: bool = True) -> Labels:
@@ -50,7 +53,7 @@ def read_dlc(config: Path, video_root: Path | None = None, predicted: bool = Tru
     settings = read_config(config)
     notes: list[str] = []
     skeleton = _skeleton(config, settings, notes)
-    named = _find_videos(config, settings, video_root, notes)
+    named, crops = _find_videos(config, settings, video_root, notes)
     root = config.parent / "labeled-data"
     entries = sorted((entry for entry in root.iterdir() if entry.is_dir()), key=natural_order) if root.is_dir() else []
     folders = [entry for entry in entries if entry.name in named or list(entry.glob("CollectedData_*"))]
@@ -68,11 +71,13 @@ def read_dlc(config: Path, video_root: Path | None = None, predicted: bool = Tru
         if images:
             original = named.get(folder.name)
             paths = _without_text_links(folder, images, notes)
-            videos.append(VideoSource(paths, original=VideoSource((original,)) if original is not None else None))
+            cut = _cut(folder, paths, crops[folder.name], notes) if folder.name in crops else None
+            videos.append(VideoSource(paths, original=VideoSource((original,)) if original is not None else None, cut=cut))
             frames += _frames(len(videos) - 1, images, skeleton, table, guesses, folder, notes)
     done = {video.original for video in videos}
     videos += [source for path in named.values() if path.exists() and (source := VideoSource((path,))) not in done]
-    return Labels(skeleton, videos, frames, config, notes, one_animal=not is_multi_animal(settings))
+    left_behind = [f"{config}: training sets, models and settings other than keypoints, skeleton and videos are left out."]
+    return Labels(skeleton, videos, frames, config, notes, left_behind, one_animal=not is_multi_animal(settings))
 
 
 def read_config(config: Path) -> dict[str, Any]:
@@ -133,13 +138,17 @@ def _skeleton(config: Path, settings: dict[str, Any], notes: list[str]) -> Skele
         raise FormatError(f"{config}: {error}") from error
 
 
-def _find_videos(config: Path, settings: dict[str, Any], root: Path | None, notes: list[str]) -> dict[str, Path]:
-    """The project's videos by the name of their folder in ``labeled-data``; those that are not found, where they should be."""
+def _find_videos(config: Path, settings: dict[str, Any], root: Path | None, notes: list[str]) -> tuple[dict[str, Path], dict[str, Box]]:
+    """The project's videos by the name of their folder in ``labeled-data``; those that are not found, where they should be.
+
+    And where they are cropped elsewhere than at their first pixel: (left, top, right, bottom).
+    """
     sets = settings.get("video_sets") or {}
     if not isinstance(sets, dict):
         raise FormatError(f"{config}: 'video_sets' is not a mapping from videos to their crop; correct it as DeepLabCut writes it.")
     finder, beside = Finder(config.parent, root), Finder(config.parent / "videos")
     videos: dict[str, Path] = {}
+    crops: dict[str, Box] = {}
     found: set[str] = set()
     for written, details in sets.items():
         file = PurePosixPath(str(written).replace("\\", "/"))
@@ -148,12 +157,10 @@ def _find_videos(config: Path, settings: dict[str, Any], root: Path | None, note
             found |= {file.stem} if path is not None else set()
             videos[file.stem] = path or beside.expected(file.name)
         crop = details.get("crop", "") if isinstance(details, dict) else ""
-        corner = [part.strip() for part in str(crop).split(",")][::2]
-        if len(corner) == 2 and any(part not in ("0", "0.0") for part in corner):
-            notes.append(
-                f"{config}: the images of {file.stem} are cut out of the video at ({corner[0]}, {corner[1]}) if 'crop' was used; positions "
-                "count from the images' corner."
-            )
+        with suppress(ValueError, OverflowError):  # no four numbers
+            left, right, top, bottom = (int(float(part)) for part in str(crop).split(","))
+            if left or top:
+                crops[file.stem] = left, top, right, bottom
     if missing := sorted(set(videos) - found):
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         notes.append(
@@ -163,7 +170,30 @@ def _find_videos(config: Path, settings: dict[str, Any], root: Path | None, note
     written = settings.get("project_path")
     if isinstance(written, str) and written and found and Path(written).absolute() != config.parent:
         notes.append(f"{config}: 'project_path' says {written}; the folder that the file lies in is used instead.")
-    return videos
+    return videos, crops
+
+
+def _cut(folder: Path, images: Sequence[Path], crop: Box, notes: list[str]) -> Box | None:
+    """``crop``, if the images are as large as this; whole frames are larger, since it begins within them."""
+    from PIL import Image
+
+    sizes = set()
+    for image in images:
+        with suppress(OSError, ValueError, Image.DecompressionBombError):
+            if image.is_file():  # a pipe would be waited for
+                with Image.open(image) as opened:  # reads the header alone
+                    sizes.add(opened.size)
+    left, top, right, bottom = crop
+    if (right - left, bottom - top) not in sizes:
+        return None
+    where = f"cut out of the video at ({left}, {top}); positions count from the images' corner"
+    if len(sizes) > 1:
+        notes.append(
+            f"{folder}: some images are {where}, but predictions of the video are not moved there, since other images are not cut."
+        )
+        return None
+    notes.append(f"{folder}: the images are {where}, and predictions of the video are moved there to be compared.")
+    return crop
 
 
 def _holds_extracted_images(folder: Path) -> bool:

@@ -36,7 +36,7 @@ from converters.deeplabcut_tables import (
     write_h5,
 )
 from converters.deeplabcut_writing import video_names
-from converters.files import Finder, natural_order, refuse_overwriting, written_whole
+from converters.files import Finder, is_one_of, natural_order, refuse_overwriting, written_whole
 from converters.labels import FormatError, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, check_frame, files_of
 from converters.pickled import plain
 from converters.video import open_video, table_length
@@ -71,11 +71,13 @@ def write_dlc_predictions(
 
             * a folder (made where there is none): for each video ``VIDEO SCORER.h5`` with `SCORER`, ``_el`` before the suffix where there
               are several animals, and beside it the same as ``.csv`` and ``_meta.pickle``: what DeepLabCut finds by itself;
-            * a name that DeepLabCut would give (``clipDLC_MyNet_el.h5`` for ``clip.mp4``): the same three files, under this name;
+            * a name that DeepLabCut would give (``clipDLC_MyNet_el.h5`` for ``clip.mp4``): the same three files, under this name, but for
+              those beside it that are inputs;
             * any other name that ends in ``.h5`` or ``.csv``: this file alone.
         skeleton: what the instances' points are.
         videos: a file holds one; several need a folder.
-        frames: at most one for each frame of a video, in any order, read once. A person's animals get the likelihood 1.
+        frames: at most one for each frame of a video, in any order, read once. A person's animals get the likelihood 1, and hide
+            predicted ones of their tracks.
         provenance: JSON values that say where the predictions come from; kept inside ``.h5`` files where pandas does not look.
         inputs: further files that must not be overwritten; the videos never are.
         several: whether files are those of a project for several animals, with a level of columns more, and a name that such projects look
@@ -92,9 +94,9 @@ def write_dlc_predictions(
     if not to_folder and len(videos) != 1:
         raise FormatError(f"{path} would hold {len(videos)} videos, but DeepLabCut keeps one in a file; name a folder to write.")
     names = video_names(videos)
-    protected = files_of(videos)
+    protected = [*files_of(videos), *inputs]
     if not to_folder:
-        refuse_overwriting(path, [*protected, *inputs])
+        refuse_overwriting(path, protected)
     with ExitStack() as stack:
         found = [_Found(file, len(skeleton)) for file in _scratch(path, to_folder, len(videos), stack)]
         count = _collect(path, skeleton, videos, frames, found)
@@ -102,15 +104,15 @@ def write_dlc_predictions(
             any(each.tracks for each in found) if several is None else several
         )
         for video, name, each in zip(videos, names, found, strict=True):
-            stem, scorer = (f"{name}{SCORER}{'_el' if several else ''}", SCORER) if to_folder else _own_name(path, name)
-            multi = several or bool(_TRACKER.search(stem))
+            file = path / f"{name}{SCORER}{'_el' if several else ''}.h5" if to_folder else path
+            scorer, multi = _scorer(file, name) or SCORER, several or bool(_TRACKER.search(file.stem))
             columns = columns_of(scorer, each.individuals() if multi else None, skeleton.keypoints, _COORDS)
             size = each.measure(path, video)
-            meta = _meta(scorer, size, each, skeleton, multi)
-            companion = f"{name}{scorer}_meta.pickle" if to_folder or stem.startswith(f"{name}{scorer}") else None
             kept = {"provenance": json.dumps(provenance), "video": json.dumps(_described(video))}
-            for file, write in _files(path / f"{stem}.h5" if to_folder else path, columns, each, meta, kept, companion):
-                write(stack.enter_context(written_whole(file, [*protected, *inputs])))
+            write = _writers(columns, each, _meta(scorer, size, each, skeleton, multi), kept)
+            for one in (file, *_companions(file, name)):
+                if to_folder or not is_one_of(one, protected):
+                    write[one.suffix.lower()](stack.enter_context(written_whole(one, protected)))
     return count
 
 
@@ -145,7 +147,7 @@ class _Found:
         return np.dtype([("frame", "i8"), ("animal", "i4"), ("values", "f8", (self.keypoints, 3))])
 
     def add(self, frame: LabeledFrame) -> None:
-        animals = [animal for animal in (*frame.instances, *frame.predicted) if animal.labelled.any()]
+        animals = [animal for animal in frame.shown if animal.labelled.any()]
         records = np.zeros(len(animals), self.record)
         for record, number, animal in zip(records, number_animals(animals, self.tracks), animals, strict=True):
             scores = animal.point_scores if isinstance(animal, PredictedInstance) else np.ones(len(animal.points))
@@ -199,11 +201,29 @@ def _collect(path: Path, skeleton: Skeleton, videos: Sequence[VideoSource], fram
     return count
 
 
-def _own_name(path: Path, video: str) -> tuple[str, str]:
-    """The stem of a file that the user has named, and the scorer that it says if it is named as DeepLabCut does."""
+def existing_companions(path: Path, video: VideoSource) -> list[Path]:
+    """What is there already of the files that `write_dlc_predictions` writes beside the file ``path``.
+
+    Raises:
+        FormatError: they say that the video was cropped, so that positions in ``path`` would be taken to count from there.
+    """
+    (name,) = video_names([video])
+    there = [file for file in _companions(path, name) if file.exists()]
+    if there and _corner(path, _scorer(path, name) or SCORER, []) != (0, 0):
+        raise FormatError(f"{path} would count from the whole frame, and {there[-1]} says from a crop; give the output another name.")
+    return there
+
+
+def _companions(path: Path, video: str) -> list[Path]:
+    """What DeepLabCut expects beside a file that is named as it names them."""
+    scorer, other = _scorer(path, video), ".h5" if path.suffix.lower() == ".csv" else ".csv"
+    return [path.with_suffix(other), path.with_name(f"{video}{scorer}_meta.pickle")] if scorer is not None else []
+
+
+def _scorer(path: Path, video: str) -> str | None:
+    """The scorer in the name of a file that is named as DeepLabCut does."""
     rest = _TRACKER.sub("", path.stem).removeprefix(video)
-    follows = path.stem.startswith(video) and rest.startswith(("DLC", "DeepCut"))
-    return path.stem, rest if follows else SCORER
+    return rest if path.stem.startswith(video) and rest.startswith(("DLC", "DeepCut")) else None
 
 
 def _meta(scorer: str, size: tuple[int, int, float], found: _Found, skeleton: Skeleton, multi: bool) -> dict[str, Any]:
@@ -222,10 +242,8 @@ def _meta(scorer: str, size: tuple[int, int, float], found: _Found, skeleton: Sk
     }
 
 
-def _files(
-    target: Path, columns: list[Column], found: _Found, meta: dict[str, Any], kept: dict[str, str], companion: str | None
-) -> list[tuple[Path, Callable[[Path], None]]]:
-    """What is written for a video, and how: the file that is asked for, and where ``companion`` is given all that DeepLabCut expects."""
+def _writers(columns: list[Column], found: _Found, meta: dict[str, Any], kept: dict[str, str]) -> dict[str, Callable[[Path], None]]:
+    """How a video's files are written, by their suffixes."""
     rows = range(found.n_frames)
 
     def h5(file: Path) -> None:
@@ -237,14 +255,12 @@ def _files(
     def described(file: Path) -> None:
         file.write_bytes(pickle.dumps({"data": meta}))
 
-    if companion is None:
-        return [(target, csv if target.suffix.lower() == ".csv" else h5)]
-    return [(target.with_suffix(".h5"), h5), (target.with_suffix(".csv"), csv), (target.with_name(companion), described)]
+    return {".h5": h5, ".csv": csv, ".pickle": described}
 
 
 def _described(video: VideoSource) -> dict[str, Any]:
     original = _described(video.original) if video.original is not None else None
-    return {"paths": [path.absolute().as_posix() for path in video.paths], "embedded": video.embedded, "original": original}
+    return {"paths": video.written, "embedded": video.embedded, "original": original}
 
 
 def _from_description(noted: dict[str, Any], finder: Finder) -> VideoSource:
@@ -255,7 +271,7 @@ def _from_description(noted: dict[str, Any], finder: Finder) -> VideoSource:
 # --- predictions of whole videos, read ---
 
 
-def read_dlc_predictions(path: Path) -> Labels:
+def read_dlc_predictions(path: Path, video_root: Path | None = None, predicted: bool = True, require_videos: bool = False) -> Labels:
     """Read predictions of DeepLabCut's, or of `write_dlc_predictions`; nothing in the files is executed.
 
     Likelihoods become point scores, and their mean over an animal's points its score. Individuals become tracks. Every row becomes a
@@ -263,9 +279,12 @@ def read_dlc_predictions(path: Path) -> Labels:
 
     Args:
         path: an ``.h5`` or ``.csv`` file of predictions, or of ``machinelabels``.
+        video_root: folder to look for the video in, or its images, if they are not found otherwise.
+        predicted: read the animals, too; without them the frames are empty.
+        require_videos: raise where the video or an image is not found; otherwise it keeps the path that it should have.
 
     Raises:
-        FormatError: no such file, or no table of DeepLabCut's.
+        FormatError: no such file, no table of DeepLabCut's, or a video that is not found.
     """
     path = Path(path).absolute()
     if not path.is_file():
@@ -283,10 +302,12 @@ def read_dlc_predictions(path: Path) -> Labels:
         skeleton = Skeleton(tuple(of_animals or unique))
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from error
-    video, numbers = _predicted_video(path, table, scorers[0], notes)
+    video, numbers = _predicted_video(path, table, scorers[0], video_root, notes)
+    if require_videos and (missing := [file for file in video.paths if not file.exists()]):
+        raise FormatError(f"{path} is of {missing[0]}, which is not found; give its folder with --video-root FOLDER.")
     corner = _corner(path, scorers[0], notes)
     frames = {number: LabeledFrame(0, number) for number in numbers}
-    for individual, values in table.animals(skeleton.keypoints).items():
+    for individual, values in table.animals(skeleton.keypoints).items() if predicted else ():
         values[..., :2] += corner
         for row in np.flatnonzero(np.isfinite(values[..., :2]).all(axis=2).any(axis=1)):
             animal = predicted_instance(values[row], individual)
@@ -295,15 +316,15 @@ def read_dlc_predictions(path: Path) -> Labels:
     return Labels(skeleton, [video], [frames[number] for number in sorted(frames)], path, notes)
 
 
-def _predicted_video(path: Path, table: Table, scorer: str, notes: list[str]) -> tuple[VideoSource, list[int]]:
+def _predicted_video(path: Path, table: Table, scorer: str, root: Path | None, notes: list[str]) -> tuple[VideoSource, list[int]]:
     """The video, and the frame number of each row."""
-    finder = Finder(path.parent)
+    finder = Finder(path.parent, root)
     names = [row for row in table.rows if isinstance(row, str)]
     if names and len(names) < len(table.rows):
         raise FormatError(f"{path}: some rows are numbers and some are images; predictions have one kind, so save the file again.")
     if names:
-        project = Finder(path.parent.parent.parent)
-        images = {name: finder.find(name.rpartition("/")[2]) or project.find(name) or path.parent / name for name in names}
+        beside, project = Finder(path.parent), Finder(path.parent.parent.parent, root)
+        images = {name: beside.find(name.rpartition("/")[2]) or project.find(name) or path.parent / name for name in names}
         ordered = sorted(set(images.values()), key=natural_order)
         places = {image: place for place, image in enumerate(ordered)}
         return VideoSource(tuple(ordered)), [places[images[name]] for name in names]
@@ -314,10 +335,11 @@ def _predicted_video(path: Path, table: Table, scorer: str, notes: list[str]) ->
         except (ValueError, KeyError, TypeError, AttributeError):
             notes.append(f"{path}: the note of the video in it is damaged; the video is looked for by name.")
     stem = path.stem.partition(scorer)[0].rstrip("_") or path.stem
-    same = sorted(file for file in path.parent.iterdir() if file.stem == stem and file.suffix.lower() in _VIDEO_SUFFIXES)
-    if not same:
-        notes.append(f"{path}: no video called {stem} lies beside it; put it there where the video itself is needed.")
-    return VideoSource((same[0] if same else path.parent / f"{stem}.mp4",)), numbers
+    for folder in [path.parent] if root is None else [path.parent, root.absolute()]:
+        if same := sorted(file for file in folder.iterdir() if file.stem == stem and file.suffix.lower() in _VIDEO_SUFFIXES):
+            return VideoSource((same[0],)), numbers
+    notes.append(f"{path}: no video called {stem} lies beside it; where the video itself is needed, put it there, or give --video-root.")
+    return VideoSource((path.parent / f"{stem}.mp4",)), numbers
 
 
 def _corner(path: Path, scorer: str, notes: list[str]) -> tuple[float, float]:

@@ -75,7 +75,9 @@ def write_dlc(folder: Path, labels: Labels, inputs: Sequence[Path] = ()) -> list
                 if size is None:
                     notes.append(f"{source.name} has no labels and cannot be opened; it is left out.")
                     continue
-                sets[_video_path(source, name, folder)] = {"crop": f"0, {size[0]}, 0, {size[1]}"}
+                sets[path := _video_path(source, name, folder)] = {"crop": "{0}, {2}, {1}, {3}".format(*(source.cut or (0, 0, *size)))}
+                if (shown := source.original or source).kind == "file" and path not in shown.written:
+                    notes.append(f"{shown.name} is called {name} here, for another one has its name; put it, or a link to it, at {path}.")
                 values = np.full((len(mine), len(individuals or [0]), len(labels.skeleton), 2), np.nan)
                 for row, number in enumerate(mine):
                     for slot, instance in zip(slots[number], kept[number].instances, strict=True):
@@ -134,16 +136,16 @@ def video_names(videos: Sequence[VideoSource]) -> list[str]:
 
 
 def write_images(folder: Path, source: VideoSource, indices: Sequence[int]) -> tuple[list[str], tuple[int, int] | None]:
-    """Put frames of a video into a folder, made where needed: ``imgNNNN.png``, or copies of images under their own names.
+    """Put frames of a video into a folder, made where needed: ``imgNNN.png`` as DeepLabCut does, or copies of images under their own names.
 
-    Images that are there already under these names are kept.
+    Images that are there already are kept: under these names, or those of a frame under its number with other zeros before it.
 
     Returns:
         The images' names, in the order of ``indices``, and the frames' (width, height): None where no frames are wanted and the video
         cannot be opened.
 
     Raises:
-        FormatError: a frame cannot be read.
+        FormatError: a frame cannot be read, or the image of it that is there was cut out of it.
     """
     from PIL import Image
 
@@ -166,18 +168,26 @@ def write_images(folder: Path, source: VideoSource, indices: Sequence[int]) -> t
                 if not (folder / name).exists():
                     shutil.copyfile(source.paths[index], folder / name)
         else:
-            digits = max(4, len(str(max([video.n_frames, *indices]))))
-            names = {index: f"img{index:0{digits}d}.png" for index in indices}
-            for index, frame in video.read_many(i for i in indices if not (folder / names[i]).exists()):
+            digits = len(str(max([video.n_frames - 1, *indices])))  # as DeepLabCut: ceil(log10(number of frames))
+            there = {int(match[1]): file.name for file in sorted(folder.iterdir()) if (match := re.fullmatch(r"img(\d+)\.png", file.name))}
+            names = {index: there.get(index, f"img{index:0{digits}d}.png") for index in indices}
+            for index in there.keys() & names.keys():
+                with open_video(VideoSource((folder / there[index],))) as image:
+                    if (image.width, image.height) != size:
+                        raise FormatError(
+                            f"{folder / there[index]} is not as large as the frames of {source.name}, so that positions in these would be "
+                            "wrong there; name the project in place of the video."
+                        )
+            for index, frame in video.read_many(i for i in indices if i not in there):
                 Image.fromarray(frame).save(folder / names[index])
     return [names[index] for index in indices], size
 
 
 def _video_path(source: VideoSource, name: str, project: Path) -> str:
     """What the project calls the video. Its name must be its folder's, or DeepLabCut does not find the labels."""
-    file = (source.original or source).paths[0].absolute()
-    if (source.original or source).kind == "file" and file.stem == name:
-        return file.as_posix()
+    shown = source.original or source
+    if shown.kind == "file" and shown.paths[0].stem == name:
+        return shown.written[0]
     return (project / "videos" / f"{name}.mp4").as_posix()
 
 

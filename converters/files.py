@@ -42,8 +42,9 @@ class Finder:
         return next((found for candidate in self._candidates(written) if (found := self._existing(candidate))), None)
 
     def expected(self, written: str) -> Path:
-        """Where ``written`` should lie by the project's word, for files that are not found."""
-        return self._folder / written
+        """Where ``written`` should lie by the project's word, for files that are not found. A Windows path stays one, with slashes."""
+        path = Path(written.replace("\\", "/"))
+        return path if PureWindowsPath(str(path)).is_absolute() else self._folder / path
 
     def _candidates(self, written: str) -> Iterator[Path]:
         written = written.replace("\\", "/")
@@ -119,8 +120,13 @@ def remove_leftovers(path: Path) -> None:
 
 def refuse_overwriting(path: Path, inputs: Iterable[Path]) -> None:
     """FormatError if ``path`` is one of ``inputs``, by whatever name."""
-    if any(_same_file(path, other) for other in inputs):
+    if is_one_of(path, inputs):
         raise FormatError(f"{path} is one of the inputs and would be overwritten; give the output another name.")
+
+
+def is_one_of(path: Path, others: Iterable[Path]) -> bool:
+    """Whether ``path`` is one of ``others``, by whatever name."""
+    return any(_same_file(path, other) for other in others)
 
 
 def refuse_links(files: Iterable[Path]) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
@@ -152,16 +152,19 @@ class VideoSource:
     A small picklable reference; ``converters.video.open_video`` opens it.
 
     Attributes:
-        paths: one video file, one ``.pkg.slp``, or the images of a sequence in frame order. Absolute.
+        paths: one video file, one ``.pkg.slp``, or the images of a sequence in frame order. Absolute, if only on the
+            computer that a project comes from.
         embedded: HDF5 group that holds the images inside ``paths[0]`` (a ``.pkg.slp``), else None.
         original: the video that the images were taken from, as the project names it; it may be absent. `in_original` says which frame of
             it an image is.
+        cut: (left, top, right, bottom) of the part of the original's frames that the images show, pixels; None: all of them.
         kind: "file", "images" or "embedded".
     """
 
     paths: tuple[Path, ...]
     embedded: str | None = None
     original: VideoSource | None = None
+    cut: tuple[int, int, int, int] | None = None
 
     @property
     def kind(self) -> str:
@@ -181,6 +184,11 @@ class VideoSource:
             return self.original, index
         digits = re.search(r"([0-9]+)$", self.paths[index].stem) if index < len(self.paths) else None
         return (self.original, int(digits[1])) if digits else (self, index)
+
+    @property
+    def written(self) -> list[str]:
+        """What files call the ``paths``: absolute, with slashes. A Windows path stays as it is where it means nothing."""
+        return [(path if PureWindowsPath(str(path)).is_absolute() else path.absolute()).as_posix() for path in self.paths]
 
     @property
     def name(self) -> str:
@@ -214,6 +222,12 @@ class LabeledFrame:
     predicted: list[PredictedInstance] = field(default_factory=list)
     negative: bool = False
 
+    @property
+    def shown(self) -> list[Instance]:
+        """A person's animals, then a model's that have none of their tracks: all that a format holds in which a track has one place."""
+        labelled = {animal.track for animal in self.instances} - {None}
+        return [*self.instances, *(animal for animal in self.predicted if animal.track not in labelled)]
+
 
 def check_frame(path: Path, frame: LabeledFrame, skeleton: Skeleton, videos: Sequence[VideoSource]) -> None:
     """FormatError where a frame is of none of the ``videos``, or an animal has other keypoints than the file ``path`` that it is for."""
@@ -230,6 +244,7 @@ class Labels:
     """A project: one skeleton, videos, and frames.
 
     ``path`` is the file it was read from, for messages; ``notes`` what its reader repaired or left out, a sentence each, for the user.
+    ``left_behind`` is what matters only to those who write the same format again: what that file lacks or has anew, a sentence each.
     ``one_animal``: the project says that there is one in a picture; others may have one, too.
     """
 
@@ -238,6 +253,7 @@ class Labels:
     frames: list[LabeledFrame] = field(default_factory=list)
     path: Path | None = None
     notes: list[str] = field(default_factory=list)
+    left_behind: list[str] = field(default_factory=list)
     one_animal: bool = False
 
     def __post_init__(self) -> None:

@@ -137,7 +137,7 @@ def _read(
         raise FormatError(f"{path} is a part of a DeepLabCut project; name the project's config.yaml.")
     from converters.deeplabcut_predictions import read_dlc_predictions
 
-    return read_dlc_predictions(path)
+    return read_dlc_predictions(path, video_root, predicted, require_videos)
 
 
 def _existing(path: Path) -> Path:

@@ -58,8 +58,8 @@ def read_slp(path: Path, video_root: Path | None = None, predicted: bool = True,
             others = f" (and {len(missing) - 1} more of its images)" if len(missing) > 1 else ""
             raise FormatError(f"{path} names the video {missing[0]}{others}, which is not found; give its folder with --video-root FOLDER.")
         videos.append(source)
-    _check_distinct(path, project, videos)
-    return Labels(skeleton, videos, _read_frames(project, orders, predicted), path)
+    _check_distinct(path, project, videos, finder)
+    return Labels(skeleton, videos, _read_frames(project, orders, predicted), path, _notes(path, project), _left_behind(path, project))
 
 
 def _load(path: Path) -> Any:
@@ -131,7 +131,7 @@ def _read_video(path: Path, video: Any, finder: Finder) -> tuple[VideoSource, li
         raise FormatError(
             f"{path} shows a part of the video {video.filename} (a virtual crop); save the cropped video as a file of its own."
         )
-    names = video.filename if isinstance(video.filename, list) else [video.filename]
+    names = _names(video)
     found = [finder.find(name) for name in names]
     missing = [name for name, file in zip(names, found, strict=True) if file is None]
     paths = tuple(file or finder.expected(name) for name, file in zip(names, found, strict=True))
@@ -142,16 +142,37 @@ def _read_video(path: Path, video: Any, finder: Finder) -> tuple[VideoSource, li
     return VideoSource(paths, embedded=f"video{number}", original=original), missing
 
 
-def _check_distinct(path: Path, project: Any, videos: list[VideoSource]) -> None:
-    """Two videos of one name must not both be taken for the one file of that name that was found."""
-    shapes: dict[VideoSource, tuple[int, ...]] = {}
+def _names(video: Any) -> list[str]:
+    return video.filename if isinstance(video.filename, list) else [video.filename]
+
+
+def _check_distinct(path: Path, project: Any, videos: list[VideoSource], finder: Finder) -> None:
+    """Two videos of one name must not both be taken for the one file of that name that was found elsewhere than the project says."""
+    places: dict[VideoSource, set[tuple[Path, ...]]] = {}
     for video, source in zip(project.videos, videos, strict=True):
-        shape = tuple(video.backend_metadata.get("shape") or ())[:3]
-        if source.embedded is None and shape and shapes.setdefault(source, shape) != shape:
+        if source.embedded is None:
+            places.setdefault(source, set()).add(tuple(finder.expected(name) for name in _names(video)))
+    for source, several in places.items():
+        if len(several) > 1 and not all(file.exists() for files in several for file in files):
             raise FormatError(
                 f"{path} names two different videos for which only one file is found, {source.name}; move each into a folder named as in "
                 "the project, and give the folder above these with --video-root FOLDER."
             )
+
+
+def _notes(path: Path, project: Any) -> list[str]:
+    tracks = {id(i.track): i.track.name for frame in project.labeled_frames for i in frame.instances if i.track is not None}
+    twice = len(tracks) - len(set(tracks.values()))
+    return [f"{path}: {twice} tracks have the name of another one and are read as that one; give each its own in SLEAP."] if twice else []
+
+
+def _left_behind(path: Path, project: Any) -> list[str]:
+    corrections = sum(i.from_predicted is not None for frame in project.labeled_frames for i in frame.instances)
+    counts = {
+        "suggested frames are left out": len(project.suggestions),
+        "labels are corrected predictions; these predictions are left out, and the links to them": corrections,
+    }
+    return [f"{path}: {count} {what}." for what, count in counts.items() if count]
 
 
 def _read_frames(project: Any, orders: dict[int, list[int]], predicted: bool) -> list[LabeledFrame]:
@@ -281,7 +302,7 @@ def _begin(path: Path, skeleton: Skeleton, videos: Sequence[VideoSource], proven
 
 def _write_video(sio: Any, source: VideoSource) -> Any:
     """The video with the metadata that sleap-io records for an open one; without its shape where it cannot be opened."""
-    names = [file.absolute().as_posix() for file in source.paths]
+    names = source.written
     meta: dict[str, Any] = {"filename": names[0]}
     try:
         with open_video(source) as video:

@@ -143,9 +143,7 @@ class _Arrays:
     def _animals(self) -> Iterable[tuple[LabeledFrame, set[int], Instance]]:
         for frame in self._waiting:
             taken: set[int] = set()
-            people = {i.track for i in frame.instances if i.track is not None}
-            model = [i for i in frame.predicted if i.track is None or i.track not in people]
-            for instance in (*frame.instances, *sorted(model, key=lambda i: -np.nan_to_num(i.score))):
+            for instance in sorted(frame.shown, key=lambda i: -np.nan_to_num(i.score) if isinstance(i, PredictedInstance) else -np.inf):
                 if instance.labelled.any():
                     yield frame, taken, instance
 
@@ -208,8 +206,8 @@ def _write_origin(file: Any, video: VideoSource, provenance: dict[str, Any]) -> 
     meta = {"dataset": f"{video.embedded}/video"} if video.kind == "embedded" else {}
     file.attrs["video_backend_metadata"] = json.dumps(meta)
     if video.kind == "images":
-        file.create_dataset("image_paths", data=np.char.encode(np.array([p.as_posix() for p in video.paths]), "utf-8"), compression="gzip")
-    file.create_dataset("video_path", data=video.paths[0].absolute().as_posix())
+        file.create_dataset("image_paths", data=np.char.encode(np.array(video.written), "utf-8"), compression="gzip")
+    file.create_dataset("video_path", data=video.written[0])
     file.create_dataset("video_ind", data=0)
     file.create_dataset("labels_path", data=str(provenance.get("source", "")))
     file.create_dataset("provenance", data=json.dumps(provenance))

@@ -369,7 +369,7 @@ def _container(path: Path) -> Any:
 def _rgb(frame: Any) -> np.ndarray:
     """A decoded PyAV frame as uint8 (H, W, 3), turned as its flag says: so does OpenCV, and with it SLEAP's and DeepLabCut's labels."""
     image: np.ndarray = frame.to_ndarray(format="rgb24")
-    quarter_turns = round(getattr(frame, "rotation", 0) / 90) % 4  # counter-clockwise; PyAV tells it since 14
+    quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise
     return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
 
 

@@ -109,13 +109,14 @@ def animals_twice(labels: Labels) -> Finding | None:
     """Two nearly identical poses in one frame: at least two keypoints in common, or one at exactly the same place."""
     spots = []
     for frame in labels.frames:
-        for a, b in combinations(range(len(frame.instances)), 2):
-            one, other = frame.instances[a].points, frame.instances[b].points
-            gaps = np.linalg.norm(one - other, axis=1)
-            gaps = gaps[np.isfinite(gaps)]
-            length = max(_length(one), _length(other))
-            if len(gaps) and gaps.mean() <= (0.5 if len(gaps) == 1 else max(0.5, SAME * length)):
-                spots.append(Spot(frame, (a, b)))
+        poses = np.array([animal.points for animal in frame.instances])  # (animals, K, 2)
+        lengths = np.array([_length(pose) for pose in poses])
+        for a in range(len(poses) - 1):  # all pairs at once could fill the memory
+            gaps = np.linalg.norm(poses[a] - poses[a + 1 :], axis=2)  # (later animals, K)
+            common = np.isfinite(gaps).sum(axis=1)
+            tolerance = np.where(common == 1, 0.5, np.maximum(0.5, SAME * np.maximum(lengths[a], lengths[a + 1 :])))
+            same = (common > 0) & (np.nansum(gaps, axis=1) <= tolerance * common)
+            spots += [Spot(frame, (a, a + 1 + int(later))) for later in np.flatnonzero(same)]
     return _finding(labels, spots, f"{_many(spots, 'animal')} labelled twice in one frame", "delete one of the two")
 
 

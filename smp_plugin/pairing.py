@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import replace
 from pathlib import Path
 
-from converters.labels import FormatError, LabeledFrame, Labels, VideoSource
+from converters.labels import FormatError, Instance, LabeledFrame, Labels, VideoSource
 
 Unit = tuple[int, int]  # video, image of a sequence or -1
 Name = Callable[[VideoSource, int], Hashable | None]
@@ -112,13 +112,33 @@ def frame_pairs(truth: Labels, guess: Labels, strict: bool = True) -> list[tuple
     indirect = _found(_behind(truth), _behind(guess), behind)
     frames: dict[tuple[int, int], tuple[list[LabeledFrame], list[LabeledFrame]]] = {}
     for frame, here, there in zip(truth.labelled_frames, direct, indirect, strict=True):
-        guesses = here if here is not None else there if there is not None else []
+        guesses = here if here is not None else [_in_image(each, truth.videos[frame.video]) for each in there or []]
         frames.setdefault((frame.video, frame.index), ([], guesses))[0].append(frame)
     return list(frames.values())
 
 
+def _in_image(frame: LabeledFrame, video: VideoSource) -> LabeledFrame:
+    """A frame of a video as an image of it shows it: in the image's pixels, without animals that lie outside."""
+    if video.cut is None:
+        return frame
+    left, top, right, bottom = video.cut
+    moved = _moved(frame, -left, -top)
+
+    def seen(animal: Instance) -> bool:
+        return bool(((animal.points > -0.5) & (animal.points < (right - left - 0.5, bottom - top - 0.5))).all(axis=1).any())
+
+    return replace(moved, instances=list(filter(seen, moved.instances)), predicted=list(filter(seen, moved.predicted)))
+
+
+def _moved(frame: LabeledFrame, x: float, y: float) -> LabeledFrame:
+    if not (x or y):
+        return frame
+    instances = [replace(animal, points=animal.points + (x, y)) for animal in frame.instances]
+    return replace(frame, instances=instances, predicted=[replace(animal, points=animal.points + (x, y)) for animal in frame.predicted])
+
+
 def _behind(labels: Labels) -> Labels:
-    """The same frames, numbered in the videos that images were taken from, where these are known."""
+    """The same frames in the numbers and pixels of the videos that images were taken from, where these are known."""
     places = {video: number for number, video in enumerate(labels.videos) if video.kind == "file"}
     taken = {number: v.original for number, v in enumerate(labels.videos) if v.kind == "images" and v.original is not None}
     videos = list(labels.videos)
@@ -129,7 +149,8 @@ def _behind(labels: Labels) -> Labels:
     for frame in labels.frames:
         source, index = labels.videos[frame.video].in_original(frame.index)
         known = frame.video in taken and source is taken[frame.video]  # an image's name may hold no number
-        frames.append(replace(frame, video=places[source], index=index) if known else frame)
+        left, top, *_ = labels.videos[frame.video].cut or (0, 0)
+        frames.append(_moved(replace(frame, video=places[source], index=index), left, top) if known else frame)
     return replace(labels, videos=videos, frames=frames)
 
 

@@ -21,12 +21,13 @@ EPILOG = "Example:  smp-convert labels.json labels.slp --images photos"
 @click.argument("source", type=FILE, metavar="IN")
 @click.argument("target", type=FILE, metavar="OUT")
 @click.option("--only", type=click.Choice(["labels", "predictions"]), help="Leave the others out.")
+@click.option("--format", "suffix", type=click.Choice(["h5", "csv"]), help="OUT is a folder for DeepLabCut predictions of each video.")
 @click.option("--video-root", type=FILE, metavar="DIR", help="Where IN's videos and images are looked for next.")
 @click.option("--images", type=FILE, metavar="DIR", help="COCO: the folder that file names in IN are relative to.")
 @click.option("--category", metavar="NAME", help="COCO: which category to read, if they have different keypoints.")
 @click.option("--annotations", type=FILE, metavar="FILE", help="COCO: IN is a list of results, FILE the labels it belongs to.")
 @_common.output_options
-@click.option_panel("Input", options=["--only", "--video-root", "--images", "--category", "--annotations"])
+@click.option_panel("Input and output", options=["--only", "--format", "--video-root", "--images", "--category", "--annotations"])
 @click.option_panel("Messages", options=["--quiet", "--json", "--help"])
 @click.pass_obj
 def command(state: _common.State, source: Path, target: Path, **options: Any) -> None:
@@ -42,7 +43,7 @@ def command(state: _common.State, source: Path, target: Path, **options: Any) ->
 
     from converters import convert
 
-    settings = {name: options[name] for name in ("only", "video_root", "images", "category", "annotations")}
+    settings = {name: options[name] for name in ("only", "suffix", "video_root", "images", "category", "annotations")}
     for note in convert(source, target, **settings):
         reporter.warn(note)
     reporter.say(f"written: {target}")

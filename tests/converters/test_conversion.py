@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import sleap_io as sio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -160,12 +163,67 @@ def test_an_analysis_file_holds_the_one_video_with_animals(tmp_path: Path, video
         convert(tmp_path / "in.slp", tmp_path / "other.analysis.h5")
 
 
-def test_a_labelled_animal_hides_a_predicted_one_of_its_track(tmp_path: Path, video_file: Path) -> None:
-    frame = LabeledFrame(0, 2, [Instance(SOME, "a")], [PredictedInstance(SOME + 1, "a"), PredictedInstance(HALF, "b")])
-    write_slp(tmp_path / "in.slp", SKELETON, [VideoSource((video_file,))], [frame], {})
-    (note,) = convert(tmp_path / "in.slp", tmp_path / "out.analysis.h5")
+@pytest.fixture
+def proofread(tmp_path: Path, video_file: Path) -> Path:
+    """A project in which a person has corrected one animal of frame 2, and added it to frame 5."""
+    frames = [
+        LabeledFrame(0, 2, [Instance(SOME, "a")], [PredictedInstance(SOME + 1, "a"), PredictedInstance(HALF, "b")]),
+        LabeledFrame(0, 5, [Instance(SOME, "a")]),
+    ]
+    write_slp(tmp_path / "in.slp", Skeleton(SKELETON.keypoints), [VideoSource((video_file,))], frames, {})
+    return tmp_path / "in.slp"
+
+
+@pytest.mark.parametrize("ending", ["h5", "csv"])
+def test_corrected_animals_are_among_deeplabcuts_predictions(tmp_path: Path, proofread: Path, ending: str) -> None:
+    notes = convert(proofread, tmp_path / f"out.{ending}")
+    assert sum("2 animals are a person's" in note or "1 predicted animals have the track" in note for note in notes) == 2
+    found = {f.index: f.predicted for f in read_project(tmp_path / f"out.{ending}", require_videos=False).frames if f.predicted}
+    assert [(n, p.track, p.points[0].tolist()) for n in found for p in found[n]] == [
+        (2, "a", SOME[0].tolist()),
+        (2, "b", HALF[0].tolist()),
+        (5, "a", SOME[0].tolist()),
+    ]
+
+
+def test_what_belongs_beside_deeplabcuts_predictions_is_not_replaced(tmp_path: Path, proofread: Path) -> None:
+    convert(proofread, tmp_path / "clipDLC_net.csv", only="predictions")  # and all three files
+    names = [f"clipDLC_net{ending}" for ending in (".h5", ".csv", "_meta.pickle")]
+    first, table, meta = (tmp_path / name for name in names)
+    first.unlink()
+    before = [table.read_bytes(), meta.read_bytes()]
+    notes = convert(table, first)
+    assert any("stays as it is: clipDLC_net.csv, clipDLC_net_meta.pickle" in note for note in notes)
+    assert [table.read_bytes(), meta.read_bytes()] == before
+    assert [[len(f.predicted) for f in read_project(path, require_videos=False).frames] for path in (first, table)] == [
+        [0, 0, 2] + [0] * 37
+    ] * 2
+    meta.write_bytes(pickle.dumps({"data": {"cropping": True, "cropping_parameters": [5, 60, 0, 40]}}))
+    with pytest.raises(FormatError, match="clipDLC_net_meta.pickle says from a crop; give the output another name"):
+        convert(table, first)
+
+
+def test_a_folder_for_deeplabcuts_predictions_of_several_videos(tmp_path: Path, video_file: Path) -> None:
+    (tmp_path / "other").mkdir()
+    videos = [VideoSource((video_file,)), VideoSource((tmp_path / "unused.mp4",)), VideoSource((tmp_path / "other" / "clip.mp4",))]
+    shutil.copy(video_file, videos[2].paths[0])
+    frames = [LabeledFrame(0, 2, [], [PredictedInstance(SOME)]), LabeledFrame(2, 3, [Instance(SOME + 1)])]
+    write_slp(tmp_path / "in.slp", PLAIN, videos, frames, {})
+    with pytest.raises(FormatError, match="2 have animals .* name a folder and --format h5"):
+        convert(tmp_path / "in.slp", tmp_path / "out.h5")
+    with pytest.raises(FormatError, match="--format h5 is for a folder"):
+        convert(tmp_path / "in.slp", tmp_path / "out.h5", suffix="h5")
+    notes = convert(tmp_path / "in.slp", tmp_path / "out", suffix="h5")
+    assert any("other/clip.mp4 is called clip_2 there" in note for note in notes)
+    tables = [read_project(file) for file in sorted((tmp_path / "out").glob("*.h5"))]
+    assert [table.videos for table in tables] == [[videos[0]], [videos[2]]]
+    assert [[f.index for f in table.frames if f.predicted] for table in tables] == [[2], [3]]
+
+
+def test_a_labelled_animal_hides_a_predicted_one_of_its_track(tmp_path: Path, proofread: Path) -> None:
+    (note,) = convert(proofread, tmp_path / "out.analysis.h5")
     assert "1 predicted animals have the track of a labelled one" in note
-    (back,) = read_project(tmp_path / "out.analysis.h5").frames
+    back, _ = read_project(tmp_path / "out.analysis.h5").frames
     assert [i.track for i in back.instances] == ["a"] and [p.track for p in back.predicted] == ["b"]
 
 
@@ -180,6 +238,40 @@ def test_results_need_their_labels(tmp_path: Path, project: Callable[..., Path])
     (frame,) = back.frames
     assert back.skeleton == SKELETON and (frame.index, [p.track for p in frame.predicted]) == (3, ["ann", None])
     np.testing.assert_array_equal(frame.predicted[0].points, SOME)
+
+
+def test_the_same_format_again_says_what_is_left_behind(tmp_path: Path, make_project: Callable[..., Path]) -> None:
+    def edit(labels: sio.Labels, skeleton: sio.Skeleton) -> None:
+        frame, labels.tracks = labels.labeled_frames[0], [sio.Track("ann") for _ in range(3)]
+        guess = sio.PredictedInstance.from_numpy(SOME, skeleton=skeleton, score=0.5)
+        frame.instances = [*frame.instances, guess, sio.Instance.from_numpy(SOME + 3, skeleton=skeleton)]
+        frame.instances[0].from_predicted = guess
+        for animal, track in zip(frame.instances[1:], labels.tracks, strict=True):
+            animal.track = track
+        labels.suggestions = [sio.SuggestionFrame(video=labels.videos[0], frame_idx=9)]
+
+    source = make_project("p.slp", edit=edit)
+    tracks, *rest = convert(source, tmp_path / "q.slp")
+    assert "2 tracks have the name of another one" in tracks
+    assert [note.partition(": ")[2][:10] for note in rest] == ["1 suggeste", "1 labels a"]
+    assert len(convert(source, tmp_path / "labels.json")) == 4, "suggestions and links are SLEAP's own"
+
+
+def test_coco_again_says_what_is_new(tmp_path: Path, project: Callable[..., Path]) -> None:
+    convert(project("tracks", "negative", "predictions", skeleton=PLAIN), tmp_path / "a.json")
+    content = json.loads((tmp_path / "a.json").read_text())
+    content["images"][1]["id"] = content["annotations"][0]["image_id"] = content["annotations"][1]["image_id"] = 40
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    ids, boxes = convert(tmp_path / "a.json", tmp_path / "b.json")
+    assert "1 images get other ids" in ids and "2 animals get the box of their keypoints" in boxes
+    assert convert(tmp_path / "a.json", tmp_path / "c.slp") == []
+
+
+@pytest.mark.parametrize("option", ["images", "category", "annotations"])
+def test_options_for_coco_are_for_nothing_else(tmp_path: Path, project: Callable[..., Path], option: str) -> None:
+    value: Any = "mouse" if option == "category" else tmp_path
+    with pytest.raises(FormatError, match=f"in.slp is no COCO file, and --{option} is for these; leave it out"):
+        convert(project(), tmp_path / "out.slp", **{option: value})
 
 
 def test_pictures_travel(tmp_path: Path, video_file: Path, number_of: Callable[[np.ndarray], int]) -> None:
@@ -300,7 +392,6 @@ def test_round_trips(first: str, second: str, made: tuple[Skeleton, int, list[La
 
 
 def test_deeplabcut_projects(tmp_path: Path, project: Callable[..., Path], video_file: Path) -> None:
-    pytest.importorskip("converters.deeplabcut")
     source = project("predictions", "negative", "empty", "tracks")
     convert(source, tmp_path / "nest")
     convert(tmp_path / "nest", tmp_path / "back.slp")
@@ -320,7 +411,6 @@ def test_deeplabcut_projects(tmp_path: Path, project: Callable[..., Path], video
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_deeplabcut_predictions(ending: str, made: tuple[Skeleton, int, list[LabeledFrame]]) -> None:
     """To DeepLabCut's predictions and back: points, likelihoods and tracks are the same, to the thousandth that text may keep."""
-    pytest.importorskip("converters.deeplabcut_predictions")
     skeleton, _, frames = made
     skeleton = Skeleton(tuple(f"keypoint {number}" for number in range(len(skeleton))), skeleton.edges)
     kept = [LabeledFrame(0, f.index, [], [p for p in f.predicted if p.track is not None]) for f in frames if f.video == 0]

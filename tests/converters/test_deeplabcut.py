@@ -198,10 +198,19 @@ def test_videos_under_video_root(make_dlc: Callable[..., Path], video_file: Path
     assert video.original == VideoSource((tmp_path / "media" / "clip.mp4",))
 
 
-def test_crop_is_noted(make_dlc: Callable[..., Path]) -> None:
-    labels = read_dlc(make_dlc(video_sets={"/x/clip.mp4": {"crop": "10, 74, 5, 53"}}))
+def test_images_as_large_as_the_crop_are_cut_out(make_dlc: Callable[..., Path], tmp_path: Path) -> None:
+    config = make_dlc(video_sets={"/x/clip.mp4": {"crop": "10, 74, 5, 53"}})
+    labels = read_dlc(config)
+    assert labels.videos[0].cut == (10, 5, 74, 53) and labels.frames[0].instances[0].points[0].tolist() == [1, 2]
     assert any("cut out of the video at (10, 5)" in note for note in labels.notes)
-    assert labels.frames[0].instances[0].points[0].tolist() == [1, 2]
+    write_dlc(tmp_path / "again", labels)
+    assert list(yaml.safe_load((tmp_path / "again/config.yaml").read_text())["video_sets"].values()) == [{"crop": "10, 74, 5, 53"}]
+    Image.new("L", (80, 60)).save(config.parent / "labeled-data" / "clip" / "img3.png")
+    mixed = read_dlc(config)
+    assert mixed.videos[0].cut is None and any("some images are cut out" in note for note in mixed.notes)
+    for crop in ("10, 50, 5, 53", "0, 64, 0, 48", "no crop"):
+        whole = read_dlc(make_dlc(name=crop, video_sets={"/x/clip.mp4": {"crop": crop}}))
+        assert whole.videos[0].cut is None and not any("cut" in note for note in whole.notes)
 
 
 def test_names_that_yaml_would_change(make_dlc: Callable[..., Path]) -> None:
@@ -455,13 +464,13 @@ def test_write_a_project_from_a_video(tmp_path: Path, video_file: Path, number_o
     assert config["video_sets"] == {str(video_file): {"crop": "0, 64, 0, 48"}} and config["project_path"] == str(folder)
     assert config["individuals"] == ["old", "animal1", "animal2"] and config["bodyparts"] == "MULTI!"
     stored: Any = pd.read_hdf(folder / "labeled-data" / "clip" / "CollectedData_Ada.h5")
-    assert list(stored.index) == [("labeled-data", "clip", f"img{n:04d}.png") for n in (4, 7, 30)]
+    assert list(stored.index) == [("labeled-data", "clip", f"img{n:02d}.png") for n in (4, 7, 30)]
     assert list(stored.columns.names) == ["scorer", "individuals", "bodyparts", "coords"]
     assert stored[("Ada", "old", "nose", "x")].fillna(-1).tolist() == [-1, -1, 7]
     text = pd.read_csv(folder / "labeled-data" / "clip" / "CollectedData_Ada.csv", header=[0, 1, 2, 3], index_col=[0, 1, 2])
     assert np.array_equal(text.to_numpy(), stored.to_numpy(), equal_nan=True) and list(text.columns) == list(stored.columns)
     for number in (4, 7, 30):
-        assert number_of(np.array(Image.open(folder / "labeled-data" / "clip" / f"img{number:04d}.png"))) == number
+        assert number_of(np.array(Image.open(folder / "labeled-data" / "clip" / f"img{number:02d}.png"))) == number
     again = read_dlc(folder / "config.yaml")
     assert again.videos[0].original == VideoSource((video_file,))
     assert [(f.index, len(f.instances)) for f in again.frames] == [(0, 2), (1, 0), (2, 2)]
@@ -490,7 +499,10 @@ def test_write_videos_of_one_name_and_without_labels(tmp_path: Path, video_file:
     (tmp_path / "c" / "clip.mp4").rename(tmp_path / "c" / "free.mp4")
     frames = [LabeledFrame(video, 5 + video, [Instance(SOME[0] + video)]) for video in (0, 1)]
     notes = write_dlc(tmp_path / "out", Labels(SKELETON, videos, frames))
-    assert len(notes) == 1 and "gone.png has no labels" in notes[0]
+    renamed = (
+        f"{videos[1].name} is called clip_2 here, for another one has its name; put it, or a link to it, at {tmp_path}/out/videos/clip_2"
+    )
+    assert len(notes) == 2 and renamed in notes[0] and "gone.png has no labels" in notes[1]
     labels = read_dlc(tmp_path / "out" / "config.yaml")
     gone = VideoSource((tmp_path / "out" / "videos" / "clip_2.mp4",))
     assert [(v.kind, v.original) for v in labels.videos] == [("images", videos[0]), ("images", gone), ("file", None)]

@@ -15,8 +15,19 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from converters import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, deeplabcut_predictions
+from converters import (
+    FormatError,
+    Instance,
+    LabeledFrame,
+    Labels,
+    PredictedInstance,
+    Skeleton,
+    VideoSource,
+    deeplabcut_predictions,
+    read_project,
+)
 from converters.deeplabcut import read_dlc, write_dlc
 from converters.deeplabcut_machinelabels import check_machinelabels, write_machinelabels
 from converters.deeplabcut_predictions import SCORER, read_dlc_predictions, write_dlc_predictions
@@ -82,6 +93,14 @@ def test_file_names(tmp_path: Path, video_file: Path, name: str, scorer: str, fi
             assert [len(f.predicted) for f in table.frames] == [2 if f.index == 5 else 0 for f in table.frames] and len(table.frames) == 40
         if file.endswith("h5"):
             assert pd.read_hdf(tmp_path / file).columns[0][0] == scorer
+
+
+def test_predicted_again_all_files_are_new_but_inputs(tmp_path: Path, video_file: Path) -> None:
+    path = tmp_path / "clipDLC_Net.h5"
+    for frame, inputs in ((1, []), (2, []), (3, [path.with_suffix(".csv")])):
+        write_dlc_predictions(path, SKELETON, [VideoSource((video_file,))], [LabeledFrame(0, frame, predicted=[animal()])], {}, inputs)
+    seen = [[f.index for f in read_dlc_predictions(path.with_suffix(suffix)).frames if f.predicted] for suffix in (".h5", ".csv")]
+    assert seen == [[3], [2]]
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -221,6 +240,20 @@ def test_native_predictions(tmp_path: Path, video_file: Path, suffix: str) -> No
     assert len(labels.notes) == 1 and "corner exist once in a picture" in labels.notes[0]
 
 
+def test_options_of_reading(tmp_path: Path, video_file: Path) -> None:
+    (tmp_path / "media").mkdir()
+    native(tmp_path / "clipDLC_Net_el.csv")
+    write_dlc_predictions(tmp_path / "noted.h5", SKELETON, [VideoSource((tmp_path / "gone/clip.mp4",))], FRAMES, {})
+    for path in (tmp_path / "clipDLC_Net_el.csv", tmp_path / "noted.h5"):
+        with pytest.raises(FormatError, match=r"is of .*clip.mp4, which is not found; give its folder with --video-root"):
+            read_project(path, tmp_path / "media")
+        shutil.copy(video_file, tmp_path / "media" / "clip.mp4")
+        labels = read_project(path, tmp_path / "media", predicted=False)
+        assert labels.videos[0].paths == (tmp_path / "media" / "clip.mp4",)
+        assert labels.frames and not any(frame.predicted for frame in labels.frames)
+        (tmp_path / "media" / "clip.mp4").unlink()
+
+
 def test_a_cropped_analysis_counts_from_the_whole_frame(tmp_path: Path) -> None:
     class Hostile:
         def __reduce__(self) -> Any:
@@ -324,10 +357,10 @@ def test_machinelabels(project: Path, video_file: Path) -> None:
     assert len(notes) == 1 and "is for 2 animals; 1 predicted ones are left out" in notes[0]
     folder = project.parent / "labeled-data" / "clip"
     table: Any = pd.read_hdf(folder / "machinelabels-iter0.h5")
-    assert list(table.index) == [("labeled-data", "clip", f"img{n:04d}.png") for n in (8, 20)]
-    row = table.loc[("labeled-data", "clip", "img0020.png")][SCORER]
+    assert list(table.index) == [("labeled-data", "clip", f"img{n:02d}.png") for n in (8, 20)]
+    row = table.loc[("labeled-data", "clip", "img20.png")][SCORER]
     assert row["b"]["nose"].tolist() == [3.5, 4, 0.25] and row["a"]["nose"].tolist() == [4.5, 5, 0.75]
-    assert all((folder / f"img{n:04d}.png").is_file() for n in (3, 8, 20)) and (folder / "machinelabels.csv").is_file()
+    assert all((folder / f"img{n:02d}.png").is_file() for n in (3, 8, 20)) and (folder / "machinelabels.csv").is_file()
     labels = read_dlc(project)
     assert [(len(f.instances), len(f.predicted)) for f in labels.frames] == [(2, 0), (0, 1), (0, 2)]
     with pytest.raises(FormatError, match="machinelabels-iter0.h5 exists already"):
@@ -337,6 +370,20 @@ def test_machinelabels(project: Path, video_file: Path) -> None:
     labels.frames[0].predicted.append(animal())
     assert write_machinelabels(project, SKELETON, labels.videos, labels.frames[:1]) == []
     assert len(list(folder.glob("*.png"))) == 3, "images of the project stay where they are"
+
+
+def test_images_that_are_there_are_taken(project: Path, video_file: Path) -> None:
+    folder = project.parent / "labeled-data" / "clip"
+    (folder / "img03.png").rename(folder / "img0008.png")
+    videos, frames = [VideoSource((video_file,))], [LabeledFrame(0, n, predicted=[animal()]) for n in (8, 20)]
+    assert write_machinelabels(project, SKELETON, videos, frames) == []
+    table: Any = pd.read_hdf(folder / "machinelabels-iter0.h5")
+    assert [row[2] for row in table.index] == sorted(file.name for file in folder.glob("*.png")) == ["img0008.png", "img20.png"]
+    (folder / "machinelabels-iter0.h5").unlink()
+    with Image.open(folder / "img20.png") as image:
+        image.crop((5, 5, 50, 40)).save(folder / "img20.png")
+    with pytest.raises(FormatError, match="img20.png is not as large as the frames of .*clip.mp4"):
+        write_machinelabels(project, SKELETON, videos, frames)
 
 
 def test_machinelabels_that_cannot_be_written_are_known_before(project: Path, video_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from converters import (
     write_predictions,
     write_project,
 )
+from converters.deeplabcut_writing import video_names
 from converters.files import Finder, written_whole
 from converters.project import ANALYSIS, COCO, DLC, DLC_PREDICTIONS, PACKAGE, SLEAP, check_predictions, format_of, is_project
 
@@ -118,6 +119,19 @@ def test_options_reach_the_reader(make_project: Callable[..., Path], tmp_path: P
     (tmp_path / "root").mkdir()
     (tmp_path / "root/b.mp4").touch()
     assert read_project(path, video_root=tmp_path / "root").videos[0].paths == (tmp_path / "root/b.mp4",)
+
+
+@pytest.mark.parametrize("written", [r"C:\videos\clip.mp4", "C:/videos/clip.mp4", r"\\server\share\clip.mp4"])
+def test_windows_paths_stay_where_nothing_is_found(make_project: Callable[..., Path], tmp_path: Path, written: str) -> None:
+    path = Path(written.replace("\\", "/"))
+    first = read_project(make_project("p.slp", video=Path("gone.mp4"), written=written), require_videos=False)
+    assert first.videos[0].paths == (path,) and (path.stem, path.name) == ("clip", "clip.mp4")
+    frames = [LabeledFrame(0, 1, [], [PredictedInstance(np.ones((3, 2)))])]
+    for name in ("q.slp", "q.analysis.h5", "q.h5"):
+        write_predictions(tmp_path / name, first.skeleton, first.videos, frames, {})
+        assert read_project(tmp_path / name, require_videos=False).videos == first.videos, name
+    package = VideoSource((tmp_path / "images.pkg.slp",), "video0", first.videos[0])
+    assert video_names([package]) == ["clip"]
 
 
 def test_write_and_read_back(tmp_path: Path, video_file: Path) -> None:

@@ -168,14 +168,29 @@ def test_missing_videos_on_request(make_project: Callable[..., Path], tmp_path: 
         read_slp(path, tmp_path / "gone")
 
 
-def test_two_videos_of_one_name_are_not_mixed_up(make_project: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("length", [40, 99])
+def test_two_videos_of_one_name_are_not_mixed_up(tmp_path: Path, make_project: Callable[..., Path], length: int) -> None:
     def edit(labels: sio.Labels, skeleton: sio.Skeleton) -> None:
-        for video, length in ((labels.videos[0], 40), (sio.Video(filename="/b/clip.mp4", open_backend=False), 99)):
-            video.backend_metadata = {"filename": str(video.filename), "type": "MediaVideo", "shape": [length, 48, 64, 3]}
+        for video, n_frames in ((labels.videos[0], 40), (sio.Video(filename=str(tmp_path / "b/clip.mp4"), open_backend=False), length)):
+            video.backend_metadata = {"filename": str(video.filename), "type": "MediaVideo", "shape": [n_frames, 48, 64, 3]}
         labels.videos.append(video)
 
+    path = make_project(edit=edit, written=str(tmp_path / "a/clip.mp4"))
     with pytest.raises(FormatError, match="two different videos for which only one file is found"):
-        read_slp(make_project(edit=edit, written="/a/clip.mp4"))
+        read_slp(path)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "clip.mp4").symlink_to("../clip.mp4")
+    assert [video.paths[0].parent.name for video in read_slp(path).videos] == ["a", "b"]
+
+
+def test_a_video_may_be_named_in_two_ways(make_project: Callable[..., Path]) -> None:
+    def edit(labels: sio.Labels, skeleton: sio.Skeleton) -> None:
+        labels.videos.append(sio.Video(filename="./clip.mp4", open_backend=False))
+        labels.videos[1].backend_metadata = {"filename": "./clip.mp4", "type": "MediaVideo"}
+
+    first, second = read_slp(make_project(edit=edit, written="clip.mp4")).videos
+    assert first == second
 
 
 def test_image_sequences(tmp_path: Path, make_project: Callable[..., Path], make_images: Callable, number_of: Callable) -> None:

@@ -315,11 +315,12 @@ def test_convert_passes_everything_on_and_warns(monkeypatch: pytest.MonkeyPatch,
         return ["out.json: no tracks."]
 
     monkeypatch.setattr(converters, "convert", fake)
-    text = "project.slp out.json --only labels --video-root v --images i --category c --annotations video.mp4"
+    text = "project.slp out.json --only labels --format h5 --video-root v --images i --category c --annotations video.mp4"
     assert convert.main([*text.split()]) == 0
     shown = capsys.readouterr().err
     assert "Warning: out.json: no tracks." in shown and "written: out.json" in shown
-    options = {"only": "labels", "video_root": Path("v"), "images": Path("i"), "category": "c", "annotations": Path("video.mp4")}
+    options = {"only": "labels", "suffix": "h5", "video_root": Path("v"), "images": Path("i"), "category": "c"}
+    options["annotations"] = Path("video.mp4")
     assert kept == [(Path("project.slp"), Path("out.json"), options)]
     assert convert.main(["project.slp", "out.json", "--quiet"]) == 0
     assert capsys.readouterr().err.strip() == "Warning: out.json: no tracks."

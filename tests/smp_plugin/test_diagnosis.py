@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from converters import Instance, LabeledFrame, Labels, Skeleton, VideoSource, read_project
-from smp_plugin.diagnosis import Finding, certain, likely, thumbnail
+from smp_plugin import diagnosis
+from smp_plugin.diagnosis import Finding, animals_twice, certain, likely, thumbnail
 
 SKELETON = Skeleton(("nose", "left ear", "right ear", "back", "tail"), symmetries=((1, 2),))
 MOUSE = np.array([[0.0, -40], [-12, -25], [12, -25], [0, 0], [0, 40]])
@@ -157,6 +158,23 @@ def test_animals_that_touch_are_two():
     labels.frames[2].instances.append(Instance(points_of(labels, 2) + (8, 0)))
     labels.frames[2].instances.append(Instance(np.where(np.arange(5)[:, None] == 4, points_of(labels, 2) + 2, np.nan)))
     assert judged(labels) == []
+
+
+def test_of_a_crowd_every_pair_is_compared_and_every_animal_measured_once(monkeypatch: pytest.MonkeyPatch):
+    rng, measured = np.random.default_rng(3), []
+    labels = project(1)
+    labels.frames[0].instances = [Instance(np.where(rng.random((5, 1)) < 0.5, rng.integers(0, 3, (5, 2)), np.nan)) for _ in range(40)]
+
+    def length(pose: np.ndarray) -> float:
+        measured.append(1)
+        return 0.0
+
+    monkeypatch.setattr(diagnosis, "_length", length)
+    found = animals_twice(labels)
+    poses = [animal.points for animal in labels.frames[0].instances]
+    gaps = {(a, b): np.linalg.norm(poses[a] - poses[b], axis=1) for a in range(40) for b in range(a + 1, 40)}
+    wanted = [pair for pair, gap in gaps.items() if np.isfinite(gap).any() and np.nanmean(gap) <= 0.5]
+    assert found is not None and [spot.animals for spot in found.spots] == wanted and len(measured) == 40
 
 
 def test_points_on_the_border_are_inside_and_unknown_sizes_are_not_judged():

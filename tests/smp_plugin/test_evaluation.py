@@ -89,6 +89,18 @@ def test_evaluate_pairs_images_with_the_frames_that_they_were_taken_from(predict
     assert found.animals - found.missed == 2 and found.pixel_error[99] == 0
 
 
+@pytest.mark.parametrize("images_are_labelled", [True, False])
+def test_images_cut_out_of_a_video_are_compared_in_their_place(images_are_labelled: bool):
+    """What is predicted outside of the image is nobody's mistake."""
+    images = VideoSource(EXTRACTED, original=_video("/a/clip.mp4"), cut=(100, 50, 400, 350))
+    sources = [(images, 0, np.zeros(2)), (_video("/b/clip.mp4"), 7, np.array([100, 50]))]
+    (ours, i, corner), (theirs, j, other) = sources if images_are_labelled else sources[::-1]
+    truth = Labels(SKELETON, [ours], [LabeledFrame(0, i, [Instance(ANIMAL + corner)])])
+    found = [PredictedInstance(ANIMAL + other)] + ([PredictedInstance(ANIMAL + other - 90)] if images_are_labelled else [])
+    result = evaluate(truth, Labels(SKELETON, [theirs], [LabeledFrame(0, j, [], found)]))
+    assert (result.missed, result.invented, result.pixel_error[99]) == (0, 0, 0)
+
+
 def test_evaluate_pairs_images_as_images_where_both_have_some():
     images = VideoSource(EXTRACTED, original=_video("/a/clip.mp4"))
     truth = Labels(SKELETON, [images], [LabeledFrame(0, 0, [Instance(ANIMAL + 7)]), LabeledFrame(0, 1, [Instance(ANIMAL + 120)])])

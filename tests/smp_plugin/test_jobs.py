@@ -34,7 +34,7 @@ def projects(tmp_path_factory: pytest.TempPathFactory, video_file: Path, make_im
     write_project(tmp_path / "project.json", Labels(SKELETON, photos, frames))
     for number in (20, 30):  # extracted, not labelled yet
         folder = tmp_path / "dlc" / "labeled-data" / "clip"
-        (folder / f"img{number:04d}.png").write_bytes((folder / "img0003.png").read_bytes())
+        (folder / f"img{number:02d}.png").write_bytes((folder / "img03.png").read_bytes())
     return tmp_path
 
 

@@ -235,7 +235,7 @@ def test_predictions_for_a_person_to_correct(trained: Path, blobs: Any, stub: ty
     project.frames = project.frames[:2]
     write_project(tmp_path / "dlc", project)
     folder = tmp_path / "dlc" / "labeled-data" / "blobs"
-    shutil.copy(folder / "img0001.png", folder / "img0015.png")  # extracted, not labelled yet
+    shutil.copy(folder / "img01.png", folder / "img15.png")  # extracted, not labelled yet
     labels = {path: path.read_bytes() for path in folder.glob("CollectedData*")}
     predict([tmp_path / "dlc" / "config.yaml"], folder.parent, model=trained, device="cpu", reporter=listener)
     assert {"machinelabels-iter0.h5", "machinelabels.csv"} <= set(leftovers(folder))
