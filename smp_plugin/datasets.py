@@ -52,7 +52,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        return Batch(**{k: v.to(device, non_blocking=True) for k, v in vars(self).items()})
+        no_wait = device.type == "cuda"  # MPS would read memory that may have been freed by then (github.com/pytorch/pytorch/issues/189690)
+        return Batch(**{k: v.to(device, non_blocking=no_wait) for k, v in vars(self).items()})
 
     def pin_memory(self) -> Batch:
         """The same in pinned memory; called by the data loader."""

@@ -50,6 +50,7 @@ def run(command: click.Command, argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     state = State()
     _hush()
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # read when torch is loaded: what Apple's GPUs lack, the CPU computes
     terminated = threading.Event()
     try:
         with contextlib.suppress(Exit), _terminable(terminated):

@@ -122,6 +122,27 @@ def test_a_card_that_torch_cannot_use_is_said_aloud(monkeypatch: pytest.MonkeyPa
         choose_device("cuda")
 
 
+def test_an_apple_gpu_without_what_the_network_needs(monkeypatch: pytest.MonkeyPatch):
+    """As before torch 2.13, where it samples maps neither up to their borders nor with a gradient."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(inference, "_nvidia_is_there", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    zeros, sample = torch.zeros, torch.nn.functional.grid_sample
+    monkeypatch.setattr(torch, "zeros", lambda *size, device, **rest: zeros(*size, **rest))
+    assert choose_device("auto") == (torch.device("mps"), "device: Apple GPU (MPS)")
+
+    def lacking(*arguments: Any, padding_mode: str, **rest: Any) -> torch.Tensor:
+        if padding_mode == "border":
+            raise RuntimeError("MPS: Unsupported Border padding mode")
+        return sample(*arguments, padding_mode=padding_mode, **rest)
+
+    monkeypatch.setattr(torch.nn.functional, "grid_sample", lacking)
+    device, why = choose_device("auto")
+    assert device.type == "cpu" and "can't use the Apple GPU (MPS: Unsupported Border padding mode)" in why
+    with pytest.raises(FormatError, match="--device mps: torch .* can't use it .*Border"):
+        choose_device("mps")
+
+
 @pytest.mark.parametrize(("hidden", "seen"), [(None, True), ("", False), ("-1", False)])
 def test_a_card_without_a_driver_for_torch(hidden: str | None, seen: bool, monkeypatch: pytest.MonkeyPatch, listener: Any):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
