@@ -405,7 +405,7 @@ def fit(
         )
         steps = TrainingSteps(
             material.sources, material.videos, material.skeleton, config, material.unlabeled_videos, material.pool,
-            trainer.global_rank, trainer.world_size, max(1, loader_processes(settings, device)),
+            trainer.global_rank, trainer.world_size, max(1, loader_processes(settings, device)), material.typical_length,
         )  # fmt: skip
         if not budget.seconds and (config.loss.beta > 0 or config.loss.agreement > 0):
             steps.first_unlabeled_step.fill_(math.ceil(settings.unlabeled_fusion_start * settings.steps))

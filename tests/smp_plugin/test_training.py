@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("thin_backbone")
 
 RUN_FILES = {"model.pt", "last.ckpt", "config.yaml", "metrics.csv", "curves.png", "val_predictions.png", "report.html", "log.txt"}
 TINY = [
-    *("data.crop=64", "data.animal_size=28", "model.channels=16", "model.tower_depth=1", "model.heatmap_channels=16"),
+    *("data.crop=64", "data.animal_size=28", "data.max_scale=1", "model.channels=16", "model.tower_depth=1", "model.heatmap_channels=16"),
     *("train.batch=2", "train.unlabeled_batch=1"),
 ]
 
