@@ -215,10 +215,15 @@ def build_config(
     config, reason = preset(preset_name, cuda)
     reasons = [reason]
     if config_file is not None:
+        alone = read_config(config_file)
         read_config(config_file, config)
+        if config != alone:
+            reasons.append(f"settings of {config_file}, which beat the preset's")
+        else:
+            named = f", to which the preset {preset_name} adds nothing" if preset_name != "auto" else ""
+            reasons = [f"settings of {config_file}{named}"]
         if other_projects:
             forget_projects(config)
-        reasons.append(f"settings of {config_file}")
     for key, value in key_values(sets).items():
         set_value(config, key, value)
     for key, flag in flags.items():
