@@ -99,6 +99,17 @@ def every_device(name: str) -> list[str]:
     return usable if len(usable) > 1 else [name]
 
 
+def refuse_processes(device: torch.device, devices: int, machines: int) -> None:
+    """FormatError where ``devices`` training processes on each of so many machines can't each have a device like this one."""
+    if device.type == "mps" and devices * machines > 1:
+        raise FormatError(f"--devices {devices}, --num-nodes {machines}: an Apple GPU trains in one process; take --device cpu for more.")
+    if devices > 1 and device.index is not None:
+        remedy = f"leave one of them out, or take --device {device.type} and name the GPUs in CUDA_VISIBLE_DEVICES"
+        raise FormatError(f"--device {device} is one GPU, but --devices {devices} wants one for each process; {remedy}.")
+    if device.type == "cuda" and devices > (there := torch.cuda.device_count()):
+        raise FormatError(f"--devices {devices}: torch sees {there} GPU{'s' if there > 1 else ''} here; ask for at most as many.")
+
+
 def _works(gpu: str) -> bool:
     """An old card that drives the screen has no kernels in torch, and one that others fill no memory."""
     try:

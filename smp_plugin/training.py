@@ -40,7 +40,7 @@ from smp_plugin.datasets import NEVER, Batch, StepRange, TrainingSteps
 from smp_plugin.diagnosis import certain, few_to_validate
 from smp_plugin.finite import FiniteGuard
 from smp_plugin.heads import LAST_LAYERS
-from smp_plugin.inference import choose_device, in_bf16, out_of_memory, say_device
+from smp_plugin.inference import choose_device, in_bf16, out_of_memory, refuse_processes, say_device
 from smp_plugin.losses import supervised
 from smp_plugin.model import LEVEL_STRIDES, PoseModel, PoseOutputs
 from smp_plugin.optimizer import Muon, is_kernel
@@ -312,6 +312,7 @@ def train(
     else:
         weights, sentence = find_weights(config.model.weights, config.model.backbone)
         suit_weights(config, weights is not None, reporter)
+    refuse_processes(device, config.train.devices, config.train.num_nodes)
     if not reporter.mute:
         open_folder(out)
         reporter.log_to(out / "log.txt")
