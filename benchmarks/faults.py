@@ -64,7 +64,7 @@ SETTINGS = (
     "train.unlabeled_batch=1", "train.optimizer=sgd", "train.precision=fp32", f"train.val_every={EVERY}",
     "train.labeled_fusion_start=0.3", "train.unlabeled_fusion_start=0.6",
 )  # fmt: skip
-TRAIN = ["--slp", "in/project.slp", "-o", "run", "--preset", "small", "--weights", "none", "--device", "cpu", "--steps", str(STEPS)]
+TRAIN = ["--slp", "in/project.slp", "-o", "run", "--weights", "none", "--device", "cpu", "--steps", str(STEPS)]
 TRAIN += ["--val", "0.2", *(word for setting in SETTINGS for word in ("--set", setting))]
 PREDICT = ["in/clip.mp4", "--device", "cpu", "--json", "--max-animals", "2", "--min-score", "0.000001"]
 OUTPUTS = {  # by what is asked for, the files that come

@@ -32,11 +32,11 @@ class DataConfig:
     predicted: Literal["ignore", "unused"] = (
         "ignore"  # what a model predicted in labelled frames and nobody corrected: neither animal nor background, or as if not there
     )
-    input_scale: float = 0.0  # input pixels per frame pixel; 0: the scale that makes the median animal `animal_size` long
+    input_scale: float = 0.0  # input pixels per frame pixel; 0: makes the median animal `animal_size` long, or longer in small frames
     animal_size: float = 72.0  # wanted length of the median animal, input pixels
     max_scale: float = 1.5  # how far small animals are enlarged to that: huddled ones are told apart better, but beyond this is only blur
-    crop: int = 0  # side of the square training crop, input pixels; 0: four and a half median animals, 192 to 512
-    val_fraction: float = 0.1  # share of labelled frames held out when no validation file is given; none below 10 frames
+    crop: int = 0  # side of the square training crop, input pixels; 0: four and a half median animals, 192 to 512, in small frames less
+    val_fraction: float = -1.0  # share of labelled frames held out when there is no `val`; -1: a tenth, where it has 10 animals or more
     unlabeled_frames: str = ""  # frames of each video used without labels, e.g. "0-999,1500"; "": all
     cache_gb: float = 2.0  # labelled frames kept decoded, gigabytes in each process
     chosen: tuple[str, ...] = ()  # settings that the run chose for these projects, as key=value; other projects get choices of their own
@@ -231,8 +231,8 @@ def preset(name: str, cuda: bool) -> tuple[Config, str]:
 
 AT_LEAST = {
     "train.steps": 1, "train.batch": 1, "train.val_every": 1, "train.val_frames": 1, "train.devices": 1, "train.num_nodes": 1,
-    "train.workers": -1, "model.channels": 1, "model.heatmap_channels": 1, "data.animal_size": 1, "loss.max_candidates": 1,
-    "predict.shrink": 0.1, "loss.quality_s2": 1e-6, "loss.heatmap_sigma": 0.1, "augment.paste_max": 1,
+    "train.workers": -1, "model.channels": 1, "model.heatmap_channels": 1, "data.animal_size": 1, "data.val_fraction": -1,
+    "loss.max_candidates": 1, "predict.shrink": 0.1, "loss.quality_s2": 1e-6, "loss.heatmap_sigma": 0.1, "augment.paste_max": 1,
 }  # fmt: skip  # any other number: 0
 # What somebody else's settings may ask of a machine; far more than is of use. Any other number: 1e9.
 AT_MOST = {

@@ -52,7 +52,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        return Batch(**{k: v.to(device, non_blocking=True) for k, v in vars(self).items()})
+        no_wait = device.type == "cuda"  # MPS would read memory that may have been freed by then (github.com/pytorch/pytorch/issues/189690)
+        return Batch(**{k: v.to(device, non_blocking=no_wait) for k, v in vars(self).items()})
 
     def pin_memory(self) -> Batch:
         """The same in pinned memory; called by the data loader."""
@@ -193,6 +194,7 @@ class TrainingSteps(Dataset[Batch]):
         rank: number of this process among ``world`` ones, each of which makes its own crops.
         lanes: how many loader processes take the steps in turn. Each decodes unlabelled frames for its own steps alone, so that what a
             step shows depends on their number.
+        typical: length of the median complete animal, input pixels; None: as wanted.
     """
 
     def __init__(
@@ -206,8 +208,10 @@ class TrainingSteps(Dataset[Batch]):
         rank: int = 0,
         world: int = 1,
         lanes: int = 1,
+        typical: float | None = None,
     ) -> None:
         self.sources, self.skeleton, self.config = sources, skeleton, config
+        self.typical = config.data.animal_size if typical is None else typical
         self.pool, self.rank, self.world, self.lanes = pool, rank, world, lanes
         self.reader = FrameReader(videos, config.data.input_scale, config.data.cache_gb * 1e9)
         self.unlabeled_reader = FrameReader(unlabeled_videos, config.data.input_scale)
@@ -265,7 +269,7 @@ class TrainingSteps(Dataset[Batch]):
         points = [transforms.apply_matrix(to_input, i.points) for i in frame.instances]
         unsure = []
         if config.data.predicted == "ignore" and not frame.negative:  # a person said that it is empty
-            near = 0.25 * config.data.animal_size / config.data.input_scale
+            near = 0.25 * self.typical / config.data.input_scale
             unsure = [transforms.apply_matrix(to_input, p) for p in uncorrected(frame, near)]
         if points and (focus or rng.random() < 0.8):
             middle = transforms.apply_matrix(to_input, focus.points) if focus else points[rng.integers(len(points))]

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from converters.labels import LabeledFrame, Labels, VideoSource, symmetric_pairs
+from smp_plugin.preparation import FEW_VALIDATION
 from smp_plugin.report import frame_title
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ MOST_UNUSUAL = 12  # shown
 THUMBNAIL = 64  # pixels; in much smaller ones, small animals could not be seen to move
 ALIKE = 3  # levels of 256 by which thumbnails of nearly the same picture differ at most
 FEW_FRAMES = 5  # labelled frames of a video from which it may be called frozen
-FEW_VALIDATION = 10  # animals; fewer make AP a matter of luck
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from converters.labels import FormatError
@@ -39,8 +40,11 @@ def _nvidia_is_there() -> bool:
 
 
 def _try(device: torch.device) -> None:
-    """RuntimeError where torch has no kernel for the device."""
+    """RuntimeError where torch has no kernel for the device, or no gradient of what the network samples, as on MPS before torch 2.13."""
     torch.zeros(1, device=device).add_(1).item()
+    if device.type == "mps":
+        maps = torch.zeros(1, 1, 2, 2, device=device, requires_grad=True)
+        F.grid_sample(maps, torch.zeros(1, 1, 1, 2, device=device), padding_mode="border", align_corners=False).sum().backward()
 
 
 def say_device(reporter: Reporter, why: str) -> None:
@@ -71,7 +75,12 @@ def choose_device(name: str) -> tuple[torch.device, str]:
             remedy = "update the driver" if torch.version.cuda else "install a torch with CUDA (pytorch.org)"
             return torch.device("cpu"), f"{_UNUSABLE} (this torch, {torch.__version__}, is built {built}): device: CPU; {remedy}"
         if torch.backends.mps.is_available():
-            return torch.device("mps"), "device: Apple GPU (MPS)"
+            try:
+                _try(torch.device("mps"))
+                return torch.device("mps"), "device: Apple GPU (MPS)"
+            except RuntimeError as error:
+                why = f"torch {torch.__version__} can't use the Apple GPU ({str(error).splitlines()[0]}): a newer one may"
+                return torch.device("cpu"), f"device: CPU, since {why}"
         return torch.device("cpu"), f"device: CPU, {torch.get_num_threads()} threads (torch sees no GPU)"
     try:
         device = torch.device(name)
@@ -88,6 +97,17 @@ def every_device(name: str) -> list[str]:
     count = torch.cuda.device_count() if name == "auto" else 0
     usable = [gpu for gpu in (f"cuda:{index}" for index in range(count)) if _works(gpu)] if count > 1 else []
     return usable if len(usable) > 1 else [name]
+
+
+def refuse_processes(device: torch.device, devices: int, machines: int) -> None:
+    """FormatError where ``devices`` training processes on each of so many machines can't each have a device like this one."""
+    if device.type == "mps" and devices * machines > 1:
+        raise FormatError(f"--devices {devices}, --num-nodes {machines}: an Apple GPU trains in one process; take --device cpu for more.")
+    if devices > 1 and device.index is not None:
+        remedy = f"leave one of them out, or take --device {device.type} and name the GPUs in CUDA_VISIBLE_DEVICES"
+        raise FormatError(f"--device {device} is one GPU, but --devices {devices} wants one for each process; {remedy}.")
+    if device.type == "cuda" and devices > (there := torch.cuda.device_count()):
+        raise FormatError(f"--devices {devices}: torch sees {there} GPU{'s' if there > 1 else ''} here; ask for at most as many.")
 
 
 def _works(gpu: str) -> bool:
@@ -148,8 +168,8 @@ def infer(model: PoseModel, frames: Tensor, scale: float, config: PredictConfig,
     scale, typical = scale * config.shrink, typical * config.shrink
     device = next(model.parameters()).device
     height, width = frames.shape[2:]
-    found = detect(model, frames.to(device, non_blocking=True), scale, config, typical, precision)
+    found = detect(model, frames.to(device, non_blocking=device.type == "cuda"), scale, config, typical, precision)
     to_frame = np.linalg.inv(transforms.resize_matrix(height, width, scale))
-    poses = transforms.apply_matrix(to_frame, found.poses.double().cpu().numpy())
+    poses = transforms.apply_matrix(to_frame, found.poses.cpu().numpy())  # in double precision from here on: Apple's GPUs have none
     scores, point_scores = found.scores.cpu().numpy(), found.point_scores.cpu().numpy()
     return [FramePoses(p[s > 0], s[s > 0], q[s > 0]) for p, s, q in zip(poses, scores, point_scores, strict=True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +18,12 @@ from smp_plugin.config import Config, DataConfig, choose, forget_projects, parse
 from smp_plugin.datasets import LabelSource, UnlabeledPool
 from smp_plugin.progress import Reporter
 
-MIN_FRAMES_TO_SPLIT = 10  # with fewer labelled frames every one is needed for training
+MIN_FRAMES_TO_SPLIT = 10  # with fewer labelled frames every one is needed for training, unless a share is asked for
+SHARE = 0.1  # of the labelled frames that is held out where none is asked for
+FEW_VALIDATION = 10  # animals; fewer make AP a matter of luck
+LEAST_FRAME = 256  # input pixels of the largest frame's longer side: of smaller ones little would be left where animals fill the picture
+MOST_ENLARGED = 120  # input pixels to which the median animal is enlarged for that: from 128 on, a coarser level looks for it
+FRAMES_A_CROP = 1.25  # sides of the largest frame in that of a crop, at most: the rest would be padding
 
 Place = tuple[Path, str | None, int]  # file with links followed, HDF5 group in a package, number there (0 of an image)
 Name = tuple[str, str, str, int]  # folder, file, HDF5 group in a package or "", number there (0 of an image)
@@ -132,13 +139,11 @@ def prepare(config: Config, reporter: Reporter, held_out: set[Name] | None = Non
         of_parts.append([f for f in frames if first <= f.video < first + len(part.videos)])
         first += len(part.videos)
     lengths = _complete_lengths([(i, own) for of_part, own in zip(of_parts, columns, strict=True) for f in of_part for i in f.instances])
-    _choose_scale(config, lengths, reporter)
+    longest = 0 if config.data.input_scale > 0 and config.data.crop else _longest_side(frames, videos)
+    _choose_scale(config, lengths, longest, reporter)
     typical = float(np.median(lengths)) * config.data.input_scale if len(lengths) else config.data.animal_size
     if config.data.crop == 0:
-        wanted = 32 * round(4.5 * typical / 32)
-        choose(config, "data.crop", int(np.clip(wanted, 192, 512)))
-        why = "" if config.data.crop == wanted else f" would be {wanted}, and 192 to 512 are useful"
-        reporter.say(f"training crops: {config.data.crop} input pixels, as four and a half times the median animal{why}")
+        _choose_crop(config, typical, longest * config.data.input_scale, reporter)
     sources = []
     for part, of_part, own in zip(parts, of_parts, columns, strict=True):
         if of_part:
@@ -241,18 +246,23 @@ def _split(
             reporter.say(f"validation: {len(held)} of {len(frames)} labelled frames, those that were held out before")
             return train, held
         reporter.warn("the frames that were held out before can't be now: others may be, which were trained on")
-    different = max(pictures, default=-1) + 1
-    count = round(config.data.val_fraction * different) if config.data.val_fraction > 0 else 0
-    if different < MIN_FRAMES_TO_SPLIT or count < 1:
-        reporter.say(
-            f"validation: none, all {len(frames)} labelled frames are trained on and the last model is kept (--val FILE would choose)"
-        )
-        return frames, []
+    different, asked = max(pictures, default=-1) + 1, config.data.val_fraction >= 0
+    share = config.data.val_fraction if asked else SHARE
+    count = round(share * different)
     train, held = parted(set(np.random.default_rng((config.train.seed, 0)).choice(different, size=count, replace=False).tolist()))
-    if not any(f.instances for f in train):
-        return frames, []
-    reporter.say(f"validation: {len(held)} of {len(frames)} labelled frames, chosen at random, are held out")
-    return train, held
+    few = different < MIN_FRAMES_TO_SPLIT or sum(len(f.instances) for f in held) < FEW_VALIDATION
+    if count and any(f.instances for f in train) and (asked or not few):
+        reporter.say(f"validation: {len(held)} of {len(frames)} labelled frames, chosen at random, are held out")
+        return train, held
+    why = "no animal would be left to learn from"
+    if few and not asked:
+        why = f"{share:g} of them has too few animals to choose a model by"
+    elif not count:
+        why = f"{share:g} of them is none" if share else "as asked for"
+    reporter.say(
+        f"validation: none, all {len(frames)} labelled frames are trained on and the last model is kept ({why}; --val FILE would choose)"
+    )
+    return frames, []
 
 
 def _pictures(frames: list[LabeledFrame], videos: list[VideoSource]) -> list[int]:
@@ -289,7 +299,21 @@ def _complete_lengths(animals: list[tuple[Instance, list[int]]]) -> np.ndarray:
     return lengths[lengths > 0]
 
 
-def _choose_scale(config: Config, lengths: np.ndarray, reporter: Reporter) -> None:
+def _longest_side(frames: list[LabeledFrame], videos: list[VideoSource]) -> int:
+    """Longer side of the largest of labelled frames, pixels, as far as the first one of each video tells, and ten of differing images."""
+    longest = 0
+    for number in sorted({f.video for f in frames}):
+        with open_video(videos[number]) as video:
+            longest = max(longest, video.height, video.width)
+            indices = sorted(f.index for f in frames if f.video == number) if videos[number].kind == "images" else []
+            for index in indices[:: math.ceil(len(indices) / 10) or 1]:
+                with contextlib.suppress(FormatError):  # said where it is needed
+                    longest = max(longest, *video.read(index).shape[:2])
+    return longest
+
+
+def _choose_scale(config: Config, lengths: np.ndarray, longest: int, reporter: Reporter) -> None:
+    """``lengths`` of animals and the ``longest`` side of a frame, frame pixels."""
     if config.data.input_scale > 0:
         why = "as chosen before for these projects" if was_chosen(config, "data.input_scale") else "as asked for"
         reporter.say(f"input scale: {config.data.input_scale:g}, {why}")
@@ -301,12 +325,24 @@ def _choose_scale(config: Config, lengths: np.ndarray, reporter: Reporter) -> No
             f"(if they are L pixels long, --set data.input_scale=S with S = {size:g} / L)"
         )
     else:
-        median = float(np.median(lengths))
-        choose(config, "data.input_scale", round(min(config.data.max_scale, config.data.animal_size / median), 3))
+        median, size, most = float(np.median(lengths)), config.data.animal_size, config.data.max_scale
+        wanted = min(most, size / median)
+        choose(config, "data.input_scale", round(max(wanted, min(most, LEAST_FRAME / longest, MOST_ENLARGED / median)), 3))
+        scale = config.data.input_scale
+        larger = f"; {scale * median:.0f}, as frames would be only {wanted * longest:.0f} long" if scale > round(wanted, 3) else ""
         reporter.say(
-            f"input scale: {config.data.input_scale:g}, since the longer side of the median animal's box is {median:.0f} pixels "
-            f"(wanted: {config.data.animal_size:g})"
+            f"input scale: {scale:g}, since the longer side of the median animal's box is {median:.0f} pixels (wanted: {size:g}{larger})"
         )
+
+
+def _choose_crop(config: Config, typical: float, longest: float, reporter: Reporter) -> None:
+    """By the ``typical`` animal and the ``longest`` side of a frame, input pixels."""
+    wanted, most = 32 * round(4.5 * typical / 32), 32 * math.ceil(FRAMES_A_CROP * longest / 32)
+    useful = int(np.clip(wanted, 192, 512))
+    choose(config, "data.crop", min(useful, most))
+    reason = f"the largest frame is only {longest:.0f} long" if most < useful else "192 to 512 are useful"
+    why = "" if config.data.crop == wanted else f" would be {wanted}, and {reason}"
+    reporter.say(f"training crops: {config.data.crop} input pixels, as four and a half times the median animal{why}")
 
 
 def _is_partial(config: Config, frames: list[LabeledFrame], keypoints: int, project: Path | None, reporter: Reporter) -> bool:

@@ -126,12 +126,8 @@ class RunFolder(L.Callback):
             self.steps.first_unlabeled_step.clamp_(max=module.step)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: PoseTraining, *_: object) -> None:  # type: ignore[override]
-        progress = module.budget.progress(module.step)
         self.task.update(module.budget.elapsed if module.budget.seconds else module.step, step=module.step, phase=module.phase)
-        over = progress >= 1
-        if trainer.world_size > 1 and module.budget.seconds:  # clocks differ a little, and all must stop at the same step
-            over = trainer.strategy.reduce_boolean_decision(over, all=False)
-        if over:
+        if module.budget.progress(module.step) >= 1:  # in several processes at the same step: they agree on the time
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: PoseTraining) -> None:  # type: ignore[override]

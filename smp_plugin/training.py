@@ -38,9 +38,9 @@ from smp_plugin.consistency import (
 )
 from smp_plugin.datasets import NEVER, Batch, StepRange, TrainingSteps
 from smp_plugin.diagnosis import certain, few_to_validate
-from smp_plugin.finite import FiniteGuard
+from smp_plugin.finite import EVERY, FiniteGuard
 from smp_plugin.heads import LAST_LAYERS
-from smp_plugin.inference import choose_device, in_bf16, out_of_memory, say_device
+from smp_plugin.inference import choose_device, in_bf16, out_of_memory, refuse_processes, say_device
 from smp_plugin.losses import supervised
 from smp_plugin.model import LEVEL_STRIDES, PoseModel, PoseOutputs
 from smp_plugin.optimizer import Muon, is_kernel
@@ -53,11 +53,15 @@ from smp_plugin.turning import WAYS, turn, turn_back
 
 
 class Budget:
-    """How far the run is, 0 to 1: by steps, or by wall-clock where ``minutes`` are given (time before a resume counts)."""
+    """How far the run is, 0 to 1: by steps, or by wall-clock where ``minutes`` are given (time before a resume counts).
+
+    Several processes go by the first one's clock: by clocks of their own they would take different steps, and their weights drift apart.
+    """
 
     def __init__(self, steps: int, minutes: float) -> None:
         self.steps, self.seconds = steps, 60 * minutes
         self.started, self.spent = time.monotonic(), 0.0
+        self.agreed: tuple[int, float, float] | None = None  # a step, the first process's seconds before it, and those it takes for a step
 
     @property
     def elapsed(self) -> float:
@@ -66,11 +70,19 @@ class Budget:
 
     def progress(self, step: int) -> float:
         """Share of the run that is over before ``step``."""
-        return min(1.0, self.elapsed / self.seconds if self.seconds else step / self.steps)
+        if not self.seconds:
+            return min(1.0, step / self.steps)
+        since, elapsed, pace = self.agreed or (step, self.elapsed, 0.0)
+        return min(1.0, (elapsed + (step - since) * pace) / self.seconds)
 
-    def set_clock(self, elapsed: float) -> None:
-        """From now on as if so many seconds had been trained so far."""
-        self.started, self.spent = time.monotonic(), elapsed
+    def agree(self, step: int, of_first: Callable[[tuple[int, float, float]], tuple[int, float, float]], paused: bool) -> None:
+        """Before ``step``, in all processes: set the clock by the first one's, which ``of_first`` sends, and go on by its pace.
+
+        ``paused``: something else than training was done since the last time, so the pace stays.
+        """
+        elapsed = self.elapsed
+        since, then, pace = self.agreed or (step, elapsed, 0.0)
+        self.agreed = of_first((step, elapsed, pace if paused or step == since else (elapsed - then) / (step - since)))
 
 
 class PoseTraining(L.LightningModule):
@@ -179,11 +191,17 @@ class PoseTraining(L.LightningModule):
         indices, scores = select(chooser, self.config.loss, self.typical, self.config.predict.nms)
         return fusion_loss(outputs, indices, relative_scores(scores, self.confidence), self.config.loss)
 
+    def agree_on_time(self, paused: bool) -> None:
+        """Where several processes train by the clock."""
+        if self.budget.seconds and self.trainer.world_size > 1:
+            self.budget.agree(self.step, self.trainer.strategy.broadcast, paused)
+
     def on_train_epoch_start(self) -> None:
-        if self.trainer.world_size > 1:  # clocks are started one after the other, and only the first one stops for validation
-            self.budget.set_clock(self.trainer.strategy.broadcast(self.budget.elapsed))
+        self.agree_on_time(paused=True)  # the first process validates
 
     def on_train_batch_start(self, *_: object) -> None:
+        if self.global_step < EVERY or self.step % EVERY == 0:  # the first steps are slower, and nothing is known of the pace
+            self.agree_on_time(paused=False)
         train, progress = self.config.train, self.budget.progress(self.step)
         warm = min(1.0, (progress + 1 / max(train.steps, 1)) / max(train.warmup, 1e-9))
         rate = train.lr * warm * (train.final_lr + (1 - train.final_lr) * (1 + math.cos(math.pi * progress)) / 2)
@@ -294,6 +312,7 @@ def train(
     elif resume:
         reporter.say(f"{out} was stopped before its first checkpoint: from the beginning, with its settings ({out / 'config.yaml'})")
     device, why = choose_device(config.train.device)
+    refuse_processes(device, config.train.devices, config.train.num_nodes)
     material = prepare(config, reporter, saved.get("held_out") if saved else None)
     where = frame_sizes(material.labels), config.data.input_scale, config.data.crop, LEVEL_STRIDES[0]
     for finding in certain(material.training, material.validation, *where):
@@ -405,7 +424,7 @@ def fit(
         )
         steps = TrainingSteps(
             material.sources, material.videos, material.skeleton, config, material.unlabeled_videos, material.pool,
-            trainer.global_rank, trainer.world_size, max(1, loader_processes(settings, device)),
+            trainer.global_rank, trainer.world_size, max(1, loader_processes(settings, device)), material.typical_length,
         )  # fmt: skip
         if not budget.seconds and (config.loss.beta > 0 or config.loss.agreement > 0):
             steps.first_unlabeled_step.fill_(math.ceil(settings.unlabeled_fusion_start * settings.steps))

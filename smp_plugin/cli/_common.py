@@ -50,6 +50,7 @@ def run(command: click.Command, argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     state = State()
     _hush()
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # read when torch is loaded: what Apple's GPUs lack, the CPU computes
     terminated = threading.Event()
     try:
         with contextlib.suppress(Exit), _terminable(terminated):
@@ -214,10 +215,15 @@ def build_config(
     config, reason = preset(preset_name, cuda)
     reasons = [reason]
     if config_file is not None:
+        alone = read_config(config_file)
         read_config(config_file, config)
+        if config != alone:
+            reasons.append(f"settings of {config_file}, which beat the preset's")
+        else:
+            named = f", to which the preset {preset_name} adds nothing" if preset_name != "auto" else ""
+            reasons = [f"settings of {config_file}{named}"]
         if other_projects:
             forget_projects(config)
-        reasons.append(f"settings of {config_file}")
     for key, value in key_values(sets).items():
         set_value(config, key, value)
     for key, flag in flags.items():

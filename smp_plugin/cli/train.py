@@ -28,7 +28,7 @@ EPILOG = "Example:  smp-train --slp flies.slp -o runs/flies --minutes 30"
 @click.option("--images", type=FILE, metavar="DIR", help="COCO: folder of the images (default: the file's).")
 @click.option("--category", metavar="NAME", help="COCO: which of several categories to learn.")
 @click.option("--aliases", type=FILE, metavar="FILE", help="Table of names that mean the same keypoint.")
-@click.option("--val", metavar="FILE|SHARE", help="Project to validate on, or a share of the labelled frames (default 0.1).")
+@click.option("--val", metavar="FILE|SHARE", help="Project to validate on, or a share of the labelled frames (default: a tenth).")
 @click.option("--video-root", type=FILE, metavar="DIR", help="Where videos and images are looked for next.")
 @click.option(
     "--unlabeled", type=FILE, multiple=True, metavar="VIDEO", help="To learn from without labels (default: the project's); repeatable."
@@ -86,6 +86,10 @@ def command(state: _common.State, **options: Any) -> None:
     if options["resume"]:
         if options["output"] is None:
             raise click.UsageError("--resume needs -o: the folder of the run to go on with.")
+        if options["preset"] != "auto":
+            raise click.UsageError(
+                f"--resume goes on with the run's settings, which leave nothing to --preset {options['preset']}; leave it out."
+            )
         settings = _common.existing(options["output"]) / "config.yaml"
         config_file = config_file or (settings if settings.is_file() else None)
     config, reasons = _common.build_config(

@@ -170,7 +170,8 @@ def small_config(**settings: Any) -> Config:
     """A network and crops as small as they may be, without augmentation; settings are named ``section__name``."""
     config = Config()
     small = {
-        "data__crop": 64, "data__animal_size": 28.0, "model__channels": 16, "model__tower_depth": 1, "model__heatmap_channels": 16,
+        "data__crop": 64, "data__animal_size": 28.0, "data__max_scale": 1.0, "model__channels": 16, "model__tower_depth": 1,
+        "model__heatmap_channels": 16,
         "model__weights": "none", "augment__rotation": 0.0, "augment__scale": (1.0, 1.0), "augment__flip": False,
         "augment__brightness": 0.0, "augment__contrast": 0.0, "augment__paste": 0.0, "augment__erase": 0, "train__batch": 2,
         "train__unlabeled_batch": 1, "train__steps": 2, "train__val_every": 2, "train__lr": 3e-3, "train__ema": 0.9, "train__clip": 20.0,

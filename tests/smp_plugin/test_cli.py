@@ -15,6 +15,7 @@ import pytest
 import smp_plugin
 from converters.labels import FormatError
 from smp_plugin.cli import _common, convert, evaluate, predict, train
+from smp_plugin.config import Config, write_config
 from smp_plugin.metrics import Evaluation
 
 
@@ -87,6 +88,7 @@ def test_help_fits_one_screen_and_ends_with_an_example(module: Any, capsys: pyte
         (train, ["--slp", "project.slp", "--val", "1.5"], "below 1"),
         (train, ["--slp", "project.slp", "--val", "no.slp"], "no.slp: no such file"),
         (train, ["--slp", "project.slp", "--resume"], "--resume needs -o"),
+        (train, ["-o", "run", "--resume", "--preset", "gpu"], "leave nothing to --preset gpu"),
         (train, ["--slp", "project.slp", "--check", "--resume", "-o", "run"], "--check trains nothing"),
         (train, ["--slp", "project.slp", "--unlabeled-frames", "9-1"], "--unlabeled-frames is '9-1'"),
         (train, ["--slp", "project.slp", "--config", "no.yaml"], "no.yaml: no such settings file"),
@@ -141,6 +143,23 @@ def test_train_passes_everything_on(calls: list[dict[str, Any]], in_folder: Path
     assert (config.train.steps, config.train.minutes) == (7, 0.0)
     assert (config.data.val_fraction, config.data.labels, config.data.unlabeled_frames) == (0.2, "partial", "0-9")
     assert (config.model.weights, config.train.device) == ("none", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("preset", "text", "said"),
+    [
+        ("paper", "train: {lr: 0.1}", ["preset paper, as asked for", "settings of c.yaml, which beat the preset's"]),
+        ("paper", None, ["settings of c.yaml, to which the preset paper adds nothing"]),
+        ("auto", None, ["settings of c.yaml"]),
+    ],
+)
+def test_a_preset_is_named_where_it_counts(preset: str, text: str | None, said: list[str], in_folder: Path):
+    path = Path("c.yaml")
+    write_config(Config(), path)  # every setting
+    if text:
+        path.write_text(text)
+    config, reasons = _common.build_config(preset, path, [], {}, "cpu", other_projects=False)
+    assert reasons == said and (config.model.backbone == "resnet50") == bool(text)
 
 
 def test_settings_of_another_run_leave_its_projects_behind(calls: list[dict[str, Any]], in_folder: Path):

@@ -455,3 +455,15 @@ def test_unlabelled_frames_in_memory_are_bounded(make_steps: Callable[..., Train
         assert_same(steps[0], again[0])
         held[room] = len(steps._block[1])
     assert held[0.1] <= 2 and held[3.5] <= 3 and held[100.0] == N_FRAMES - N_LABELLED
+
+
+@pytest.mark.parametrize(("device", "ahead"), [("cuda", True), ("mps", False)])
+def test_an_apple_gpu_is_waited_for(device: str, ahead: bool):
+    """It copies what may be something else by then."""
+
+    class Sent:
+        def to(self, _: torch.device, non_blocking: bool) -> bool:
+            return non_blocking
+
+    batch: Any = Batch(*[Sent()] * 7)  # type: ignore[arg-type]
+    assert set(vars(batch.to(torch.device(device))).values()) == {ahead}

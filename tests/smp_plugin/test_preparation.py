@@ -16,7 +16,7 @@ import torch
 from converters import FormatError, Instance, LabeledFrame, VideoSource, read_project, write_project
 from smp_plugin.config import Config, read_config, set_value, write_config
 from smp_plugin.datasets import FrameReader
-from smp_plugin.preparation import Material, _complete_lengths, _pictures, frame_names, name_sources, prepare
+from smp_plugin.preparation import Material, _complete_lengths, _pictures, _split, frame_names, name_sources, prepare
 
 
 def material_of(*projects: Path, config: Config, listener: Any, val: Path | None = None, extra: list[Path] | None = None) -> Material:
@@ -65,10 +65,28 @@ def test_a_picture_is_known_by_its_file_and_by_its_video(tmp_path: Path):
         assert numbers[order[0]] == 0
 
 
-def test_few_labels_are_all_trained_on(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
-    material = material_of(make_blobs(labelled=range(9)).project, config=make_config(data__val_fraction=0.3), listener=listener)
-    assert len(material.frames) == 9 and material.val_frames == []
-    assert "all 9 labelled frames are trained on" in sentence(listener, "validation")
+@pytest.mark.parametrize(
+    ("counts", "share", "held", "why"),
+    [
+        ([10] * 9, -1.0, 0, "0.1 of them has too few animals"),  # every frame is needed
+        ([1] * 40, -1.0, 0, "0.1 of them has too few animals"),
+        ([1] * 95, -1.0, 10, ""),
+        ([1] * 40, 0.1, 4, ""),  # as asked for
+        ([1] * 8, 0.25, 2, ""),
+        ([1] * 8, 0.05, 0, "0.05 of them is none"),
+        ([1] + [0] * 7, 0.99, 0, "no animal would be left"),
+        ([1] * 40, 0.0, 0, "as asked for"),
+    ],
+)
+def test_labels_are_held_out_where_they_choose_or_somebody_asks_for_it(counts: list[int], share: float, held: int, why: str, listener: Any):
+    frames = [LabeledFrame(0, number, [Instance(np.ones((2, 2)))] * count) for number, count in enumerate(counts)]
+    config = Config()
+    config.data.val_fraction = share
+    train, validation = _split(frames, [VideoSource((Path("clip.mp4"),))], None, config, listener)
+    assert (len(train), len(validation)) == (len(frames) - held, held)
+    said = sentence(listener, "validation")
+    assert f"{held} of {len(frames)} labelled frames" in said if held else f"all {len(frames)} labelled frames are trained on" in said
+    assert why in said
 
 
 def test_validation_on_a_project_of_its_own(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
@@ -204,17 +222,53 @@ def test_labels_as_asked_for(blobs: Any, make_config: Callable[..., Config], lis
     assert not [text for text in listener.sentences if "taken as" in text]
 
 
-def test_the_scale_brings_animals_to_the_wanted_length(blobs: Any, make_config: Callable[..., Config], listener: Any):
+def test_the_scale_brings_animals_to_the_wanted_length(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+    project = make_blobs(sizes=[(560, 420)], counts=[1] * 4, labelled=range(4)).project
     config = make_config(data__animal_size=14.0)
-    material = material_of(blobs.project, config=config, listener=listener)
+    material = material_of(project, config=config, listener=listener)
     assert config.data.input_scale == pytest.approx(14 / 28, rel=0.1) and material.typical_length == pytest.approx(14, abs=0.1)
-    assert "since the longer side of the median animal's box is 2" in sentence(listener, "input scale")
-    config = make_config(data__animal_size=99.0)
-    material_of(blobs.project, config=config, listener=listener)
-    assert config.data.input_scale == config.data.max_scale == 1.5  # small animals are enlarged only so far
+    assert sentence(listener, "input scale").endswith("(wanted: 14)")
+    config = make_config(data__animal_size=99.0, data__max_scale=1.5)
+    material_of(project, config=config, listener=listener)
+    assert config.data.input_scale == config.data.max_scale  # small animals are enlarged only so far
     config = make_config(data__input_scale=0.25)
-    material_of(blobs.project, config=config, listener=listener)
-    assert config.data.input_scale == 0.25 and listener.sentences[-3].endswith("0.25, as asked for")
+    material_of(project, config=config, listener=listener)
+    assert config.data.input_scale == 0.25 and "input scale: 0.25, as asked for" in listener.sentences
+
+
+@pytest.mark.parametrize("images", [False, True])
+@pytest.mark.parametrize(
+    ("side", "length", "scale", "crop", "why"),
+    [
+        (640, 450, 120 / 450, 224, "(wanted: 72; 120, as frames would be only 102 long)"),
+        (640, 210, 0.4, 320, "(wanted: 72; 84, as frames would be only 219 long)"),
+        (384, 98, 72 / 98, 320, "(wanted: 72)"),
+        (96, 60, 1.5, 192, "(wanted: 72; 90, as frames would be only 115 long)"),
+        (96, 40, 1.5, 192, "(wanted: 72)"),  # enlarged as far as may be already
+    ],
+)
+def test_where_animals_fill_the_picture_it_is_not_shrunk_to_nothing(
+    side: int,
+    length: float,
+    scale: float,
+    crop: int,
+    why: str,
+    images: bool,
+    make_blobs: Any,
+    make_config: Callable[..., Config],
+    listener: Any,
+):
+    def grown(_: int, points: np.ndarray) -> np.ndarray:
+        return (points - points[1]) * length / np.ptp(points, axis=0).max() + points[1]
+
+    sizes = [(64, 48), (side, side * 3 // 4)] if images else [(side, side * 3 // 4)]  # the first image may be a small one
+    project = make_blobs(sizes=sizes, counts=[1] * 2, labelled=range(2), hide=grown, images=images).project
+    config = make_config(data__animal_size=72.0, data__max_scale=1.5, data__crop=0)
+    material = material_of(project, config=config, listener=listener)
+    assert config.data.input_scale == round(scale, 3) and config.data.crop == crop
+    assert material.typical_length == pytest.approx(length * config.data.input_scale)
+    assert sentence(listener, "input scale").endswith(why)
+    assert ("the largest frame is only" in sentence(listener, "training crops")) == (side != 384)
 
 
 def one_keypoint(frame: int, points: np.ndarray) -> np.ndarray:
@@ -226,10 +280,10 @@ def test_what_was_chosen_for_one_project_is_chosen_anew_for_another(
 ):
     """Animals of another size would be learnt at the wrong scale. A run that is repeated on its own projects is the same run."""
     first, other = make_blobs("first", hide=one_keypoint), make_blobs("other", hide=lambda _, points: 2 * points)
-    settings: dict[str, Any] = {"data__crop": 0, "data__animal_size": 56.0, "data__max_scale": 9.0, "data__val_fraction": 0.0}
+    settings: dict[str, Any] = {"data__crop": 0, "data__animal_size": 112.0, "data__max_scale": 9.0, "data__val_fraction": 0.0}
     config = make_config(**settings)
     material_of(first.project, config=config, listener=listener)
-    assert config.data.labels == "partial" and config.loss.keypoint_anchors and config.data.input_scale == pytest.approx(2, abs=0.1)
+    assert config.data.labels == "partial" and config.loss.keypoint_anchors and config.data.input_scale == pytest.approx(4, abs=0.2)
     write_config(config, tmp_path / "config.yaml")
     again = read_config(tmp_path / "config.yaml")
     name_sources(again, None, None, None, None, keep=False)
@@ -240,7 +294,7 @@ def test_what_was_chosen_for_one_project_is_chosen_anew_for_another(
     moved = read_config(tmp_path / "config.yaml")
     moved.data.aliases = moved.data.category = "of the other project"
     material_of(other.project, config=moved, listener=listener)
-    assert moved == fresh and moved.data.input_scale == pytest.approx(1, abs=0.05) and not moved.loss.keypoint_anchors
+    assert moved == fresh and moved.data.input_scale == pytest.approx(2, abs=0.2) and not moved.loss.keypoint_anchors
     asked = read_config(tmp_path / "config.yaml")
     set_value(asked, "data.labels", "partial")  # as it was, but now somebody asks for it
     asked.data.input_scale = 1.75
@@ -327,7 +381,7 @@ def test_a_package_alone_has_labelled_frames_only(make_blobs: Any, make_config: 
     package = make_blobs(embed=True)
     package.video.unlink()
     material = material_of(package.project, config=make_config(), listener=listener)
-    assert len(material.pool) == 0 and len(material.frames) == 11
+    assert len(material.pool) == 0 and len(material.frames) == 12
     assert "--unlabeled VIDEO" in sentence(listener, "unlabelled frames: of ")
     (alarm,) = listener.alarms
     assert "SemiMultiPose-labeled" in alarm

@@ -18,7 +18,7 @@ import torch
 
 from converters import FormatError, LabeledFrame, PredictedInstance, hdf5, read_project, write_predictions
 from converters.video import open_video, video_source
-from smp_plugin import inference
+from smp_plugin import inference, training
 from smp_plugin.checkpoint import Checkpoint
 from smp_plugin.cli.predict import main
 from smp_plugin.inference import choose_device, every_device, has_bf16, say_device
@@ -122,6 +122,27 @@ def test_a_card_that_torch_cannot_use_is_said_aloud(monkeypatch: pytest.MonkeyPa
         choose_device("cuda")
 
 
+def test_an_apple_gpu_without_what_the_network_needs(monkeypatch: pytest.MonkeyPatch):
+    """As before torch 2.13, where it samples maps neither up to their borders nor with a gradient."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(inference, "_nvidia_is_there", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    zeros, sample = torch.zeros, torch.nn.functional.grid_sample
+    monkeypatch.setattr(torch, "zeros", lambda *size, device, **rest: zeros(*size, **rest))
+    assert choose_device("auto") == (torch.device("mps"), "device: Apple GPU (MPS)")
+
+    def lacking(*arguments: Any, padding_mode: str, **rest: Any) -> torch.Tensor:
+        if padding_mode == "border":
+            raise RuntimeError("MPS: Unsupported Border padding mode")
+        return sample(*arguments, padding_mode=padding_mode, **rest)
+
+    monkeypatch.setattr(torch.nn.functional, "grid_sample", lacking)
+    device, why = choose_device("auto")
+    assert device.type == "cpu" and "can't use the Apple GPU (MPS: Unsupported Border padding mode)" in why
+    with pytest.raises(FormatError, match="--device mps: torch .* can't use it .*Border"):
+        choose_device("mps")
+
+
 @pytest.mark.parametrize(("hidden", "seen"), [(None, True), ("", False), ("-1", False)])
 def test_a_card_without_a_driver_for_torch(hidden: str | None, seen: bool, monkeypatch: pytest.MonkeyPatch, listener: Any):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -156,6 +177,25 @@ def test_cards_that_do_not_work_are_left_out(broken: set[int], used: list[str], 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(inference, "_try", fail)
     assert every_device("auto") == used and every_device("cuda:1") == ["cuda:1"]
+
+
+@pytest.mark.parametrize(
+    ("device", "devices", "machines", "words"),
+    [
+        ("cuda", 2, 1, "--devices 2: torch sees 1 GPU here"),
+        ("cuda:1", 2, 1, "--device cuda:1 is one GPU, but --devices 2"),
+        ("mps", 1, 2, "an Apple GPU trains in one process"),
+        *(((name, count, 1, "nowhere.slp")) for name, count in (("cuda", 1), ("cuda:1", 1), ("mps", 1), ("cpu", 2))),
+    ],
+)
+def test_processes_without_a_card_are_refused_before_anything_is_read(
+    device: str, devices: int, machines: int, words: str, make_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(training, "choose_device", lambda name: (torch.device(name), ""))
+    config = make_config(train__device=device, train__devices=devices, train__num_nodes=machines)
+    with pytest.raises(FormatError, match=words):
+        train([Path("nowhere.slp")], config=config)
 
 
 def test_a_card_is_asked_about_itself(monkeypatch: pytest.MonkeyPatch):

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("thin_backbone")
 
 RUN_FILES = {"model.pt", "last.ckpt", "config.yaml", "metrics.csv", "curves.png", "val_predictions.png", "report.html", "log.txt"}
 TINY = [
-    *("data.crop=64", "data.animal_size=28", "model.channels=16", "model.tower_depth=1", "model.heatmap_channels=16"),
+    *("data.crop=64", "data.animal_size=28", "data.max_scale=1", "model.channels=16", "model.tower_depth=1", "model.heatmap_channels=16"),
     *("train.batch=2", "train.unlabeled_batch=1"),
 ]
 
@@ -480,12 +479,73 @@ def test_last_layers_learn_by_adamw_however_many_keypoints_there_are(make_config
     assert {n.split(".")[-2] for n, p in module.model.named_parameters() if len(p) in (70, 140)} >= {"logits", "locator", "predictor"}
 
 
-def test_processes_agree_on_the_time(make_config: Callable[..., Config]):
-    module = training.PoseTraining(make_config(), range(3), 28.0, False, training.Budget(10, 1.0), None)
-    module.budget.spent = 50.0
-    module._trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(broadcast=lambda mine: mine - 20))  # type: ignore[assignment]
-    module.on_train_epoch_start()
-    assert module.budget.elapsed == pytest.approx(30, abs=1) and module.budget.progress(0) == pytest.approx(0.5, abs=0.02)
+def test_processes_go_by_the_first_ones_clock():
+    """And, between two looks at it, by its pace, to which the time that it validates does not belong."""
+
+    class Clock(training.Budget):
+        elapsed = 0.0  # type: ignore[assignment]
+
+    first, other = Clock(10, 1.0), Clock(10, 1.0)
+    sent: list[Any] = []
+
+    def agree(step: int, paused: bool) -> None:
+        first.agree(step, lambda mine: sent.append(mine) or mine, paused)
+        other.agree(step, lambda _: sent[-1], paused)
+
+    other.elapsed = 25.0  # type: ignore[misc]
+    agree(0, paused=True)
+    for step in range(1, 31):
+        first.elapsed, other.elapsed = 0.5 * step, 25 + 0.7 * step  # type: ignore[misc]
+        if step % 10 == 0:
+            agree(step, paused=False)
+        assert first.progress(step) == other.progress(step)
+    assert first.progress(30) == pytest.approx(15 / 60) and first.progress(34) == other.progress(34) == pytest.approx(17 / 60)
+    first.elapsed += 20  # type: ignore[misc]
+    agree(30, paused=True)
+    assert first.progress(34) == other.progress(34) == pytest.approx(37 / 60)
+
+
+def in_processes(*command: str, folder: Path) -> str:
+    """What a program said that starts processes of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(smp_plugin.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        environment.pop(name, None)
+    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+NOTING = """
+import os, sys, time
+from smp_plugin import training
+from smp_plugin.cli.train import main
+
+rank = int(os.environ.get("LOCAL_RANK", 0))
+elapsed, start, after = training.Budget.elapsed.fget, training.PoseTraining.on_train_start, training.PoseTraining.on_train_batch_end
+
+def started(self):
+    start(self)
+    self.budget.started = time.monotonic()  # both are there
+
+def noted(self, *arguments):
+    after(self, *arguments)
+    rate, weights = self.trainer.optimizers[0].param_groups[0]["lr"], sum(float(p.double().sum()) for p in self.model.parameters())
+    with open(f"steps{rank}.txt", "a") as file:
+        print(self.step, rate, weights, self.phase, file=file)
+
+training.Budget.elapsed = property(lambda self: elapsed(self) + rank)  # the second one's clock is a second ahead
+training.PoseTraining.on_train_start, training.PoseTraining.on_train_batch_end = started, noted
+sys.exit(main())
+"""
+
+
+def test_two_processes_take_the_same_steps_whatever_their_clocks_say(blobs: Any, tmp_path: Path):
+    sets = [argument for text in [*TINY, "train.val_every=7"] for argument in ("--set", text)]
+    (tmp_path / "noting.py").write_text(NOTING)
+    arguments = ["--slp", str(blobs.project), "--minutes", "0.06", "--weights", "none", "--device", "cpu", "--devices", "2", *sets]
+    in_processes("noting.py", *arguments, folder=tmp_path)
+    first, second = ((tmp_path / f"steps{rank}.txt").read_text().splitlines() for rank in (0, 1))
+    assert first == second and len(first) > 2
 
 
 def test_two_processes(blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -497,16 +557,11 @@ def test_two_processes(blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """
     sets = [argument for text in [*TINY, "train.val_every=2", "train.unlabeled_fusion_start=0.5"] for argument in ("--set", text)]
     arguments = ["--slp", str(blobs.project), "--steps", "4", "--weights", "none", "--device", "cpu", "--devices", "2", *sets]
-    environment = {**os.environ, "PYTHONPATH": str(Path(smp_plugin.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        environment.pop(name, None)
-    command = [sys.executable, "-m", "smp_plugin.cli.train", *arguments]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    said = in_processes("-m", "smp_plugin.cli.train", *arguments, folder=tmp_path)
     (run,) = (tmp_path / "runs").iterdir()  # the second process made no folder of its own
     assert {path.name for path in run.iterdir()} == RUN_FILES
     assert [row["step"] for row in rows_of(run)] == ["2", "4"]
-    assert (run / "log.txt").read_text().count("report: ") == done.stderr.count("report: ") == 1
+    assert (run / "log.txt").read_text().count("report: ") == said.count("report: ") == 1
 
     class Shards(TrainingSteps):
         def __init__(self, *arguments: Any) -> None:

@@ -31,7 +31,9 @@ KEYPOINTS = 5
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses every operation for which the host waits for a device, forwards, backwards and in optimisers; counts all others."""
+    """Refuses every operation for which the host waits for a device, forwards, backwards and in optimisers, and double precision, which
+    Apple's GPUs lack; counts all others.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,6 +49,7 @@ class NoWaiting(TorchDispatchMode):
         if name in COPIES:
             ends = {t.device.type for t in (*args, result) if isinstance(t, Tensor)}
             assert len(ends) == 1, f"a copy between {' and '.join(sorted(ends))} waits"
+        assert getattr(result, "dtype", None) != torch.float64, f"{name} gives double precision"
         return result
 
 
@@ -199,13 +202,14 @@ def test_an_optimiser_step_is_taken_without_waiting(make_config: Callable[..., C
         lambda x: torch.tensor([1.0, 2.0], device=x.device),
         lambda x: torch.ones(3).to(x.device),
         lambda x: x.copy_(torch.ones(3)),
+        lambda x: x.double(),
     ],
 )
 def test_what_waits_is_noticed(gpu: Callable[..., Batch], wait: Callable[[Tensor], object]) -> None:
     module = nn.Module()
     module.register_buffer("x", torch.zeros(3))
     gpu(module, make_batch(0))
-    with pytest.raises(AssertionError, match="waits"):
+    with pytest.raises(AssertionError, match="waits|double"):
         wait(module.x)  # type: ignore[arg-type]
 
 
