@@ -23,7 +23,7 @@ from converters.deeplabcut_machinelabels import write_machinelabels
 from converters.video import open_video
 from smp_plugin import __version__, cluster
 from smp_plugin.checkpoint import Checkpoint
-from smp_plugin.config import to_dict
+from smp_plugin.config import MIN_SCORE, to_dict
 from smp_plugin.drawing import PALETTE, OverlayWriter
 from smp_plugin.inference import FramePoses, choose_device, every_device, say_device
 from smp_plugin.jobs import MACHINELABELS, Job, check, is_folder, output_kind, plan
@@ -94,6 +94,11 @@ def predict(
     where, why = (torch.device("cpu"), "device: those of the workers") if on_cluster else choose_device(device)
     reporter.say(f"model: {path} ({', '.join(checkpoint.skeleton.keypoints)})" + ("" if model else ", the newest finished run"))
     say_device(reporter, why)
+    if checkpoint.config.predict.min_score == 0 and "predict.min_score" not in overrides:
+        overrides["predict.min_score"] = checkpoint.config.predict.min_score = MIN_SCORE
+        reporter.warn(
+            f"{path}: its training has not ended, which chooses the score that animals need; {MIN_SCORE:g} is taken (--min-score)."
+        )
     if fast:
         overrides["predict.shrink"] = checkpoint.config.predict.shrink = smallest(checkpoint, path, reporter)
     skeleton = checkpoint.skeleton
