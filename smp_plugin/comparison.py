@@ -87,6 +87,7 @@ def compare(
 
     Raises:
         FormatError: bad input, or ``out`` holds a comparison with another budget, another kind of device or other frames.
+        KeyboardInterrupt: after ``report.html`` of the finished runs was written.
     """
     reporter = reporter or Reporter(quiet=True)
     if not methods:
