@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from converters.files import Finder, written_whole
-from converters.hdf5 import check_hdf5, check_space
+from converters.hdf5 import check_hdf5, check_space, written_pieces
 from converters.labels import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, check_frame, files_of
 from converters.video import at_once, open_video
 
@@ -206,6 +206,22 @@ def _read_instance(native: Any, order: list[int]) -> Instance:
 
 def _same(a: Instance, b: Instance) -> bool:
     return a.track == b.track and np.array_equal(a.points, b.points, equal_nan=True)
+
+
+def labelled_animals(path: Path) -> int:
+    """How many animals a person has labelled in a SLEAP project; 0 where there is no such file, or one that can't be read.
+
+    Only a column of the project is read, piece by piece.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            check_hdf5(file)
+            table = file["instances"]
+            return sum(int((table.fields("instance_type")[piece] == _USER).sum()) for piece in written_pieces(table))
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError):  # what h5py raises
+        return 0
 
 
 def write_slp(

@@ -22,7 +22,7 @@ from converters.files import refuse_links
 from smp_plugin.baselines import DLC, METHODS, OWN, SLEAP, Job, Outcome, own_settings
 from smp_plugin.baselines.__main__ import REFUSED, UNAVAILABLE
 from smp_plugin.comparison_report import write_comparison
-from smp_plugin.comparison_results import append_result, cell_folder, read_results, shown
+from smp_plugin.comparison_results import Cell, append_result, cell_folder, read_results, shown
 from smp_plugin.completeness import looks_partial
 from smp_plugin.config import Config, set_value
 from smp_plugin.evaluation import evaluate
@@ -87,6 +87,7 @@ def compare(
 
     Raises:
         FormatError: bad input, or ``out`` holds a comparison with another budget, another kind of device or other frames.
+        KeyboardInterrupt: after ``report.html`` of the finished runs was written.
     """
     reporter = reporter or Reporter(quiet=True)
     if not methods:
@@ -95,8 +96,10 @@ def compare(
         raise FormatError("--labels-fraction names none; write numbers of labelled frames, percentages or all, such as 5,20%,all.")
     if not minutes and not steps:
         raise FormatError("--minutes or --steps is missing: the budget that every method gets.")
+    chosen = Config()
     for key, value in own_settings(settings or {}).items():  # a wrong one is better said now than in every run
-        set_value(Config(), key, value)
+        set_value(chosen, key, value)
+    rule = chosen.data.labels  # one for the curves and figures of all methods
     budget = Budget(minutes, 0 if minutes else steps)
     labels = read_project(project, video_root)
     held = read_project(val, video_root) if isinstance(val, Path) else None
@@ -126,21 +129,30 @@ def compare(
         folder = cell_folder(out, method, fraction, seed)
         job = Job(
             method, train_file.absolute(), val_file.absolute(), folder.absolute(), seed, budget.minutes, budget.steps, device, preset,
-            dict(settings or {}), curve,
+            dict(settings or {}), curve, rule,
         )  # fmt: skip
         jobs.append((fraction, counts[fraction], job))
-    problems = _do(jobs, out, reporter)
+
+    def show(problems: list[str]) -> Path:
+        facts = _facts(project, train, judged, budget, rule, read_results(out))
+        page = write_comparison(out, title=f"Methods on {project.name}", val=judged, facts=facts, notes=[*notes, *problems])
+        reporter.say(f"results: {out / 'results.csv'}; report: {page}")
+        return page
+
+    try:
+        problems = _do(jobs, out, reporter)
+    except KeyboardInterrupt:
+        if read_results(out):
+            show(["The comparison was interrupted, and runs are missing; the same command goes on with them."])
+        raise
     if not read_results(out):
         raise FormatError(f"No method could be run: {' '.join(problems)}")
-    facts = _facts(project, train, judged, budget, seeds)
-    page = write_comparison(out, title=f"Methods on {project.name}", val=judged, facts=facts, notes=[*notes, *problems])
-    reporter.say(f"results: {out / 'results.csv'}; report: {page}")
-    return page
+    return show(problems)
 
 
-def _facts(project: Path, train: Labels, judged: Labels, budget: Budget, seeds: Sequence[int]) -> dict[str, object]:
+def _facts(project: Path, train: Labels, judged: Labels, budget: Budget, rule: str, cells: Sequence[Cell]) -> dict[str, object]:
     """What was compared, for the page."""
-    partial, why = looks_partial(judged.labelled_frames, len(judged.skeleton))
+    partial, why = looks_partial(judged.labelled_frames, len(judged.skeleton)) if rule == "auto" else (rule == "partial", "as asked for")
     return {
         "Project": str(project),
         "Labelled frames to learn from": len(train.labelled_frames),
@@ -148,7 +160,7 @@ def _facts(project: Path, train: Labels, judged: Labels, budget: Budget, seeds: 
         "Labels there": "partial: predictions where nothing is labelled are not judged" if partial else f"complete: {why}",
         "Keypoints": ", ".join(train.skeleton.keypoints),
         "Budget of each training": str(budget),
-        "Seeds": ", ".join(map(str, seeds)),
+        "Seeds": ", ".join(map(str, sorted({cell.seed for cell in cells}))),
     }
 
 
@@ -404,8 +416,8 @@ def _row(job: Job, labels: int, fraction: str) -> dict[str, object]:
     outcome = Outcome.from_dict(json.loads((job.folder / "outcome.json").read_text(encoding="utf-8")))
     found, truth = read_project(job.predictions, require_videos=False), read_project(job.val, require_videos=False)
     every = read_project(job.everything, require_videos=False) if job.everything.exists() else found
-    full = evaluate(truth, every)
-    seen = evaluate(truth, shown(found, outcome.min_score))
+    full = evaluate(truth, every, rule=job.rule)
+    seen = evaluate(truth, shown(found, outcome.min_score), rule=job.rule)
     ap, counts = (full.partial or full).ap, seen.partial or seen  # where labels are partial, what has no label is not judged
     return {
         "method": job.method, "labels": labels, "fraction": fraction, "seed": job.seed, "steps": outcome.steps,

@@ -125,7 +125,7 @@ def write_comparison(folder: Path, *, title: str, val: Labels, facts: Mapping[st
     cells = read_results(folder)
     parts = [f"<h1>{escape(title)}</h1>", '<p class="faint">Pose estimation methods compared on the same labels</p>']
     parts.append(f'<ul class="lead">{"".join(f"<li>{escape(text)}</li>" for text in in_words(cells))}</ul>')
-    parts.extend(f'<p class="warning">{escape(note)}</p>' for note in notes)
+    parts.extend(f'<p class="warning">{escape(note)}</p>' for note in (*notes, *_mixed_versions(cells)))
     if cells:
         methods = list(dict.fromkeys(cell.method for cell in cells))
         ours = reference_of(methods)
@@ -140,6 +140,18 @@ def write_comparison(folder: Path, *, title: str, val: Labels, facts: Mapping[st
     page = folder / "report.html"
     write_page(page, title, parts, CSS + PAGE_CSS)
     return page
+
+
+def _mixed_versions(cells: Sequence[Cell]) -> list[str]:
+    """A sentence for each method of which runs were made by different versions: a comparison may be gone on with years later."""
+    versions: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        versions.setdefault(cell.method, {}).update({cell.version: None} if cell.version else {})
+    return [
+        f"The runs of {method} were made by different versions ({', '.join(made)}), so that its means may be of different methods."
+        for method, made in versions.items()
+        if len(made) > 1
+    ]
 
 
 def reference_of(methods: Sequence[str]) -> str:

@@ -16,6 +16,8 @@ import yaml
 from converters.files import written_whole
 from converters.labels import FormatError
 
+MIN_SCORE = 0.1  # stands in for predict.min_score where training has not chosen one
+
 
 @dataclass
 class DataConfig:

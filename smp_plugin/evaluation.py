@@ -16,7 +16,7 @@ import numpy as np
 from converters.labels import FormatError, LabeledFrame, Labels
 from smp_plugin.completeness import looks_partial
 from smp_plugin.metrics import DEFAULT_S2, Evaluation, evaluate_poses
-from smp_plugin.pairing import frame_pairs
+from smp_plugin.pairing import frame_pairs, same_by_name_alone
 from smp_plugin.peer_figures import PACKAGES, PeerFrame, installed, peer_figures, remedy
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _symmetries(truth: Labels, guess: Labels, common: list[str]) -> list[tuple[i
 
 
 def _paired(truth: Labels, guess: Labels, guess_name: object, warnings: list[str]) -> list[tuple[list[LabeledFrame], list[LabeledFrame]]]:
-    """What each file holds of every labelled frame; a warning is added where the predictions lack some."""
+    """What each file holds of every labelled frame; a warning is added where the predictions lack some, or may be of others."""
     if not any(frame.predicted for frame in guess.frames):
         theirs = sum(len(frame.instances) for frame in guess.frames)
         labelled = f" It holds {theirs} labelled animals, which are not judged." if theirs else ""
@@ -141,6 +141,7 @@ def _paired(truth: Labels, guess: Labels, guess_name: object, warnings: list[str
     absent = sum(not guesses for _, guesses in pairs)
     if 0 < absent < len(pairs):
         warnings.append(f"{absent} of {len(pairs)} labelled frames are not in {guess_name}: their animals count as missed.")
+    warnings += same_by_name_alone(truth, guess)
     return pairs
 
 

@@ -10,7 +10,8 @@ from converters.deeplabcut_machinelabels import check_machinelabels
 from converters.deeplabcut_writing import video_names
 from converters.files import refuse_overwriting
 from converters.labels import FormatError, LabeledFrame, Skeleton, VideoSource
-from converters.project import ANALYSIS, DLC_PREDICTIONS, check_predictions, format_of, is_project, project_title, read_project
+from converters.project import ANALYSIS, DLC_PREDICTIONS, SLEAP, check_predictions, format_of, is_project, project_title, read_project
+from converters.sleap import labelled_animals
 from converters.video import open_video, video_source
 from smp_plugin.config import parse_ranges
 from smp_plugin.progress import Reporter
@@ -228,7 +229,7 @@ def check(jobs: list[Job], skeleton: Skeleton) -> None:
     """Raise what writing would, before anything is predicted.
 
     Raises:
-        FormatError: an output can't be written, is an input, or can't hold what is predicted.
+        FormatError: an output can't be written, is an input, holds a person's labels, or can't hold what is predicted.
     """
     inputs = [path for job in jobs for path in job.inputs]
     for job in jobs:
@@ -236,7 +237,15 @@ def check(jobs: list[Job], skeleton: Skeleton) -> None:
             check_machinelabels(job.config, skeleton, job.videos)
         else:
             refuse_overwriting(job.output, inputs)
+            _refuse_losing_labels(job)
             check_predictions(job.output, skeleton, job.videos, _examples(job), job.inputs)
+
+
+def _refuse_losing_labels(job: Job) -> None:
+    """A person may have corrected earlier predictions in their own file."""
+    if job.kind == SLEAP and (count := labelled_animals(job.output)):
+        animals = f"{count:,} labelled {'animal' if count == 1 else 'animals'}"
+        raise FormatError(f"{job.output} holds {animals}, which would be lost; move it away, or give the output another name with -o.")
 
 
 def _examples(job: Job) -> Iterator[LabeledFrame]:

@@ -3,8 +3,9 @@
 The two files rarely name a video the same way: predictions hold absolute paths, projects relative ones; a project moves to another machine;
 images are embedded. A *unit* is what carries one name: a whole video file, or one image of a sequence (a sequence may be a subset of the
 other's). Units are paired at the first of these names that is unambiguous in both files: full path, original path of embedded images,
-folder and file name, file name, file name without its suffix. Images that were taken from a video are paired as images where both files
-have images, and else by their numbers in that video.
+folder and file name, file name, file name without its suffix. The last two say little, since cameras and frames are numbered anew in every
+folder: they count only where stricter names have not told the folders apart, and a sentence says where they decide. Images that were taken
+from a video are paired as images where both files have images, and else by their numbers in that video.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def _stem(video: VideoSource, image: int) -> Hashable | None:
     return _file(_shown(video), image).stem, _is_sequence(video)
 
 
-NAMES: tuple[Name, ...] = (_full, _original, _folder_and_name, _name, _stem)
+NAMES: tuple[Name, ...] = (_full, _original, _folder_and_name)
+BARE_NAMES: tuple[Name, ...] = (_name, _stem)
 
 
 def _is_sequence(video: VideoSource) -> bool:
@@ -85,12 +87,51 @@ def paired_units(truth: Labels, guess: Labels) -> dict[Unit, Unit]:
     """Units of the labels -> units of the predictions."""
     pairs: dict[Unit, Unit] = {}
     for name in NAMES:
-        theirs = _unique_names(guess, name)
-        taken = set(pairs.values())
-        for key, unit in _unique_names(truth, name).items():
-            if unit not in pairs and key in theirs and theirs[key] not in taken:
-                pairs[unit] = theirs[key]
+        pairs |= _more_pairs(truth, guess, name, pairs)
+    known = {(_folder(truth, unit), _folder(guess, partner)) for unit, partner in pairs.items()}
+    ours, theirs = {folder for folder, _ in known}, {folder for _, folder in known}
+    for name in BARE_NAMES:
+        for unit, partner in _more_pairs(truth, guess, name, pairs).items():
+            here, there = _folder(truth, unit), _folder(guess, partner)
+            if (here, there) in known or not (here in ours or there in theirs):
+                pairs[unit] = partner
     return pairs
+
+
+def _more_pairs(truth: Labels, guess: Labels, name: Name, pairs: dict[Unit, Unit]) -> dict[Unit, Unit]:
+    """Those of which both sides have one such name, and no partner yet."""
+    theirs, taken = _unique_names(guess, name), set(pairs.values())
+    ours = {key: unit for key, unit in _unique_names(truth, name).items() if unit not in pairs and key in theirs}
+    return {unit: theirs[key] for key, unit in ours.items() if theirs[key] not in taken}
+
+
+def _path(labels: Labels, unit: Unit) -> Path:
+    video, image = unit
+    return _file(_shown(labels.videos[video]), image)
+
+
+def _folder(labels: Labels, unit: Unit) -> Path:
+    return _path(labels, unit).parent
+
+
+def same_by_name_alone(truth: Labels, guess: Labels) -> list[str]:
+    """A sentence where labelled frames have partners in folders of another name: the files may be different ones."""
+    behind = _behind(truth), _behind(guess)
+    direct, indirect = (truth, guess, paired_units(truth, guess)), (*behind, paired_units(*behind))
+    doubtful: dict[tuple[Path, Path], None] = {}
+    for frames in zip(truth.labelled_frames, behind[0].labelled_frames, strict=True):
+        for frame, (ours, theirs, pairs) in zip(frames, (direct, indirect), strict=True):
+            unit = _unit(ours, frame)
+            if unit in pairs:
+                paths = _path(ours, unit), _path(theirs, pairs[unit])
+                if paths[0].parent.name != paths[1].parent.name:
+                    doubtful[paths] = None
+                break
+    if not doubtful:
+        return []
+    here, there = ("/".join(path.parts[-2:]) for path in next(iter(doubtful)))
+    more = f" (and {len(doubtful) - 1} more)" if len(doubtful) > 1 else ""
+    return [f"{here} of the labels is taken to be {there} of the predictions{more}, by its name alone; check that it is."]
 
 
 def frame_pairs(truth: Labels, guess: Labels, strict: bool = True) -> list[tuple[list[LabeledFrame], list[LabeledFrame]]]:

@@ -23,7 +23,7 @@ from converters.deeplabcut_machinelabels import write_machinelabels
 from converters.video import open_video
 from smp_plugin import __version__, cluster
 from smp_plugin.checkpoint import Checkpoint
-from smp_plugin.config import to_dict
+from smp_plugin.config import MIN_SCORE, to_dict
 from smp_plugin.drawing import PALETTE, OverlayWriter
 from smp_plugin.inference import FramePoses, choose_device, every_device, say_device
 from smp_plugin.jobs import MACHINELABELS, Job, check, is_folder, output_kind, plan
@@ -72,7 +72,7 @@ def predict(
         device: "auto" (every GPU where there are several), "cpu", "cuda", "cuda:1" or "mps"; on a cluster, that of each worker.
         overlay: an mp4 with the poses drawn on the frames.
         fast: read frames smaller, where that costs little accuracy on the model's validation frames.
-        resume: go on with an earlier call that did not finish, and skip files that did: those newer than the model and what is predicted.
+        resume: go on with an earlier call that did not finish, and skip files that did.
         scheduler: address of a Dask scheduler whose workers predict; they see model and videos under the same paths.
         local_cluster: or start so many Dask workers on this machine.
 
@@ -97,6 +97,11 @@ def predict(
     say_device(reporter, why)
     if not on_cluster:
         check_runtime(checkpoint.config.predict.runtime, where)
+    if checkpoint.config.predict.min_score == 0 and "predict.min_score" not in overrides:
+        overrides["predict.min_score"] = checkpoint.config.predict.min_score = MIN_SCORE
+        reporter.warn(
+            f"{path}: its training has not ended, which chooses the score that animals need; {MIN_SCORE:g} is taken (--min-score)."
+        )
     if fast:
         overrides["predict.shrink"] = checkpoint.config.predict.shrink = smallest(checkpoint, path, reporter)
     skeleton = checkpoint.skeleton
@@ -106,7 +111,7 @@ def predict(
     if overlay:
         _check_overlay(overlay, jobs)
     works = divide(jobs, weights, checkpoint.config, resume, reporter)
-    if overlay and works and len(works) < len(jobs):
+    if overlay and len(works) < len(jobs):
         raise FormatError(
             f"--overlay {overlay}: it would lack what was finished earlier ({len(jobs) - len(works)} of {len(jobs)} inputs); leave "
             "--overlay out, or --resume to predict everything again."
@@ -115,7 +120,7 @@ def predict(
         check([work.job for work in works], skeleton)
     contents, notes, written, damage, started = Contents(), list[str](), list[Path](), list[str](), time.time()
     with stoppable() as stopped, contextlib.ExitStack() as stack:
-        drawn = _Overlay(stack.enter_context(OverlayWriter(overlay, skeleton, _fps(jobs[0]))), checkpoint) if overlay and works else None
+        drawn = _Overlay(stack.enter_context(OverlayWriter(overlay, skeleton, _fps(jobs[0]))), checkpoint) if overlay else None
         begun: list[Work] = []
         stack.callback(lambda: leave(begun, stopped.is_set() or bool(written), reporter))
         for work in works:
@@ -134,10 +139,11 @@ def predict(
         for work in itertools.chain(done, halves):
             provenance = _provenance(checkpoint, path, work.job, started)
             found = _tracked(_merged(work, damage, reporter), None if work.job.kind == MACHINELABELS else _trackers(checkpoint))
+            work.record.unlink(missing_ok=True)  # it is of what is now replaced
             notes += _write(work.job, checkpoint, _counted(found, contents), provenance)
             written.append(work.job.output)
             if not work.missing:
-                work.remove()
+                work.finish()
     for_a_person = jobs[0].kind == MACHINELABELS
     if for_a_person and written and not contents.most:
         notes.append(f"{output}: no animal was found, so there is nothing to correct and nothing was written; lower --min-score.")

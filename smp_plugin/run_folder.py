@@ -175,6 +175,7 @@ class RunFolder(L.Callback):
 
     def save(self, module: PoseTraining) -> None:
         """The moving average of the weights as model.pt."""
+        (self.out / "report.html").unlink(missing_ok=True)  # from before the run was resumed: it says that model.pt is a finished one
         facts = self.facts | {"step": self.best_step, "minutes": round(module.budget.elapsed / 60, 2)}
         save_model(self.out / "model.pt", Checkpoint(module.teacher, self.config, self.material.skeleton, module.typical, facts))
 

@@ -1,8 +1,9 @@
 """The work of a video in segments: each finished one is a small whole file, so that a run that was killed goes on where it stood.
 
 The files lie in a hidden folder beside the output, ``.OUTPUT.segments``, with a record of what they were made from. The folder is there
-exactly as long as its output is not finished: that is how a finished file is told from one that was cut short. Files are safetensors, which
-are read without running code, whatever is in them.
+exactly as long as its output is not finished: that is how a finished file is told from one that was cut short. The record stays beside a
+finished output, ``.OUTPUT.made_from.json``: a name alone does not say of which videos an output is. Files are safetensors, which are read
+without running code, whatever is in them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -25,7 +26,7 @@ from converters.deeplabcut_predictions import SCORER
 from converters.deeplabcut_writing import video_names
 from converters.files import written_whole
 from converters.labels import FormatError, LabeledFrame, PredictedInstance
-from converters.project import DLC_PREDICTIONS
+from converters.project import COCO, DLC_PREDICTIONS
 from smp_plugin import __version__
 from smp_plugin.config import Config, to_dict
 from smp_plugin.jobs import MACHINELABELS, Job, Numbers, is_folder
@@ -35,14 +36,18 @@ if TYPE_CHECKING:
     from smp_plugin.inference import FramePoses
 
 LENGTH = 1024  # frames: seconds of a GPU's work, minutes of a CPU's
+SHORT = 32  # of the few hundred that a person is to correct, of which an interrupted run writes nothing else
 _RECORD = "made_from.json"
 _OTHER = {
     "version": "by another version of smp-plugin",
     "model": "with another model",
     "settings": "with other settings",
-    "videos": "from videos that have changed",
+    "tracking": "with another choice of --track",
+    "videos": "from other videos, or from videos that have changed",
     "frames": "for other frames",
 }
+_OF_PARTS = {*_OTHER} - {"tracking"}  # segments are predicted before animals are followed
+_OF_WHOLE = {*_OTHER} - {"version"}  # each version's finished outputs stay as they are
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ class Work:
 
     Attributes:
         job: what is predicted into which output.
-        made_from: what segments must agree on to be parts of one prediction, from `made_from`.
+        made_from: what two runs must agree on for one to go on with the other's work, from `made_from`.
         length: frames in a segment; those of an unfinished run, where there is one to go on with.
         missing: places of segments that are not finished.
     """
@@ -166,6 +171,11 @@ class Work:
         """Where finished segments are kept."""
         return self.name.with_name(f".{self.name.name}.segments")
 
+    @property
+    def record(self) -> Path:
+        """What a finished output was made from."""
+        return self.name.with_name(f".{self.name.name}.{_RECORD}")
+
     @functools.cached_property
     def segments(self) -> list[Segment]:
         """All of them, in order."""
@@ -179,17 +189,43 @@ class Work:
         """
         record = self.folder / _RECORD
         if record.is_file():
-            try:
-                before = json.loads(record.read_text(encoding="utf-8"))
-                length = int(before["length"])
-                other = [words for key, words in _OTHER.items() if before.get(key) != self.made_from[key]]
-            except (ValueError, KeyError, TypeError, AttributeError, OSError):
-                other = ["in a way that can't be read"]
+            before, other = self._compared(record, _OF_PARTS)
             if other:
-                raise FormatError(
-                    f"--resume: {self.name} was begun {', '.join(other)}; call it as before, or leave --resume out to start again."
-                )
-            self.length = length
+                raise FormatError(f"--resume: {self.name} was begun {other}; call it as before, or leave --resume out to start again.")
+            self.length = before["length"]
+
+    def finished(self, model: Path) -> bool:
+        """Whether an earlier run has finished the output. Without a record, which older versions did not keep, dates decide: whether it is
+        newer than the model and all that is predicted.
+
+        Raises:
+            FormatError: it was made from something else.
+        """
+        existing = [path for path in outputs(self.job) if path.exists()]
+        if not existing or self.folder.exists():
+            return False
+        if not self.record.is_file():
+            read = [model, *self.job.inputs, *(path for video in self.job.videos for path in video.paths)]
+            return max(stamp(path)[1] for path in existing) > max(stamp(path)[1] for path in read)
+        _, other = self._compared(self.record, _OF_WHOLE)
+        if other:
+            raise FormatError(
+                f"--resume: {self.name} was made {other}; call it as before (new inputs come last), move it away to have it predicted "
+                "again, or leave --resume out to predict everything again."
+            )
+        return True
+
+    def _compared(self, record: Path, keys: set[str]) -> tuple[dict[str, Any], str]:
+        """A record of an earlier run, and in what of ``keys`` this run differs, in words; of settings, in those that both know."""
+        try:
+            before = json.loads(record.read_text(encoding="utf-8"))
+            settings, mine = (json.loads(made["settings"]) for made in (before, self.made_from))
+            if all(settings.get(key, value) == value for key, value in mine.items()):
+                before["settings"] = self.made_from["settings"]
+            before["length"] = int(before["length"])
+            return before, ", ".join(words for key, words in _OTHER.items() if key in keys and before[key] != self.made_from[key])
+        except (ValueError, KeyError, TypeError, AttributeError, OSError):
+            return {}, "in a way that can't be read"
 
     def begin(self, resume: bool, reporter: Reporter) -> None:
         """Make the folder, with the segments of the earlier run where it is resumed and without them where it is not."""
@@ -204,8 +240,7 @@ class Work:
                     reporter.warn(f"{self.name}: an unfinished run is started again from its first frame; --resume goes on with one.")
                 shutil.rmtree(self.folder)
             self.folder.mkdir()
-            with written_whole(self.folder / _RECORD) as path:
-                path.write_text(json.dumps({**self.made_from, "length": self.length}), encoding="utf-8")
+            self._keep_record(self.folder / _RECORD)
         except OSError as error:
             raise FormatError(f"{self.folder} can't be written ({error.strerror}); choose another folder for -o.") from error
 
@@ -228,9 +263,19 @@ class Work:
         """Whether there is something to write."""
         return any(self._file(segment).exists() for segment in self.segments)
 
-    def remove(self) -> None:
+    def finish(self) -> None:
         """The output is finished."""
+        if outputs(self.job):
+            self._keep_record(self.record)
+        self.remove()
+
+    def remove(self) -> None:
+        """There is nothing to go on with."""
         shutil.rmtree(self.folder)
+
+    def _keep_record(self, record: Path) -> None:
+        with written_whole(record) as path:
+            path.write_text(json.dumps({**self.made_from, "length": self.length}), encoding="utf-8")
 
     @property
     def left(self) -> int:
@@ -247,18 +292,20 @@ class Work:
 
 
 def made_from(job: Job, model: Path, settings: dict[str, object]) -> dict[str, str]:
-    """What segments must agree on to be parts of one prediction, as texts.
+    """What two runs must agree on for one to go on with the other's work, as texts.
 
     Args:
         model: a model file.
-        settings: of prediction; batch and runtime are no matter, since they only round differently, nor is what happens to whole videos.
+        settings: of prediction; batch and runtime are no matter, since they only round differently.
     """
     videos = [[video.embedded, [[path.name, *stamp(path)] for path in video.paths]] for video in job.videos]
+    labels = [stamp(path) for path in job.inputs if job.kind == COCO and path.is_file()]  # whose ids of images are in the output
     return {
         "version": __version__,
         "model": digest(model),
         "settings": json.dumps({key: value for key, value in settings.items() if key not in ("batch", "runtime", "track")}, sort_keys=True),
-        "videos": hashlib.sha256(json.dumps(videos).encode()).hexdigest(),
+        "tracking": json.dumps(settings.get("track")),
+        "videos": hashlib.sha256(json.dumps([*videos, *labels]).encode()).hexdigest(),
         "frames": hashlib.sha256(b"|".join(np.array(wanted, np.int64).tobytes() for wanted in job.wanted)).hexdigest(),
     }
 
@@ -290,16 +337,24 @@ def divide(jobs: list[Job], model: Path, config: Config, resume: bool, reporter:
         FormatError: what is to be resumed was made from something else.
     """
     settings, batch = to_dict(config)["predict"], config.predict.batch or 1
-    length = -(-LENGTH // batch) * batch  # whole batches, so that it does not matter which segments are predicted in one go
-    works = []
+    works, by_date = [], []
     for job in jobs:
+        frames = SHORT if job.kind == MACHINELABELS else LENGTH
+        length = -(-frames // batch) * batch  # whole batches, so that it does not matter which segments are predicted in one go
         work = Work(job, made_from(job, model, settings), length)
-        if resume and _finished(work, model):
+        if resume and work.finished(model):
             reporter.say(f"{work.name}: finished earlier, skipped")
+            by_date += [] if work.record.is_file() else [work.name]
             continue
         if resume:
             work.look()
         works.append(work)
+    if by_date:
+        others = f" and {len(by_date) - 1} more" if len(by_date) > 1 else ""
+        reporter.warn(
+            f"--resume: nothing says what {by_date[0]}{others} was made from, so it is taken as finished by its date alone; leave --resume "
+            "out, or move it away, if it may be of other videos or settings."
+        )
     return works
 
 
@@ -316,13 +371,6 @@ def leave(works: list[Work], something: bool, reporter: Reporter) -> None:
             reporter.say(f"{work.name}: {kept}; the same command with --resume goes on from there")
         elif not something or not any(path.exists() for path in outputs(work.job)):
             work.remove()
-
-
-def _finished(work: Work, model: Path) -> bool:
-    """Whether an earlier run has finished the output: it is newer than the model and all that is predicted, and no work on it is left."""
-    read = [model, *work.job.inputs, *(path for video in work.job.videos for path in video.paths)]
-    newest = max((stamp(path)[1] for path in outputs(work.job)), default=0)
-    return not work.folder.exists() and newest > max(stamp(path)[1] for path in read)
 
 
 def outputs(job: Job) -> list[Path]:

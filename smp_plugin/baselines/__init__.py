@@ -42,6 +42,7 @@ class Job:
         preset: of ours.
         settings: further settings, ``section.name`` -> value; with ``sleap.`` or ``dlc.`` before it, of the peers' configurations.
         curve: how many points of AP over training time are wanted; 0 is none. Their cost is outside of the budget.
+        rule: by which AP is measured, as `smp_plugin.evaluation.evaluate` takes it.
     """
 
     method: str
@@ -55,6 +56,7 @@ class Job:
     preset: str = "auto"
     settings: dict[str, str] = field(default_factory=dict)
     curve: int = 6
+    rule: str = "auto"
 
     @property
     def predictions(self) -> Path:
@@ -132,5 +134,5 @@ def curve_point(job: Job, predictions: Path, seconds: float, step: int, phase: s
     """Measure unfinished predictions the way the finished ones are measured."""
     from smp_plugin.evaluation import evaluate
 
-    found = evaluate(job.val, predictions)
+    found = evaluate(job.val, predictions, rule=job.rule)
     return CurvePoint(seconds, step, phase, {f"{s2:g}": figures.ap for s2, figures in (found.partial or found).ap.items()})

@@ -153,6 +153,7 @@ def _settings(job: Job, name: str, backbone: dict[str, Any], head: Head, scale: 
             "min_train_steps_per_epoch": EPOCH,
             "train_steps_per_epoch": EPOCH,
             "max_epochs": epochs,
+            "early_stopping": {"stop_training_on_plateau": False},  # which sleap-nn does after ten epochs unless told otherwise
             "seed": job.seed,
             "enable_progress_bar": False,
             "visualize_preds_during_training": False,

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from converters import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
-from converters.sleap import read_slp, write_slp, write_slp_package
+from converters.sleap import labelled_animals, read_slp, write_slp, write_slp_package
 from converters.video import open_video
 
 SOME = np.arange(6, dtype=float).reshape(3, 2) * 5.25
@@ -36,6 +36,17 @@ def test_read(make_project: Callable[..., Path]) -> None:
     ]
     assert np.array_equal(labels.frames[0].instances[1].points, SOME + 10)
     assert labels.videos == [VideoSource((path.parent / "clip.mp4",))]
+
+
+def test_what_a_person_labelled_is_counted_without_reading_a_project(make_project: Callable[..., Path], tmp_path: Path) -> None:
+    path, mixed = make_project(), tmp_path / "mixed.slp"
+    frames = [LabeledFrame(0, i, [Instance(SOME)] * (i % 7 == 0), [PredictedInstance(SOME)] * 2) for i in range(5000)]
+    write_slp(mixed, SKELETON, read_slp(path).videos, frames, {})
+    assert (labelled_animals(path), labelled_animals(mixed), labelled_animals(tmp_path / "absent.slp")) == (3, 715, 0)
+    with h5py.File(mixed, "r+") as file:
+        del file["instances"]
+        file["instances"] = h5py.ExternalLink(str(path), "/instances")
+    assert labelled_animals(mixed) == 0, "another file's"
 
 
 def test_invisible_nodes_empty_instances_and_negative_frames(make_project: Callable[..., Path]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 
 from converters import FormatError, LabeledFrame, PredictedInstance, read_project, write_project
 from smp_plugin import comparison
-from smp_plugin.baselines import Job, Outcome
+from smp_plugin.baselines import Job, Outcome, curve_point
 from smp_plugin.cli.compare import main
 from smp_plugin.comparison import compare, count_of, drawn
 
@@ -128,6 +129,36 @@ def test_where_labels_are_partial_what_has_no_label_is_not_judged(
     assert (partial["invented"], complete["invented"]) == ("0", "1")
     assert float(complete["ap_s2_1"]) < 0.95 < float(partial["ap_s2_1"])
     assert "predictions where nothing is labelled are not judged" in page.read_text()
+
+
+def test_one_rule_holds_for_figures_and_curves_of_all_methods(blobs: Any, tmp_path: Path, pretend: Callable[..., list[Job]]) -> None:
+    done, arguments = pretend(far=0.95), {"methods": ("smp", "sleap-bottomup"), "steps": 3}
+    page = compare(blobs.project, out=tmp_path, **arguments, settings={"data.labels": "partial"})  # which they do not look like
+    assert [row["invented"] for row in rows_of(tmp_path)] == ["0", "0"] and len(done) == 2
+    assert [curve_point(job, job.predictions, 1.0, 1).ap["1"] for job in done] == [float(row["ap_s2_1"]) for row in rows_of(tmp_path)]
+    assert "predictions where nothing is labelled are not judged" in page.read_text()
+
+
+def test_what_is_finished_is_shown_also_after_ctrl_c(
+    blobs: Any, tmp_path: Path, pretend: Callable[..., list[Job]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend()
+    run = comparison._run
+
+    def interrupted(job: Job, tick: Callable[[float], None]) -> comparison._Problem | None:
+        if job.seed == 5:
+            raise KeyboardInterrupt
+        return run(job, tick)
+
+    monkeypatch.setattr(comparison, "_run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(blobs.project, out=tmp_path, methods=("smp",), steps=3, seeds=(5,))
+    assert not (tmp_path / "report.html").exists()
+    with pytest.raises(KeyboardInterrupt):
+        compare(blobs.project, out=tmp_path, methods=("smp",), steps=3, seeds=(3, 5))
+    assert "The comparison was interrupted" in (tmp_path / "report.html").read_text()
+    page = compare(blobs.project, out=tmp_path, methods=("smp",), steps=3, seeds=(4,)).read_text()
+    assert re.search(r"Seeds</td><td[^>]*>3, 4<", page) and "interrupted" not in page
 
 
 def test_finished_runs_are_not_repeated_and_failed_ones_are(

@@ -187,6 +187,15 @@ def test_settings_are_listed_with_the_methods_that_they_are_of(tmp_path: Path, v
     assert [said for said in ("loss.beta = 0.2", "sleap.lr = 7", "dlc.lr = 9") if said in text] == [own]
 
 
+def test_runs_of_several_versions_are_said_to_be(tmp_path: Path, val: Labels):
+    _cell(tmp_path, val, "smp")
+    append_result(tmp_path, _row("directpose", "5", 0, 0.4))
+    assert "different versions" not in write_comparison(tmp_path, title="", val=val, facts={}, notes=[]).read_text()
+    append_result(tmp_path, _row("smp", "5", 1, 0.5, version="smp 2.0"))
+    text = write_comparison(tmp_path, title="", val=val, facts={}, notes=[]).read_text()
+    assert "The runs of smp were made by different versions (smp 1.0, smp 2.0)" in text and text.count("different versions") == 1
+
+
 def test_one_method_one_run_without_a_curve(tmp_path: Path, val: Labels):
     folder = tmp_path / "comparison"
     _cell(folder, val, "sleap-bottomup", curve=False)

@@ -53,6 +53,37 @@ def test_names_that_fit_twice_are_not_guessed():
         evaluate(truth, _guess([_video("/z/p/0.mp4"), _video("/z/q/0.mp4")], [(0, 2), (1, 1)]))
 
 
+def _images(folder: str, *numbers: int) -> VideoSource:
+    return VideoSource(tuple(Path(f"/a/{folder}/img{number:04}.png") for number in numbers))
+
+
+def test_frames_of_another_video_are_not_paired_by_their_numbers():
+    truth = _labels([_images("mouse1", 5), _images("mouse2", 7)], [(0, 0), (1, 0)])
+    found = evaluate(truth, _guess([_images("mouse2", 5, 7)], [(0, 0), (0, 1)]))  # its own folder is known
+    assert (
+        found.predictions == 1
+        and found.missed == 1
+        and found.warnings == ["1 of 2 labelled frames are not in guess.slp: their animals count as missed."]
+    )
+    renamed = evaluate(
+        _labels([_video("/a/one.mp4"), _video("/a/two.mp4")], [(0, 1), (1, 2)]),
+        _guess([_video("/a/one.mp4"), _video("/a/two.avi")], [(0, 1), (1, 2)]),
+    )
+    assert renamed.missed == 0 and not renamed.warnings
+
+
+def test_names_alone_are_said_to_decide():
+    truth = _labels([_images("mouse1", 5, 7), _video("/a/clips/clip.mp4")], [(0, 0), (0, 1), (1, 3)])
+    found = evaluate(truth, _guess([_images("mouse2", 5, 7), _video("/z/clips/clip.mp4")], [(0, 0), (0, 1), (1, 3)]))
+    assert found.missed == 0 and found.warnings == [
+        "mouse1/img0005.png of the labels is taken to be mouse2/img0005.png of the predictions (and 1 more), by its name alone; "
+        "check that it is."
+    ]
+    taken = VideoSource((Path("/a/labeled-data/clip/img0120.png"),), original=_video("/a/videos/clip.mp4"))
+    moved = evaluate(_labels([taken], [(0, 0)]), _guess([_video("/scratch/clip.mp4")], [(0, 120)]))
+    assert len(moved.warnings) == 1 and "videos/clip.mp4 of the labels is taken to be scratch/clip.mp4" in moved.warnings[0]
+
+
 def test_evaluate_pairs_only_videos_whatever_their_names():
     found = evaluate(_labels([_video("/a/one.mp4")], [(0, 1)]), _guess([_video("/b/other.avi")], [(0, 1)]))
     assert found.ap[PAPER_S2].ap == 1

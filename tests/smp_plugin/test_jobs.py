@@ -151,6 +151,19 @@ def test_corrections_are_not_replaced(place: Path, video_file: Path):
     assert everything(place) == before
 
 
+def test_labels_in_an_output_are_not_replaced(place: Path, video_file: Path):
+    (place / "corrected.slp").write_bytes((place / "project.slp").read_bytes())
+    before = everything(place)
+    with pytest.raises(FormatError, match=r"corrected.slp holds 4 labelled animals, which would be lost; move it away, or give the output"):
+        planned("corrected.slp", video_file)
+    assert everything(place) == before
+    predicted = Labels(SKELETON, [VideoSource((video_file,))], [LabeledFrame(0, 3, [], [PredictedInstance(POSE)])])
+    write_project(place / "predicted.slp", predicted)
+    (place / "damaged.slp").write_bytes((place / "project.slp").read_bytes()[:3000])
+    for name in ("predicted.slp", "damaged.slp"):
+        assert planned(name, video_file)[0].output == Path(name)
+
+
 # --- bad outputs ---
 
 

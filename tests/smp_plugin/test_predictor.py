@@ -22,7 +22,7 @@ from converters import FormatError, Labels, read_project, write_project
 from converters.deeplabcut_predictions import SCORER
 from converters.video import open_video, video_source
 from smp_plugin import jobs, prediction, segments, stopping
-from smp_plugin.checkpoint import load_model
+from smp_plugin.checkpoint import load_model, save_model
 from smp_plugin.cli.predict import main
 from smp_plugin.drawing import PALETTE
 from smp_plugin.evaluation import evaluate
@@ -56,7 +56,8 @@ def numbers(labels: Labels, video: int = 0) -> list[int]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """Without what finished outputs were made from."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".made_from.json"))
 
 
 class Stub(Predictor):
@@ -304,6 +305,19 @@ def test_the_newest_finished_run_is_used(
     (tmp_path / "runs" / "unfinished" / "report.html").unlink()
     predict([blobs.video], tmp_path / "out.slp", device="cpu", frames="0", reporter=listener)
     assert listener.sentences[0] == f"model: {Path('runs/new')} (head, middle, tail), the newest finished run"
+
+
+def test_a_model_without_its_own_cut_gets_one(trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path, listener: Any):
+    """As a killed run leaves it."""
+    kept, cuts = load_model(trained), list[float]()
+    kept.config.predict.min_score = 0.0
+    save_model(tmp_path / "model.pt", kept)
+    options: dict[str, Any] = {"model": tmp_path / "model.pt", "device": "cpu", "frames": "0", "reporter": listener}
+    for overrides in ({}, {"predict.min_score": 0.0}):
+        (path,) = predict([blobs.video], tmp_path / "out.slp", **options, config_overrides=overrides)
+        cuts.append(sio.load_slp(str(path)).provenance["settings"]["min_score"])
+    assert cuts == [0.1, 0.0]
+    assert ["its training has not ended" in alarm and "0.1 is taken (--min-score)" in alarm for alarm in listener.alarms] == [True]
 
 
 # --- what is predicted ---

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,8 +25,9 @@ from converters.video import open_video
 from smp_plugin import cluster, prediction, predictor, segments
 from smp_plugin.checkpoint import Checkpoint, save_model
 from smp_plugin.cli.predict import main
+from smp_plugin.config import Config
 from smp_plugin.inference import FramePoses
-from smp_plugin.jobs import Job
+from smp_plugin.jobs import MACHINELABELS, Job
 from smp_plugin.model import PoseModel
 from smp_plugin.prediction import predict
 from smp_plugin.predictor import Predictor
@@ -45,7 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Pa
     """A video, and two models that have learnt nothing but see something in every frame."""
     folder = tmp_path_factory.mktemp("place")
     make_video(folder / "clip.mp4", n_frames=FRAMES)
-    config = make_config(model__norm="group", data__input_scale=1.0, predict__max_animals=3)
+    config = make_config(model__norm="group", data__input_scale=1.0, predict__max_animals=3, predict__min_score=1e-6)
     for seed, name in enumerate(("model.pt", "other.pt")):
         torch.manual_seed(seed)
         model = PoseModel(config.model, len(SKELETON))
@@ -88,7 +90,8 @@ def assert_same(a: Labels, b: Labels, video: int = 0) -> None:
 
 
 def leftovers(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """Without what finished outputs were made from."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".made_from.json"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -228,6 +231,8 @@ def test_an_interrupted_run_goes_on(place: Path, video: Path, whole: Labels, cou
     with open_video(VideoSource((video.with_name("o.mp4"),))) as drawn:
         assert len(list(drawn.stream())) == FRAMES
     assert leftovers(video.parent) == ["clip.mp4", "o.mp4", "out.slp"]
+    assert main([*command, "--resume"]) == 2
+    assert "it would lack what was finished earlier (1 of 1 inputs)" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_resume_that_is_interrupted_while_it_looks_loses_nothing(
@@ -283,10 +288,57 @@ def test_finished_videos_are_skipped(
         {"h5": f"a{SCORER}"}.get(suffix, f"a.predictions.{suffix}") + ": finished earlier, skipped"
     ]
     assert counted.seen == 2 * FRAMES - 16 and leftovers(out) == files
-    counted.seen = 0
-    os.utime(place / "model.pt")  # learnt anew
-    predict(videos[:1], out, **options, resume=True)
-    assert counted.seen == FRAMES
+
+
+@pytest.mark.parametrize("suffix", ["slp", "json", "h5"])
+def test_a_finished_file_of_something_else_is_not_skipped(suffix: str, place: Path, tmp_path: Path, counted: type[Counted], listener: Any):
+    videos = [tmp_path / day / "cam.mp4" for day in ("day1", "day0")]
+    for video in videos:
+        video.parent.mkdir()
+        shutil.copy(place / "clip.mp4", video)
+    out, settings = tmp_path / "out", {"predict.min_score": 0.5}
+    options: dict[str, Any] = {"model": place / "model.pt", "device": "cpu", "suffix": suffix, "frames": "0-3"}
+    predict(videos[:1], out, **options)
+    before, counted.seen = {path: path.read_bytes() for path in out.iterdir()}, 0
+    changes: list[tuple[str, list[Path], dict[str, Any]]] = [
+        ("from other videos", videos[1:], {}),  # which would get the same name
+        ("with another model", videos[:1], {"model": place / "other.pt"}),
+        ("with other settings", videos[:1], {"config_overrides": settings}),
+        ("with another choice of --track", videos[:1], {"config_overrides": {"predict.track": True}}),
+        ("for other frames", videos[:1], {"frames": "0-4"}),
+    ]
+    for words, inputs, change in changes:
+        with pytest.raises(FormatError, match=rf"--resume: .*cam.* was made {words}.*; call it as before .*, move it away to have it pred"):
+            predict(inputs, out, **{**options, **change}, resume=True)
+    os.utime(place / "model.pt")  # nothing else
+    predict(videos[:1], out, **options, resume=True, reporter=listener)
+    assert before == {path: path.read_bytes() for path in out.iterdir()} and counted.seen == 0 and not listener.alarms
+    (record,) = out.glob(".*.made_from.json")
+    record.unlink()  # as before there were any
+    predict(videos[:1], out, **options, resume=True, reporter=listener)
+    assert counted.seen == 0 and ["by its date alone" in alarm for alarm in listener.alarms] == [True]
+    for path in out.iterdir():
+        path.unlink()
+    predict(videos[1:], out, **options, resume=True)
+    assert counted.seen == 4 and record.exists()
+
+
+def test_an_output_that_was_begun_anew_is_not_the_finished_one(place: Path, video: Path, counted: type[Counted]):
+    out, anew = video.with_name("out.json"), {"predict.min_score": 0.5}
+    options: dict[str, Any] = {"model": place / "model.pt", "device": "cpu"}
+    predict([video], out, **options)
+    counted.seen, counted.stop = 0, 20
+    with pytest.raises(KeyboardInterrupt):
+        predict([video], out, **options, config_overrides=anew)
+    assert not list(video.parent.glob(".*.made_from.json"))
+    with pytest.raises(FormatError, match="was begun with other settings"):
+        predict([video], out, **options, resume=True)
+
+
+def test_little_is_lost_of_what_a_person_waits_for(place: Path, video: Path, listener: Any):
+    job = Job(video.with_name("labeled-data"), MACHINELABELS, [video], [VideoSource((video,))], [range(100)])
+    (work,) = segments.divide([job], place / "model.pt", Config(), False, listener)
+    assert [len(segment.frames) for segment in work.segments] == [32, 32, 32, 4]
 
 
 # --- elsewhere ---

@@ -47,6 +47,17 @@ def test_settings_are_those_of_the_profiles_and_open_no_port(tmp_path: Path) -> 
     )
 
 
+@needs_sleap
+def test_only_the_budget_ends_a_run(tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+    from sleap_nn.config.training_job_config import verify_training_cfg
+
+    job = job_of(tmp_path, tmp_path / "p.slp", "sleap-bottomup", minutes=20.0)
+    ((name, backbone, head, scale, _),) = _networks(job, 1.0)
+    made = verify_training_cfg(OmegaConf.create(_settings(job, name, backbone, head, scale, 1e-3))).trainer_config
+    assert not made.early_stopping.stop_training_on_plateau and made.max_epochs == 10**6
+
+
 @pytest.mark.parametrize(
     ("device", "accelerator", "indices"), [("cuda:1", "gpu", [1]), ("cuda", "gpu", [0]), ("mps", "mps", None), ("cpu", "cpu", None)]
 )
