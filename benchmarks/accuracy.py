@@ -63,6 +63,7 @@ def run(name: str, method: dict[str, object], val: str, seed: int, arguments: ar
     """Train once and measure."""
     config, _ = preset(arguments.preset, cuda=torch.cuda.is_available())
     settings = {"model.weights": "none", "data.val_fraction": 0.0, "train.seed": seed, "train.val_every": 250, **method}
+    settings.setdefault("train.unlabeled_first_step", 0)  # all three phases in short runs, too
     settings |= {"train.minutes": arguments.minutes} if arguments.minutes else {"train.steps": arguments.steps}
     settings |= dict(s.split("=", 1) for s in arguments.set)
     for key, value in settings.items():

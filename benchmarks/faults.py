@@ -62,7 +62,7 @@ KILLS = 6  # in a run, at most
 SETTINGS = (
     "data.crop=64", "data.animal_size=24", "model.channels=16", "model.tower_depth=1", "model.heatmap_channels=16", "train.batch=2",
     "train.unlabeled_batch=1", "train.optimizer=sgd", "train.precision=fp32", f"train.val_every={EVERY}",
-    "train.labeled_fusion_start=0.3", "train.unlabeled_fusion_start=0.6",
+    "train.labeled_fusion_start=0.3", "train.unlabeled_fusion_start=0.6", "train.unlabeled_first_step=0",
 )  # fmt: skip
 TRAIN = ["--slp", "in/project.slp", "-o", "run", "--weights", "none", "--device", "cpu", "--steps", str(STEPS)]
 TRAIN += ["--val", "0.2", *(word for setting in SETTINGS for word in ("--set", setting))]

@@ -36,7 +36,8 @@ if sys.argv[4] == "predict":
 else:
     from smp_plugin.config import preset, set_value
     config, _ = preset("small", cuda=False)
-    for key, value in {"train.steps": 10, "train.unlabeled_fusion_start": 0.2, "model.weights": "none", "train.device": "cpu"}.items():
+    unlabelled = {"train.unlabeled_fusion_start": 0.2, "train.unlabeled_first_step": 0}
+    for key, value in {"train.steps": 10, **unlabelled, "model.weights": "none", "train.device": "cpu"}.items():
         set_value(config, key, value)
     smp_plugin.train([model], config=config, out=output, unlabeled=[video])
 from smp_plugin.baselines.__main__ import peak_memory

@@ -112,6 +112,11 @@ class LossConfig:
     fill: bool = True  # complete partly labelled frames and animals by what the teacher is sure of, in the third phase
     sure: float = 0.6  # share of a typical labelled animal's score from which the teacher is believed
 
+    @property
+    def unlabelled(self) -> bool:
+        """Whether unlabelled frames teach anything."""
+        return self.beta > 0 or self.agreement > 0
+
 
 @dataclass
 class TrainConfig:
@@ -130,6 +135,7 @@ class TrainConfig:
     clip: float = 5.0  # gradient norm
     labeled_fusion_start: float = 0.13  # share of the run after which L_fl counts (2k of 15k steps in the paper)
     unlabeled_fusion_start: float = 0.33  # share of the run after which unlabelled frames count (5k of 15k)
+    unlabeled_first_step: int = 300  # and not before it: a teacher that has just begun costs more steps than it is worth
     ramp: float = 0.1  # share of the run over which a new term's weight rises
     ema: float = 0.998  # decay of the moving average of weights: the teacher, and the model that is kept
     val_every: int = 200  # steps between validations and checkpoints
@@ -193,6 +199,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train.optimizer": "sgd",
         "train.lr": 0.01,
         "train.val_every": 500,
+        "train.unlabeled_first_step": 0,
     },
     # Full-size frames and a deeper network where a GPU carries them.
     "gpu": {

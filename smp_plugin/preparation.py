@@ -412,7 +412,7 @@ def _unlabeled(
     pool = UnlabeledPool(sizes, labelled, ranges) if sources else UnlabeledPool([0], [set()], None)
     if len(pool) and config.train.unlabeled_batch > 0:
         reporter.say(f"unlabelled frames: {len(pool):,} in {len(sources)} video{'s' if len(sources) > 1 else ''}")
-    elif config.loss.beta > 0 or config.loss.agreement > 0:
+    elif config.loss.unlabelled:
         ranges_leave_none = f"--unlabeled-frames {config.data.unlabeled_frames} leaves none" if ranges else ""
         why = "train.unlabeled_batch is 0" if len(pool) else ranges_leave_none or "all are labelled, or their video is not there"
         reporter.warn(

@@ -121,8 +121,7 @@ class RunFolder(L.Callback):
             signal.signal(signal.SIGTERM, self.sigterm)
 
     def on_train_batch_start(self, trainer: L.Trainer, module: PoseTraining, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
-        wanted = self.config.loss.beta > 0 or self.config.loss.agreement > 0
-        if wanted and module.budget.seconds and module.phase == "unlabelled":
+        if module.budget.seconds and module.phase == "unlabelled":
             self.steps.first_unlabeled_step.clamp_(max=module.step)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: PoseTraining, *_: object) -> None:  # type: ignore[override]

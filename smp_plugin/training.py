@@ -136,7 +136,7 @@ class PoseTraining(L.LightningModule):
     def phase(self) -> str:
         """Name of the current phase, for people."""
         train, loss, progress = self.config.train, self.config.loss, self.budget.progress(self.step)
-        if progress >= train.unlabeled_fusion_start and self.unlabelled and (loss.beta > 0 or loss.agreement > 0):
+        if progress >= train.unlabeled_fusion_start and self.step >= train.unlabeled_first_step and self.unlabelled and loss.unlabelled:
             return "unlabelled"
         if progress >= train.unlabeled_fusion_start and self.partial and loss.fill:
             return "gaps filled"
@@ -354,6 +354,11 @@ def train(
     unlabelled = len(material.pool) > 0 and config.train.unlabeled_batch > 0
     module = PoseTraining(config, material.skeleton.mirrored, material.typical_length, material.partial, budget, weights, unlabelled)
     interrupted = fit(module, material, config, device, out, facts, saved, reporter)
+    if unlabelled and config.loss.unlabelled and module.step <= config.train.unlabeled_first_step and not interrupted:
+        first = config.train.unlabeled_first_step
+        reporter.say(
+            f"unlabelled frames: none was learnt from in {module.step} steps; they count from step {first} (train.unlabeled_first_step)"
+        )
     if not reporter.mute:
         finish(out, config, material, device, reporter)
     if interrupted:
@@ -426,8 +431,10 @@ def fit(
             material.sources, material.videos, material.skeleton, config, material.unlabeled_videos, material.pool,
             trainer.global_rank, trainer.world_size, max(1, loader_processes(settings, device)), material.typical_length,
         )  # fmt: skip
-        if not budget.seconds and (config.loss.beta > 0 or config.loss.agreement > 0):
-            steps.first_unlabeled_step.fill_(math.ceil(settings.unlabeled_fusion_start * settings.steps))
+        if not budget.seconds and config.loss.unlabelled:
+            steps.first_unlabeled_step.fill_(
+                max(settings.unlabeled_first_step, math.ceil(settings.unlabeled_fusion_start * settings.steps))
+            )
         keeper = RunFolder(out, config, material, steps, task, facts)
         guard = FiniteGuard(out, steps, reporter)
         trainer.callbacks += [guard, keeper]  # type: ignore[attr-defined]  # what is not finite is noticed before it is kept

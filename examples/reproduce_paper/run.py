@@ -65,7 +65,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def settings_of(made: argparse.Namespace) -> dict[str, str]:
     """Those of the data set in the paper, where the paper's preset is asked for, then the user's."""
     starts = PAPER[made.dataset].starts
-    paper = {"train.labeled_fusion_start": f"{starts[0]:.4g}", "train.unlabeled_fusion_start": f"{starts[1]:.4g}"}
+    paper = {
+        "train.labeled_fusion_start": f"{starts[0]:.4g}",
+        "train.unlabeled_fusion_start": f"{starts[1]:.4g}",
+        "train.unlabeled_first_step": "0",
+    }
     return (paper if made.preset == "paper" else {}) | dict(text.split("=", 1) for text in made.set)
 
 

@@ -45,12 +45,14 @@ def run(job: Job) -> Outcome:
     checkpoint = load_model(out)
     made = checkpoint.config
     precision = "mixed bf16" if in_bf16(device, made.train.precision) else "single precision"
+    curve = _curve(out / "metrics.csv")
+    steps, trained = curve[-1].step, curve[-1].seconds
     unlabelled = [f"{checkpoint.facts['unlabelled_frames']:,} unlabelled frames"] if job.method == "smp" else []
+    if unlabelled and steps <= made.train.unlabeled_first_step:
+        unlabelled = [f"too few steps for unlabelled frames, which count from step {made.train.unlabeled_first_step}"]
     scaled = f"frames scaled by {made.data.input_scale:g}, as suits the animals' size; {precision}"
     notes = [chosen, str(checkpoint.facts["weights"]), *unlabelled, scaled]
     seconds, frames, cut = _predict(job, checkpoint, out)
-    curve = _curve(out / "metrics.csv")
-    steps, trained = curve[-1].step, curve[-1].seconds
     return Outcome(f"smp-plugin {__version__}", steps, trained, seconds, frames, notes, curve, min_score=cut)
 
 

@@ -381,7 +381,8 @@ def test_the_script_trains_every_subset_and_writes_the_result(tmp_path: Path, mo
     assert [a["project"] for a in asked] == ["train5_0.slp", "train5_1.slp", "train25_0.slp", "train25_1.slp", "train30.slp"]
     assert {(a["steps"], a["minutes"], a["val"].name, a["preset"]) for a in asked} == {(15000, 0.0, "val4.slp", "paper")}
     assert asked[0]["settings"] == {
-        "train.labeled_fusion_start": "0.1333", "train.unlabeled_fusion_start": "0.3333", "model.weights": "none",
+        "train.labeled_fusion_start": "0.1333", "train.unlabeled_fusion_start": "0.3333", "train.unlabeled_first_step": "0",
+        "model.weights": "none",
     }  # fmt: skip
     result = json.loads(kept.read_text())
     assert len(result["runs"]) == 5 and result["summary"]["5"]["smp"]["trainings"] == 2

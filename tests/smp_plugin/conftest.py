@@ -174,7 +174,8 @@ def small_config(**settings: Any) -> Config:
         "model__heatmap_channels": 16,
         "model__weights": "none", "augment__rotation": 0.0, "augment__scale": (1.0, 1.0), "augment__flip": False,
         "augment__brightness": 0.0, "augment__contrast": 0.0, "augment__paste": 0.0, "augment__erase": 0, "train__batch": 2,
-        "train__unlabeled_batch": 1, "train__steps": 2, "train__val_every": 2, "train__lr": 3e-3, "train__ema": 0.9, "train__clip": 20.0,
+        "train__unlabeled_batch": 1, "train__unlabeled_first_step": 0, "train__steps": 2, "train__val_every": 2, "train__lr": 3e-3,
+        "train__ema": 0.9, "train__clip": 20.0,
         "train__precision": "fp32", "train__device": "cpu", "train__workers": 0,
     }  # fmt: skip
     for key, value in (small | settings).items():

@@ -27,6 +27,7 @@ from smp_plugin.comparison import compare, count_of, drawn
 TINY = {
     "data.crop": "64", "data.animal_size": "28", "model.channels": "16", "model.tower_depth": "1", "model.heatmap_channels": "16",
     "model.weights": "none", "train.batch": "2", "train.unlabeled_batch": "1", "train.precision": "fp32",
+    "train.unlabeled_first_step": "0",
 }  # fmt: skip
 
 

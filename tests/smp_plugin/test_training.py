@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("thin_backbone")
 RUN_FILES = {"model.pt", "last.ckpt", "config.yaml", "metrics.csv", "curves.png", "val_predictions.png", "report.html", "log.txt"}
 TINY = [
     *("data.crop=64", "data.animal_size=28", "data.max_scale=1", "model.channels=16", "model.tower_depth=1", "model.heatmap_channels=16"),
-    *("train.batch=2", "train.unlabeled_batch=1"),
+    *("train.batch=2", "train.unlabeled_batch=1", "train.unlabeled_first_step=0"),
 ]
 
 
@@ -139,6 +139,21 @@ def test_the_same_seed_is_the_same_model(blobs: Any, make_config: Callable[..., 
     assert same(first, again) and same(first, helped) and not same(first[0], other[0])
     config.train.seed = 0
     assert to_dict(config) == before  # the caller's settings stay
+
+
+@pytest.mark.parametrize("budget", [{"train__steps": 6}, {"train__minutes": 5.0}])
+@pytest.mark.parametrize(("first", "phases"), [(0, ["", "", "u", "u", "u", "u"]), (4, ["", "", "", "", "u", "u"]), (300, [""] * 6)])
+def test_a_short_run_does_not_learn_from_unlabelled_frames_before_their_first_step(
+    budget: dict[str, Any], first: int, phases: list[str], blobs: Any, make_config: Callable[..., Config], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, listener: Any,
+):  # fmt: skip
+    monkeypatch.setattr("smp_plugin.training.Budget.progress", lambda self, step: min(1.0, step / 6))  # a clock that is never late
+    config = make_config(**budget, train__val_every=1, train__unlabeled_fusion_start=0.33, train__unlabeled_first_step=first)
+    rows = rows_of(train([blobs.project], config=config, out=tmp_path / "run", reporter=listener))
+    late = [""] if "train__minutes" in budget else []  # where a clock decides, the batch at hand has been made
+    assert ["u" if row["loss_agreement"] else "" for row in rows] == [*late, *phases][:6]
+    told = [text for text in listener.sentences if text.startswith("unlabelled frames: none was learnt from in 6 steps")]
+    assert len(told) == (first == 300)
 
 
 # --- pretrained weights ---
