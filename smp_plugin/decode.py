@@ -76,10 +76,24 @@ def gather_poses(outputs: PoseOutputs, indices: Tensor) -> Tensor:
 
 def similarity(poses: Tensor, typical: float) -> Tensor:
     """OKS (s2 = .1) between all pairs of poses (N, S, K, 2) -> (N, S, S), with the smaller animal's area."""
-    area = extents(poses, typical)[2].clamp(min=(0.25 * typical) ** 2)
+    area = _own_areas(poses, typical)
     square = (poses[:, :, None] - poses[:, None]).square().sum(dim=-1)  # N, S, S, K
     smaller = torch.minimum(area[:, :, None], area[:, None])
     return torch.exp(-square / (2 * NMS_S2 * smaller[..., None])).mean(dim=-1)
+
+
+def _own_areas(poses: Tensor, typical: float) -> Tensor:
+    """Areas (N, S) of boxes along the animals' own axes, at least a tenth of the length squared, and a sixteenth of ``typical`` squared.
+
+    COCO's box lies along the picture's: for a long animal that lies across it is many times as large, and what lies beside it would be
+    taken for the same animal.
+    """
+    x, y = (poses - poses.mean(dim=2, keepdim=True)).unbind(dim=-1)
+    angle = torch.atan2(2 * (x * y).sum(dim=-1), (x * x - y * y).sum(dim=-1)) / 2  # of the principal axis
+    cos, sin = angle.cos()[..., None], angle.sin()[..., None]
+    length, width = ((v.amax(dim=-1) - v.amin(dim=-1)) for v in (cos * x + sin * y, cos * y - sin * x))
+    length = torch.where(length > 0, length, typical)  # of one keypoint
+    return torch.maximum(length * width, 0.1 * length**2).clamp(min=(0.25 * typical) ** 2)
 
 
 def suppress(alike: Tensor, scores: Tensor, threshold: float) -> Tensor:

@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -102,10 +103,24 @@ def test_suppression_without_looking_settles_the_beginning_of_a_long_chain_and_d
     assert keep[0].tolist() == [i % 2 == 0 and i <= ROUNDS for i in range(size)]
 
 
+@pytest.mark.parametrize("gap", [0.0, 0.1, 0.15, 0.25])  # of two animals side by side, in lengths
+def test_long_animals_side_by_side_are_two_whichever_way_they_lie(gap: float) -> None:
+    along = torch.linspace(-36, 36, 5, dtype=torch.float64)
+    body = torch.stack((along, torch.tensor([0.0, 3, 0, -3, 0], dtype=torch.float64)), dim=-1)
+    two = torch.stack((body, body + torch.tensor([0, gap * 72])))
+    scores = torch.tensor([[0.9, 0.8]])
+    for degrees in range(0, 180, 15):
+        angle = torch.tensor(math.radians(degrees), dtype=torch.float64)
+        turn = torch.stack((torch.stack((angle.cos(), -angle.sin())), torch.stack((angle.sin(), angle.cos()))))
+        assert suppress(similarity((two @ turn.T)[None], 72), scores, 0.4).sum() == (2 if gap > 0.1 else 1), degrees
+
+
 def test_similarity_is_oks_with_the_smaller_area() -> None:
     small, large = TRIANGLE + 100, 3 * TRIANGLE + 110
     alike = similarity(torch.stack((small, large))[None], TYPICAL)[0]
-    area = max(45 * 18, 0.1 * 45**2, (TYPICAL / 4) ** 2)
+    _, axes = np.linalg.eigh(np.cov(small.numpy().T))
+    width, length = np.ptp(small.numpy() @ axes, axis=0)  # ascending, as the eigenvalues
+    area = max(length * width, 0.1 * length**2, (TYPICAL / 4) ** 2)
     expected = sum(math.exp(-(math.dist(a, b) ** 2) / (2 * 0.1 * area)) for a, b in zip(small.tolist(), large.tolist(), strict=True)) / 3
     assert alike[0, 1].item() == pytest.approx(expected) == alike[1, 0].item()
     assert alike.diagonal().tolist() == [1.0, 1.0]
@@ -237,7 +252,7 @@ def test_low_scores_and_surplus_animals_are_dropped(scene: PoseOutputs) -> None:
 def test_suppression_follows_its_setting(make_outputs: Callable[..., PoseOutputs]) -> None:
     outputs = make_outputs(keypoints=3)
     place(outputs, 0, TRIANGLE + torch.tensor([50.0, 40.0]), 0.9, 0.8, apart=0.11 * TYPICAL)
-    for nms, count in ((1.0, 3), (0.3, 2), (0.1, 1)):
+    for nms, count in ((1.0, 3), (0.3, 2), (0.05, 1)):
         assert (decode(outputs, dataclasses.replace(CONFIG, nms=nms), TYPICAL).scores > 0).sum() == count
 
 
