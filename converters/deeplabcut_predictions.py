@@ -281,7 +281,8 @@ def read_dlc_predictions(path: Path, video_root: Path | None = None, predicted: 
         path: an ``.h5`` or ``.csv`` file of predictions, or of ``machinelabels``.
         video_root: folder to look for the video in, or its images, if they are not found otherwise.
         predicted: read the animals, too; without them the frames are empty.
-        require_videos: raise where the video or an image is not found; otherwise it keeps the path that it should have.
+        require_videos: raise where the video or an image is not found, if the file says its name, by its own or in it; otherwise it keeps
+            the path that it should have.
 
     Raises:
         FormatError: no such file, no table of DeepLabCut's, or a video that is not found.
@@ -303,7 +304,8 @@ def read_dlc_predictions(path: Path, video_root: Path | None = None, predicted: 
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from error
     video, numbers = _predicted_video(path, table, scorers[0], video_root, notes)
-    if require_videos and (missing := [file for file in video.paths if not file.exists()]):
+    named = scorers[0] in path.stem or "video" in table.attributes or not all(isinstance(row, int) for row in table.rows)
+    if require_videos and named and (missing := [file for file in video.paths if not file.exists()]):
         raise FormatError(f"{path} is of {missing[0]}, which is not found; give its folder with --video-root FOLDER.")
     corner = _corner(path, scorers[0], notes)
     frames = {number: LabeledFrame(0, number) for number in numbers}

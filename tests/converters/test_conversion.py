@@ -178,7 +178,7 @@ def proofread(tmp_path: Path, video_file: Path) -> Path:
 def test_corrected_animals_are_among_deeplabcuts_predictions(tmp_path: Path, proofread: Path, ending: str) -> None:
     notes = convert(proofread, tmp_path / f"out.{ending}")
     assert sum("2 animals are a person's" in note or "1 predicted animals have the track" in note for note in notes) == 2
-    found = {f.index: f.predicted for f in read_project(tmp_path / f"out.{ending}", require_videos=False).frames if f.predicted}
+    found = {f.index: f.predicted for f in read_project(tmp_path / f"out.{ending}").frames if f.predicted}
     assert [(n, p.track, p.points[0].tolist()) for n in found for p in found[n]] == [
         (2, "a", SOME[0].tolist()),
         (2, "b", HALF[0].tolist()),

@@ -252,6 +252,8 @@ def test_options_of_reading(tmp_path: Path, video_file: Path) -> None:
         assert labels.videos[0].paths == (tmp_path / "media" / "clip.mp4",)
         assert labels.frames and not any(frame.predicted for frame in labels.frames)
         (tmp_path / "media" / "clip.mp4").unlink()
+    (note,) = read_project(native(tmp_path / "poses.csv"), predicted=False).notes[1:]
+    assert "no video called poses lies beside it" in note, "which is a guess"
 
 
 def test_a_cropped_analysis_counts_from_the_whole_frame(tmp_path: Path) -> None:

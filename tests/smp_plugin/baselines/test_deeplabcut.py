@@ -40,7 +40,7 @@ def test_a_project_has_the_frames_to_learn_from_and_no_position_of_the_others(jo
     project = deeplabcut.convert(job)
     settings = yaml.safe_load(project.config.read_text(encoding="ascii"))
     assert settings["multianimalproject"] and settings["individuals"] == ["animal1", "animal2"] and project.animals == 2
-    assert sorted(project.train) == [("blobs", f"img{i:04}.png") for i in range(6)]
+    assert sorted(project.train) == [("blobs", f"img{i:02}.png") for i in range(6)]
     truth = {frame.index: frame.instances for frame in read_project(job.train).labelled_frames}
     written = {(f.video, f.index): f.instances for f in read_dlc(project.config).frames}
     folders = [source.paths[0].parent.name for source in read_dlc(project.config).videos]
@@ -59,7 +59,7 @@ def test_each_frame_to_predict_has_its_own_image(job: Job) -> None:
     assert [frame.index for frame, _ in project.val] == [9, 11, 12, 14]
     with open_video(project.videos[0]) as video:
         for frame, path in project.val:
-            assert path.name == f"img{frame.index:04}.png" and path.parent.name == "blobs_2"
+            assert path.name == f"img{frame.index:02}.png" and path.parent.name == "blobs_2"
             assert np.array_equal(np.asarray(Image.open(path)), video.read(frame.index))
 
 
