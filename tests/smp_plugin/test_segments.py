@@ -339,12 +339,12 @@ def test_videos_of_cameras_that_run_together_are_told_apart(place: Path, tmp_pat
 
 
 def test_an_output_that_was_begun_anew_is_not_the_finished_one(place: Path, video: Path, counted: type[Counted]):
-    out, anew = video.with_name("out.json"), {"predict.min_score": 0.5}
+    out = video.with_name("out.json")
     options: dict[str, Any] = {"model": place / "model.pt", "device": "cpu"}
     predict([video], out, **options)
     counted.seen, counted.stop = 0, 20
     with pytest.raises(KeyboardInterrupt):
-        predict([video], out, **options, config_overrides=anew)
+        predict([video], out, **options, config_overrides={"predict.min_score": 0.5})
     assert not list(video.parent.glob(".*.made_from.json"))
     with pytest.raises(FormatError, match="was begun with other settings"):
         predict([video], out, **options, resume=True)
