@@ -25,7 +25,7 @@ from safetensors.numpy import load, save
 from converters.deeplabcut_predictions import SCORER
 from converters.deeplabcut_writing import video_names
 from converters.files import written_whole
-from converters.labels import FormatError, LabeledFrame, PredictedInstance
+from converters.labels import FormatError, LabeledFrame, PredictedInstance, VideoSource
 from converters.project import COCO, DLC_PREDICTIONS
 from smp_plugin import __version__
 from smp_plugin.config import Config, to_dict
@@ -298,7 +298,7 @@ def made_from(job: Job, model: Path, settings: dict[str, object]) -> dict[str, s
         model: a model file.
         settings: of prediction; batch and runtime are no matter, since they only round differently.
     """
-    videos = [[video.embedded, [[path.name, *stamp(path)] for path in video.paths]] for video in job.videos]
+    videos = [[video.embedded, _middle(video), [[path.name, *stamp(path)] for path in video.paths]] for video in job.videos]
     labels = [stamp(path) for path in job.inputs if job.kind == COCO and path.is_file()]  # whose ids of images are in the output
     return {
         "version": __version__,
@@ -308,6 +308,15 @@ def made_from(job: Job, model: Path, settings: dict[str, object]) -> dict[str, s
         "videos": hashlib.sha256(json.dumps([*videos, *labels]).encode()).hexdigest(),
         "frames": hashlib.sha256(b"|".join(np.array(wanted, np.int64).tobytes() for wanted in job.wanted)).hexdigest(),
     }
+
+
+def _middle(video: VideoSource) -> str:
+    """Some of a video's bytes: cameras that run together may make files of the same name, size and time."""
+    if video.kind != "file" or not video.paths[0].is_file():
+        return ""
+    with video.paths[0].open("rb") as file:
+        file.seek(stamp(video.paths[0])[0] // 2)
+        return file.read(4096).hex()
 
 
 def stamp(path: Path) -> tuple[int, int]:

@@ -133,8 +133,8 @@ def test_where_labels_are_partial_what_has_no_label_is_not_judged(
 
 
 def test_one_rule_holds_for_figures_and_curves_of_all_methods(blobs: Any, tmp_path: Path, pretend: Callable[..., list[Job]]) -> None:
-    done, arguments = pretend(far=0.95), {"methods": ("smp", "sleap-bottomup"), "steps": 3}
-    page = compare(blobs.project, out=tmp_path, **arguments, settings={"data.labels": "partial"})  # which they do not look like
+    done, methods = pretend(far=0.95), ("smp", "sleap-bottomup")
+    page = compare(blobs.project, out=tmp_path, methods=methods, steps=3, settings={"data.labels": "partial"})  # they do not look like it
     assert [row["invented"] for row in rows_of(tmp_path)] == ["0", "0"] and len(done) == 2
     assert [curve_point(job, job.predictions, 1.0, 1).ap["1"] for job in done] == [float(row["ap_s2_1"]) for row in rows_of(tmp_path)]
     assert "predictions where nothing is labelled are not judged" in page.read_text()

@@ -313,7 +313,8 @@ def test_a_model_without_its_own_cut_gets_one(trained: Path, blobs: Any, stub: t
     kept.config.predict.min_score = 0.0
     save_model(tmp_path / "model.pt", kept)
     options: dict[str, Any] = {"model": tmp_path / "model.pt", "device": "cpu", "frames": "0", "reporter": listener}
-    for overrides in ({}, {"predict.min_score": 0.0}):
+    asked: list[dict[str, object]] = [{}, {"predict.min_score": 0.0}]
+    for overrides in asked:
         (path,) = predict([blobs.video], tmp_path / "out.slp", **options, config_overrides=overrides)
         cuts.append(sio.load_slp(str(path)).provenance["settings"]["min_score"])
     assert cuts == [0.1, 0.0]

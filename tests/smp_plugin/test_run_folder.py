@@ -101,7 +101,7 @@ def test_a_model_that_finds_animals_without_a_label_is_not_taken_for_a_worse_one
 def test_a_model_that_is_still_learning_has_no_report(tmp_path: Path):
     """By which smp-predict tells runs that have ended."""
     config = Config(model=ModelConfig(channels=16, tower_depth=1, heatmap_channels=16, norm="frozen"))
-    material: Any = SimpleNamespace(videos=[], val_frames=[], skeleton=SKELETON, validation=None)
+    material: Any = SimpleNamespace(videos=[], val_frames=[], skeleton=SKELETON, validation=Labels(SKELETON, [], []))
     module: Any = SimpleNamespace(teacher=PoseModel(config.model, 3), typical=10.0, budget=SimpleNamespace(elapsed=60.0))
     (tmp_path / "report.html").touch()
     RunFolder(tmp_path, config, material, None, None, {}).save(module)  # type: ignore[arg-type]

@@ -296,6 +296,7 @@ def test_a_finished_file_of_something_else_is_not_skipped(suffix: str, place: Pa
     for video in videos:
         video.parent.mkdir()
         shutil.copy(place / "clip.mp4", video)
+    os.utime(videos[1], (10**9, 10**9))
     out, settings = tmp_path / "out", {"predict.min_score": 0.5}
     options: dict[str, Any] = {"model": place / "model.pt", "device": "cpu", "suffix": suffix, "frames": "0-3"}
     predict(videos[:1], out, **options)
@@ -315,6 +316,8 @@ def test_a_finished_file_of_something_else_is_not_skipped(suffix: str, place: Pa
     assert before == {path: path.read_bytes() for path in out.iterdir()} and counted.seen == 0 and not listener.alarms
     (record,) = out.glob(".*.made_from.json")
     record.unlink()  # as before there were any
+    for path in out.iterdir():
+        os.utime(path)
     predict(videos[:1], out, **options, resume=True, reporter=listener)
     assert counted.seen == 0 and ["by its date alone" in alarm for alarm in listener.alarms] == [True]
     for path in out.iterdir():
@@ -323,13 +326,25 @@ def test_a_finished_file_of_something_else_is_not_skipped(suffix: str, place: Pa
     assert counted.seen == 4 and record.exists()
 
 
+def test_videos_of_cameras_that_run_together_are_told_apart(place: Path, tmp_path: Path):
+    made = set()
+    for camera in (b"left", b"back"):
+        video = tmp_path / camera.decode() / "0001.avi"
+        video.parent.mkdir()
+        video.write_bytes(bytes(9000) + camera + bytes(9000))
+        os.utime(video, (10**9, 10**9))
+        job = Job(tmp_path / "out.slp", "SLEAP", [video], [VideoSource((video,))], [range(9)])
+        made.add(segments.made_from(job, place / "model.pt", {})["videos"])
+    assert len(made) == 2
+
+
 def test_an_output_that_was_begun_anew_is_not_the_finished_one(place: Path, video: Path, counted: type[Counted]):
-    out, anew = video.with_name("out.json"), {"predict.min_score": 0.5}
+    out = video.with_name("out.json")
     options: dict[str, Any] = {"model": place / "model.pt", "device": "cpu"}
     predict([video], out, **options)
     counted.seen, counted.stop = 0, 20
     with pytest.raises(KeyboardInterrupt):
-        predict([video], out, **options, config_overrides=anew)
+        predict([video], out, **options, config_overrides={"predict.min_score": 0.5})
     assert not list(video.parent.glob(".*.made_from.json"))
     with pytest.raises(FormatError, match="was begun with other settings"):
         predict([video], out, **options, resume=True)
