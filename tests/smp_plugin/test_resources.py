@@ -127,14 +127,13 @@ def test_an_apple_gpu_without_what_the_network_needs(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(inference, "_nvidia_is_there", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    zeros, sample = torch.zeros, torch.nn.functional.grid_sample
+    zeros = torch.zeros
     monkeypatch.setattr(torch, "zeros", lambda *size, device, **rest: zeros(*size, **rest))
     assert choose_device("auto") == (torch.device("mps"), "device: Apple GPU (MPS)")
 
-    def lacking(*arguments: Any, padding_mode: str, **rest: Any) -> torch.Tensor:
-        if padding_mode == "border":
-            raise RuntimeError("MPS: Unsupported Border padding mode")
-        return sample(*arguments, padding_mode=padding_mode, **rest)
+    def lacking(*_: Any, padding_mode: str, **__: Any) -> None:
+        assert padding_mode == "border"
+        raise RuntimeError("MPS: Unsupported Border padding mode")
 
     monkeypatch.setattr(torch.nn.functional, "grid_sample", lacking)
     device, why = choose_device("auto")

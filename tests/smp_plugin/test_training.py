@@ -498,24 +498,25 @@ def test_processes_go_by_the_first_ones_clock():
     """And, between two looks at it, by its pace, to which the time that it validates does not belong."""
 
     class Clock(training.Budget):
-        elapsed = 0.0  # type: ignore[assignment]
+        elapsed = 0.0
 
     first, other = Clock(10, 1.0), Clock(10, 1.0)
-    sent: list[Any] = []
 
     def agree(step: int, paused: bool) -> None:
-        first.agree(step, lambda mine: sent.append(mine) or mine, paused)
-        other.agree(step, lambda _: sent[-1], paused)
+        first.agree(step, lambda mine: mine, paused)
+        sent = first.agreed
+        assert sent is not None
+        other.agree(step, lambda _: sent, paused)
 
-    other.elapsed = 25.0  # type: ignore[misc]
+    other.elapsed = 25.0
     agree(0, paused=True)
     for step in range(1, 31):
-        first.elapsed, other.elapsed = 0.5 * step, 25 + 0.7 * step  # type: ignore[misc]
+        first.elapsed, other.elapsed = 0.5 * step, 25 + 0.7 * step
         if step % 10 == 0:
             agree(step, paused=False)
         assert first.progress(step) == other.progress(step)
     assert first.progress(30) == pytest.approx(15 / 60) and first.progress(34) == other.progress(34) == pytest.approx(17 / 60)
-    first.elapsed += 20  # type: ignore[misc]
+    first.elapsed += 20
     agree(30, paused=True)
     assert first.progress(34) == other.progress(34) == pytest.approx(37 / 60)
 
