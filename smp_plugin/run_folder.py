@@ -20,7 +20,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from converters.files import refuse_links, remove_leftovers, written_whole
 from converters.labels import FormatError, LabeledFrame
 from smp_plugin.checkpoint import Checkpoint, check_version, load_model, save_model
-from smp_plugin.config import Config
+from smp_plugin.config import MIN_SCORE, Config
 from smp_plugin.datasets import Batch, FrameReader, TrainingSteps
 from smp_plugin.diagnosis import few_to_validate
 from smp_plugin.inference import FramePoses, infer
@@ -227,7 +227,7 @@ def choose_min_score(truth: list[np.ndarray], found: list[FramePoses], partial: 
     inventions reach, and half of it, the rule before, what four times as many do (``benchmarks/results/cuts.json``).
     """
     good = good_cuts(truth, found, partial)
-    return max(0.001, round(math.sqrt(good[0] * good[1]), 3)) if good else 0.1
+    return max(0.001, round(math.sqrt(good[0] * good[1]), 3)) if good else MIN_SCORE
 
 
 def good_cuts(truth: list[np.ndarray], found: list[FramePoses], partial: bool) -> tuple[float, float] | None:
