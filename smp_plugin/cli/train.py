@@ -86,10 +86,6 @@ def command(state: _common.State, **options: Any) -> None:
     if options["resume"]:
         if options["output"] is None:
             raise click.UsageError("--resume needs -o: the folder of the run to go on with.")
-        if options["preset"] != "auto":
-            raise click.UsageError(
-                f"--resume goes on with the run's settings, which leave nothing to --preset {options['preset']}; leave it out."
-            )
         settings = _common.existing(options["output"]) / "config.yaml"
         config_file = config_file or (settings if settings.is_file() else None)
     config, reasons = _common.build_config(

@@ -88,7 +88,6 @@ def test_help_fits_one_screen_and_ends_with_an_example(module: Any, capsys: pyte
         (train, ["--slp", "project.slp", "--val", "1.5"], "below 1"),
         (train, ["--slp", "project.slp", "--val", "no.slp"], "no.slp: no such file"),
         (train, ["--slp", "project.slp", "--resume"], "--resume needs -o"),
-        (train, ["-o", "run", "--resume", "--preset", "gpu"], "leave nothing to --preset gpu"),
         (train, ["--slp", "project.slp", "--check", "--resume", "-o", "run"], "--check trains nothing"),
         (train, ["--slp", "project.slp", "--unlabeled-frames", "9-1"], "--unlabeled-frames is '9-1'"),
         (train, ["--slp", "project.slp", "--config", "no.yaml"], "no.yaml: no such settings file"),
