@@ -50,14 +50,14 @@ class Predictor:
         check_runtime(runtime, device)
         exact = None if runtime == "pytorch" else for_prediction(copy.deepcopy(checkpoint.model), device, "fp32")
         self.model = for_prediction(checkpoint.model, device, self.config.train.precision)
-        if exact is not None:
-            self.model.answers = Runtime(runtime, self.model, exact, reporter)  # type: ignore[method-assign]
         if device.type == "cpu":
             keep_freed()
         self.batch = self.config.predict.batch or (16 if device.type == "cuda" else 4)
         threads = torch.get_num_threads()
         on_cpu = max(n for n in range(1, MOST_LANES + 1) if threads % n == 0)
         self.lanes = {"cpu": on_cpu, "cuda": CUDA_LANES}.get(device.type, 1)
+        if exact is not None:
+            self.model.answers = Runtime(runtime, self.model, exact, self.lanes, reporter)  # type: ignore[method-assign]
         self._warn: Callable[[str], None] | None = reporter.warn  # once
 
     def __call__(self, images: torch.Tensor) -> list[FramePoses]:
