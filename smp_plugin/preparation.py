@@ -19,7 +19,7 @@ from smp_plugin.datasets import LabelSource, UnlabeledPool
 from smp_plugin.progress import Reporter
 
 MIN_FRAMES_TO_SPLIT = 10  # with fewer labelled frames every one is needed for training, unless a share is asked for
-SHARE = 0.1  # of the labelled frames that is held out where none is asked for
+SHARE = 0.1  # of the labelled frames that is held out where none is asked for, and twice as much where that has too few animals
 FEW_VALIDATION = 10  # animals; fewer make AP a matter of luck
 LEAST_FRAME = 256  # input pixels of the largest frame's longer side: of smaller ones little would be left where animals fill the picture
 MOST_ENLARGED = 120  # input pixels to which the median animal is enlarged for that: from 128 on, a coarser level looks for it
@@ -249,6 +249,8 @@ def _split(
     different, asked = max(pictures, default=-1) + 1, config.data.val_fraction >= 0
     share = config.data.val_fraction if asked else SHARE
     count = round(share * different)
+    if not asked and (animals := sum(len(f.instances) for f in frames)):
+        count = min(max(count, math.ceil(FEW_VALIDATION * len(frames) / animals)), int(2 * SHARE * different))
     train, held = parted(set(np.random.default_rng((config.train.seed, 0)).choice(different, size=count, replace=False).tolist()))
     few = different < MIN_FRAMES_TO_SPLIT or sum(len(f.instances) for f in held) < FEW_VALIDATION
     if count and any(f.instances for f in train) and (asked or not few):
@@ -256,7 +258,7 @@ def _split(
         return train, held
     why = "no animal would be left to learn from"
     if few and not asked:
-        why = f"{share:g} of them has too few animals to choose a model by"
+        why = "a fifth of them has too few animals to choose a model by"
     elif not count:
         why = f"{share:g} of them is none" if share else "as asked for"
     reporter.say(
