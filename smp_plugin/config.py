@@ -38,7 +38,7 @@ class DataConfig:
     animal_size: float = 72.0  # wanted length of the median animal, input pixels
     max_scale: float = 1.5  # how far small animals are enlarged to that: huddled ones are told apart better, but beyond this is only blur
     crop: int = 0  # side of the square training crop, input pixels; 0: four and a half median animals, 192 to 512, in small frames less
-    val_fraction: float = -1.0  # share of labelled frames held out when there is no `val`; -1: a tenth, where it has 10 animals or more
+    val_fraction: float = -1.0  # share of labelled frames held out when there is no `val`; -1: a tenth to a fifth, with 10 animals or more
     unlabeled_frames: str = ""  # frames of each video used without labels, e.g. "0-999,1500"; "": all
     cache_gb: float = 2.0  # labelled frames kept decoded, gigabytes in each process
     chosen: tuple[str, ...] = ()  # settings that the run chose for these projects, as key=value; other projects get choices of their own

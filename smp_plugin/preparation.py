@@ -257,7 +257,9 @@ def _split(
         reporter.say(f"validation: {len(held)} of {len(frames)} labelled frames, chosen at random, are held out")
         return train, held
     why = "no animal would be left to learn from"
-    if few and not asked:
+    if different < MIN_FRAMES_TO_SPLIT and not asked:
+        why = "so few are all needed"
+    elif few and not asked:
         why = "a fifth of them has too few animals to choose a model by"
     elif not count:
         why = f"{share:g} of them is none" if share else "as asked for"

@@ -23,7 +23,9 @@ from converters.labels import FormatError
 from smp_plugin.model import PoseModel
 from smp_plugin.progress import Reporter
 
-MOST_DRIFT = 0.1  # input pixels that poses may differ from PyTorch's in single precision, or as much as PyTorch's in bf16 do
+# What may differ from PyTorch's answers in single precision, or as much as PyTorch's own in bf16 do:
+MOST_DRIFT = 0.1  # input pixels, of poses
+MOST_DOUBT = 0.01  # of probabilities
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 Answers = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -58,13 +60,13 @@ class Runtime:
         self._chosen: dict[tuple[object, ...], tuple[int, Run | None]] = {}
 
     def __call__(self, images: Tensor) -> Answers:
-        """Images (N, 3, H, W) -> A, B, C, D of `PoseOutputs`. Fewer images than in the first batch of their shape are filled up."""
+        """Images (N, 3, H, W) -> A, B, C, D of `PoseOutputs`. Fewer images than in the largest batch of their shape are filled up."""
         key = images.dtype, images.shape[2:], torch.get_num_threads()
         with self._turn:  # lanes meet the first batch together
-            if key not in self._chosen:
+            if len(images) > self._chosen.get(key, (0, None))[0]:
                 self._chosen[key] = len(images), self._try(images)
         size, run = self._chosen[key]
-        if run is None or len(images) > size:
+        if run is None:
             return self._own(images)
         heatmaps, presence, quality, vectors = run(F.pad(images, (0, 0) * 3 + (0, size - len(images))))
         n = len(images)
@@ -82,9 +84,10 @@ class Runtime:
             return None
         with torch.autocast(images.device.type, enabled=False):
             exact = self._exact.answers(images)
-        drift, own = self._drift(found, exact), self._drift(self._own(images), exact)
-        if not drift <= max(MOST_DRIFT, own):
-            say(f"--runtime {self.name}: its poses are up to {drift:.2g} pixels from PyTorch's here; PyTorch goes on.")
+        (drift, doubt), own = self._differences(found, exact), self._differences(self._own(images), exact)
+        if not (drift <= max(MOST_DRIFT, own[0]) and doubt <= max(MOST_DOUBT, own[1])):
+            far = f"its poses are up to {drift:.2g} pixels and its probabilities {doubt:.2g} from PyTorch's here"
+            say(f"--runtime {self.name}: {far}; PyTorch goes on.")
             return None
         gain = _seconds(self._own, images, self._lanes) / _seconds(run, images, self._lanes)
         figures = f"--runtime {self.name}: {gain:.2f} times as fast as PyTorch here"
@@ -95,12 +98,14 @@ class Runtime:
             self._reporter.say(f"{figures}, its poses at most {drift:.1g} pixels from PyTorch's")
         return run
 
-    def _drift(self, found: Answers, exact: Answers) -> float:
-        """The most that poses differ, input pixels, at any location, likely or not."""
-        heatmaps, _, _, vectors = found
+    def _differences(self, found: Answers, exact: Answers) -> tuple[float, float]:
+        """The most that poses differ, input pixels, and probabilities do, at any location, likely or not."""
+        heatmaps, *_, vectors = found
         cells = [heatmaps[0, 0].numel() * self._exact.heatmap_stride**2 // stride**2 for stride in self._strides]
         strides = torch.tensor(self._strides, device=vectors.device).repeat_interleave(torch.tensor(cells, device=vectors.device))
-        return float(((vectors - exact[3]).abs().amax(dim=(0, 2, 3)) * strides).max())
+        drift = ((vectors - exact[3]).abs().amax(dim=(0, 2, 3)) * strides).max()
+        doubts = [(a.sigmoid() - b.sigmoid()).abs().max() for a, b in zip(found[:3], exact[:3], strict=True)]
+        return float(drift), float(torch.stack(doubts).max())
 
     def _compiled(self, images: Tensor) -> Run:
         return torch.compile(self._own, dynamic=False)
@@ -140,18 +145,19 @@ class _Answers(nn.Module):
 
 def _seconds(run: Run, images: Tensor, lanes: int) -> float:
     """The best of three, with all lanes at work: what is faster alone may be slower where memory is shared."""
-    threads, best = torch.get_num_threads(), float("inf")
+    threads, best, device = torch.get_num_threads(), float("inf"), images.device.type
+    mixed, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
-    def lane(_: int) -> None:
+    def lane(_: int) -> None:  # threads begin without what this one has been told
         torch.set_num_threads(threads)
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(device, dtype, enabled=mixed):
             run(images)
 
     with ThreadPoolExecutor(lanes) as pool:
         for _ in range(4):  # the first one warms up
             started = time.perf_counter()
             list(pool.map(lane, range(lanes)))
-            if images.device.type == "cuda":
+            if device == "cuda":
                 torch.cuda.synchronize()
             best = min(best, time.perf_counter() - started)
     return best

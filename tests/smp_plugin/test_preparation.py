@@ -68,7 +68,7 @@ def test_a_picture_is_known_by_its_file_and_by_its_video(tmp_path: Path):
 @pytest.mark.parametrize(
     ("counts", "share", "held", "why"),
     [
-        ([10] * 9, -1.0, 0, "a fifth of them has too few animals"),  # every frame is needed
+        ([10] * 9, -1.0, 0, "so few are all needed"),
         ([1] * 40, -1.0, 0, "a fifth of them has too few animals"),
         ([2] * 40, -1.0, 5, ""),  # as many as hold ten animals
         ([1] * 95, -1.0, 10, ""),

@@ -90,10 +90,43 @@ def test_a_compiled_network_that_is_as_good_is_taken(found: Callable[..., list[F
     assert any("times as fast" in sentence for sentence in listener.sentences)
 
 
+def test_in_mixed_precision_every_lane_is(trained: Path, frames: list[tuple[int, np.ndarray]], listener: Any, monkeypatch: Any):
+    monkeypatch.setattr(torch, "compile", lambda answers, dynamic: answers)
+    settings = {"predict.runtime": "compile", "train.precision": "bf16"}
+    predictor = Predictor(load(trained, settings), torch.device("cpu"), listener)
+    assert len(list(predictor.stream(iter(frames)))) == len(frames)
+    assert any("times as fast as PyTorch here" in text for text in [*listener.sentences, *listener.alarms])
+
+
+def test_a_small_batch_does_not_decide_for_larger_ones(
+    trained: Path, frames: list[tuple[int, np.ndarray]], listener: Any, monkeypatch: Any
+):
+    batches = []
+
+    def compiler(answers: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
+        return lambda images: (batches.append(len(images)), answers(images))[1]
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(runtimes, "_seconds", lambda run, *_: 2.0 if hasattr(run, "__self__") else 1.0)
+    predictor = Predictor(load(trained, {"predict.runtime": "compile"}), torch.device("cpu"), listener)
+    images = predictor.images([frame for _, frame in frames[:4]])
+    for count in (1, 4, 2):
+        assert len(predictor(images[:count])) == count
+    assert batches == [1, 1, 4, 4, 4]  # each shown first; two are filled up to four
+
+
 def off_by_a_pixel(answers: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
     def compiled(images: torch.Tensor) -> Any:
         heatmaps, presence, quality, vectors = answers(images)
         return heatmaps, presence, quality, vectors + 1 / 8
+
+    return compiled
+
+
+def blind(answers: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
+    def compiled(images: torch.Tensor) -> Any:
+        heatmaps, *others = answers(images)
+        return heatmaps - 3, *others
 
     return compiled
 
@@ -105,7 +138,8 @@ def broken(answers: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("compiler", "seconds", "sentence"),
     [
-        (off_by_a_pixel, 1.0, "pixels from PyTorch's here; PyTorch goes on"),
+        (off_by_a_pixel, 1.0, "its poses are up to 2 pixels"),
+        (blind, 1.0, "from PyTorch's here; PyTorch goes on"),
         (broken, 1.0, "it fails here (RuntimeError: no compiler anywhere); PyTorch goes on"),
         (lambda answers, dynamic: answers, 3.0, "0.67 times as fast as PyTorch here; PyTorch goes on"),
     ],
