@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--preset", default="small")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--compile", action="store_true", help="as train.compile=yes does it, the gain of which is printed")
     args = parser.parse_args()
     device, _ = choose_device(args.device)
     config, _ = preset(args.preset, cuda=device.type == "cuda")
@@ -80,11 +81,14 @@ def main() -> None:
     material = prepare(config, Reporter(quiet=True))
     module = PoseTraining(config, material.skeleton.mirrored, material.typical_length, material.partial, Budget(1000, 0.0), None).to(device)
     steps = TrainingSteps(material.sources, material.videos, material.skeleton, config, material.unlabeled_videos, material.pool, 0, 1)
+    if args.compile:
+        module.reporter = Reporter()
+        module.compile_network()
     rows = {name: costs(module, steps, name == "unlabelled", args.steps, device) for name in ("supervised", "unlabelled")}
     ratio = rows["unlabelled"]["step"] / rows["supervised"]["step"]
     extra = rows["unlabelled"]["step"] - rows["supervised"]["step"]
     per_image = (extra / config.train.unlabeled_batch) / (rows["supervised"]["step"] / config.train.batch)
-    options = f"--preset {args.preset} --steps {args.steps} --device {args.device}"
+    options = f"--preset {args.preset} --steps {args.steps} --device {args.device}" + " --compile" * args.compile
     command = f"python benchmarks/training_step.py DATA/{args.project.name} -o OUT {options}"
     result = {
         "rows": rows, "ratio": ratio, "unlabelled_image_over_labelled_image": per_image,

@@ -144,6 +144,7 @@ class TrainConfig:
         "best"  # which model; best: by 10 validation animals or more; last: they are only watched, and take no time
     )
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the processor has it
+    compile: Literal["auto", "yes", "no"] = "auto"  # the network, where that proves faster; auto: for long runs on an NVIDIA GPU
     device: str = "auto"  # auto | cpu | cuda[:i] | mps
     devices: int = 1  # processes, one per GPU
     num_nodes: int = 1  # machines

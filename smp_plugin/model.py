@@ -93,9 +93,12 @@ class PoseModel(nn.Module):
 
     def forward(self, images: Tensor) -> PoseOutputs:
         """images: (N, 3, H, W), uint8 or float, 0-255, of any size (padded inside to a multiple of the coarsest stride)."""
-        heatmaps, presence, quality, vectors = self.answers(images)
+        return self.outputs(*self.answers(images))
+
+    def outputs(self, heatmaps: Tensor, presence: Tensor, quality: Tensor, vectors: Tensor) -> PoseOutputs:
+        """`answers`, with the places that they are about."""
         height, width = (side * self.heatmap_stride for side in heatmaps.shape[2:])
-        centres = [locations(height // s, width // s, s, images.device) for s in self.strides]
+        centres = [locations(height // s, width // s, s, heatmaps.device) for s in self.strides]
         return PoseOutputs(
             heatmaps=heatmaps,
             presence=presence,

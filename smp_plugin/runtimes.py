@@ -1,16 +1,17 @@
-"""What computes the network's answers in prediction: PyTorch as it is, PyTorch's compiler, or ONNX Runtime.
+"""What computes the network's answers: PyTorch as it is, PyTorch's compiler, or, in prediction, ONNX Runtime.
 
-The last two may be faster; which is depends on the machine. So each shows on the first batch of every shape of images that it agrees with
-PyTorch and that it is faster, else PyTorch goes on.
+The last two may be faster; which is depends on the machine. So each shows that it agrees with PyTorch and that it is faster, else PyTorch
+goes on: in prediction on the first batch of every shape of images, in training before the first step.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import Any
@@ -20,12 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from converters.labels import FormatError
+from smp_plugin.config import TrainConfig
+from smp_plugin.inference import autocast
 from smp_plugin.model import PoseModel
 from smp_plugin.progress import Reporter
 
 # What may differ from PyTorch's answers in single precision, or as much as PyTorch's own in bf16 do:
 MOST_DRIFT = 0.1  # input pixels, of poses
 MOST_DOUBT = 0.01  # of probabilities
+MOST_ASTRAY = 0.01  # of gradients, as a share of their length; in mixed precision, twice as much as PyTorch's own
+LONG_MINUTES, LONG_STEPS = 20, 2000  # of training
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 Answers = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -55,7 +60,6 @@ class Runtime:
 
     def __init__(self, name: str, model: PoseModel, exact: PoseModel, lanes: int, reporter: Reporter) -> None:
         self.name, self._own, self._exact, self._lanes, self._reporter = name, model.answers, exact, lanes, reporter
-        self._strides = exact.strides
         self._turn = threading.Lock()
         self._chosen: dict[tuple[object, ...], tuple[int, Run | None]] = {}
 
@@ -79,8 +83,7 @@ class Runtime:
             run = self._compiled(images) if self.name == "compile" else self._exported(images)
             found = run(images)
         except Exception as error:  # compilers and exporters have errors of any kind, and PyTorch needs neither
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            say(f"--runtime {self.name}: it fails here ({reason}); PyTorch goes on.")
+            say(f"--runtime {self.name}: it fails here ({_reason(error)}); PyTorch goes on.")
             return None
         with torch.autocast(images.device.type, enabled=False):
             exact = self._exact.answers(images)
@@ -100,10 +103,7 @@ class Runtime:
 
     def _differences(self, found: Answers, exact: Answers) -> tuple[float, float]:
         """The most that poses differ, input pixels, and probabilities do, at any location, likely or not."""
-        heatmaps, *_, vectors = found
-        cells = [heatmaps[0, 0].numel() * self._exact.heatmap_stride**2 // stride**2 for stride in self._strides]
-        strides = torch.tensor(self._strides, device=vectors.device).repeat_interleave(torch.tensor(cells, device=vectors.device))
-        drift = ((vectors - exact[3]).abs().amax(dim=(0, 2, 3)) * strides).max()
+        drift = (self._exact.outputs(*found).poses - self._exact.outputs(*exact).poses).abs().max()
         doubts = [(a.sigmoid() - b.sigmoid()).abs().max() for a, b in zip(found[:3], exact[:3], strict=True)]
         return float(drift), float(torch.stack(doubts).max())
 
@@ -143,9 +143,62 @@ class _Answers(nn.Module):
         return self.model.answers(images)
 
 
+def compiling_pays(settings: TrainConfig, device: torch.device) -> bool:
+    """Whether ``train.compile`` asks for it: `auto` where the run is long beside a minute or two of compiling."""
+    long = settings.minutes >= LONG_MINUTES if settings.minutes else settings.steps >= LONG_STEPS
+    return settings.compile == "yes" or (settings.compile == "auto" and device.type == "cuda" and long)
+
+
+def for_training(model: PoseModel, images: Tensor, counts: Sequence[int], precision: str, reporter: Reporter) -> Run:
+    """``model.answers``, compiled if its gradients are PyTorch's and come sooner.
+
+    Args:
+        model: on the device of ``images``.
+        images: (N, 3, H, W) like the largest batch of a step.
+        counts: how many images the batches of a step have.
+        precision: of training.
+        reporter: is told what was found.
+    """
+    own: Run = model.answers
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def gradient(run: Run, images: Tensor, precision: str = precision) -> Tensor:
+        with autocast(images.device, precision):
+            answers = run(images)
+        # Every answer counts, however large it is.
+        random = torch.Generator().manual_seed(0)
+        towards = [torch.randn(a.shape, generator=random).to(a.device) / math.sqrt(a.numel()) for a in answers]
+        loss = torch.stack([(a * t).sum() for a, t in zip(answers, towards, strict=True)]).sum()
+        # Not backward(): several processes would wait for each other's gradients.
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, allow_unused=True) if g is not None])
+
+    reporter.say("train.compile: the network is compiled, which takes a minute or two")
+    try:
+        run: Run = torch.compile(own, dynamic=False)
+        for count in counts:
+            gradient(run, images[:count])
+        found = gradient(run, images)
+        exact = gradient(own, images, "fp32")  # more memory than a step takes, in mixed precision
+        far, usual = (float((g - exact).norm() / exact.norm()) for g in (found, gradient(own, images)))
+    except Exception as error:
+        reporter.warn(f"train.compile: it fails here ({_reason(error)}); PyTorch goes on as it is.")
+        return own
+    if not far <= max(MOST_ASTRAY, 2 * usual):
+        reporter.warn(f"train.compile: its gradients differ by {far:.2g} of their length; PyTorch goes on as it is.")
+        return own
+    plain, compiled = (_best(lambda run=run: gradient(run, images), images.device) for run in (own, run))  # type: ignore[misc]
+    goes_on = "" if compiled < plain else "; PyTorch goes on as it is"
+    reporter.say(f"train.compile: the network learns {plain / compiled:.2f} times as fast compiled here{goes_on}")
+    return run if compiled < plain else own
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def _seconds(run: Run, images: Tensor, lanes: int) -> float:
-    """The best of three, with all lanes at work: what is faster alone may be slower where memory is shared."""
-    threads, best, device = torch.get_num_threads(), float("inf"), images.device.type
+    """With all lanes at work: what is faster alone may be slower where memory is shared."""
+    threads, device = torch.get_num_threads(), images.device.type
     mixed, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
     def lane(_: int) -> None:  # threads begin without what this one has been told
@@ -154,10 +207,16 @@ def _seconds(run: Run, images: Tensor, lanes: int) -> float:
             run(images)
 
     with ThreadPoolExecutor(lanes) as pool:
-        for _ in range(4):  # the first one warms up
-            started = time.perf_counter()
-            list(pool.map(lane, range(lanes)))
-            if device == "cuda":
-                torch.cuda.synchronize()
-            best = min(best, time.perf_counter() - started)
+        return _best(lambda: list(pool.map(lane, range(lanes))), images.device)
+
+
+def _best(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds, the best of three."""
+    best = float("inf")
+    for _ in range(4):  # the first one warms up
+        started = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
     return best

@@ -47,6 +47,7 @@ from smp_plugin.optimizer import Muon, is_kernel
 from smp_plugin.preparation import Material, frame_sizes, name_sources, prepare
 from smp_plugin.progress import Reporter
 from smp_plugin.run_folder import RunFolder, WholeCheckpoints, dated_folder, finish, open_folder, read_checkpoint
+from smp_plugin.runtimes import Run, compiling_pays, for_training
 from smp_plugin.stopping import stoppable
 from smp_plugin.targets import Instances
 from smp_plugin.turning import WAYS, turn, turn_back
@@ -113,10 +114,13 @@ class PoseTraining(L.LightningModule):
             self.model.backbone.load_torchvision(weights)
         self.model.to(memory_format=torch.channels_last)
         self.teacher = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.answers: Run = self.model.answers  # these two, or what computes them faster
+        self.teachers_answers: Run = self.teacher.answers
         self.register_buffer("confidence", torch.tensor(0.3))  # score of a typical labelled animal, moving average
         self.terms: dict[str, list[Tensor]] = defaultdict(list)  # since the last row of metrics.csv
         self.latest: dict[str, Tensor] = {}  # of the last step
         self.gradient_norm = torch.zeros(())  # of the last step, before clipping
+        self.reporter = Reporter(quiet=True)  # of what compiling is worth
         self.first_step = 0  # this and the next are set where a run is resumed
         self.optimizer_state: dict[str, Any] | None = None
         self.stopped = threading.Event()  # Ctrl-C was pressed
@@ -154,7 +158,7 @@ class PoseTraining(L.LightningModule):
         """The weighted terms of the loss, each a scalar."""
         loss, labelled = self.config.loss, len(batch.images)
         way = self.ways[self.step % len(self.ways)]
-        outputs = self.model(torch.cat((batch.images, turn(batch.strong, way))))
+        outputs = self.model.outputs(*self.answers(torch.cat((batch.images, turn(batch.strong, way)))))
         on_labelled = outputs.images(slice(0, labelled))
         labels = Instances(batch.keypoints, batch.weights, batch.background[:, None, None])
         terms = supervised(on_labelled, self.completed(labels, batch), loss, self.typical)
@@ -170,7 +174,7 @@ class PoseTraining(L.LightningModule):
         """The labels; where they are partial, later in the run, completed by what the teacher is sure of."""
         if self.partial and self.config.loss.fill and self.ramp(self.config.train.unlabeled_fusion_start):
             with torch.no_grad():
-                seen = self.teacher(batch.images)
+                seen = self.teacher.outputs(*self.teachers_answers(batch.images))
                 found = pseudo_instances(seen, self.config.loss, self.config.predict, self.typical, self.confidence)
                 background = background_of(seen, batch.background, self.config.loss)
                 return merge_instances(labels, found.of_images(batch.partial), background, self.typical)
@@ -180,7 +184,7 @@ class PoseTraining(L.LightningModule):
         """L_fu, and agreement with the teacher."""
         loss, ramp = self.config.loss, self.ramp(self.config.train.unlabeled_fusion_start)
         with torch.no_grad():
-            teacher = self.teacher(batch.weak)
+            teacher = self.teacher.outputs(*self.teachers_answers(batch.weak))
         terms = {"fusion_unlabeled": loss.beta * ramp * self.fusion(teacher, student)} if loss.beta else {}
         if loss.agreement:
             terms["agreement"] = loss.agreement * ramp * agreement(student, teacher, self.confidence, loss)
@@ -258,6 +262,17 @@ class PoseTraining(L.LightningModule):
             except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
                 raise unfit(error) from error
             self.optimizer_state = None
+        if compiling_pays(self.config.train, self.device):
+            self.compile_network()
+
+    def compile_network(self) -> None:
+        """Let PyTorch's compiler compute student and teacher, if that proves as exact and faster."""
+        settings, side = self.config.train, self.config.data.crop
+        labelled, most = settings.batch, settings.batch + (settings.unlabeled_batch if self.unlabelled else 0)
+        images = torch.randint(256, (most, 3, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).to(self.device)
+        self.answers = for_training(self.model, images, (labelled, most), settings.precision, self.reporter)
+        if self.answers != self.model.answers:
+            self.teachers_answers = torch.compile(self.teacher.answers, dynamic=False)
 
 
 def train(
@@ -436,6 +451,7 @@ def fit(
                 max(settings.unlabeled_first_step, math.ceil(settings.unlabeled_fusion_start * settings.steps))
             )
         keeper = RunFolder(out, config, material, steps, task, facts)
+        module.reporter = reporter
         guard = FiniteGuard(out, steps, reporter)
         trainer.callbacks += [guard, keeper]  # type: ignore[attr-defined]  # what is not finite is noticed before it is kept
         batches = loader(steps, config, device, lambda: module.step)

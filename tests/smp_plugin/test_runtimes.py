@@ -14,10 +14,13 @@ import torch
 from converters import FormatError, read_project
 from converters.video import open_video
 from smp_plugin import runtimes
+from smp_plugin.checkpoint import load_model
+from smp_plugin.config import Config, TrainConfig
 from smp_plugin.inference import FramePoses
 from smp_plugin.prediction import predict
 from smp_plugin.predictor import Predictor, load
-from smp_plugin.runtimes import check_runtime
+from smp_plugin.runtimes import check_runtime, compiling_pays
+from smp_plugin.training import train
 
 pytestmark = pytest.mark.usefixtures("thin_backbone")
 
@@ -168,3 +171,80 @@ def test_onnx_without_its_packages_or_on_a_gpu_is_refused_at_once(
     with pytest.raises(FormatError, match="smp-plugin\\[onnx\\]"):
         predict([Path(video)], tmp_path / "out.slp", model=trained, device="cpu", config_overrides={"predict.runtime": "onnx"})
     assert sorted(path.name for path in tmp_path.iterdir()) == [Path(video).name]
+
+
+def stretched(answers: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
+    """The same answers, and gradients of the vectors that are twice as long."""
+
+    def compiled(images: torch.Tensor) -> Any:
+        *others, vectors = answers(images)
+        return *others, 2 * vectors - vectors.detach()
+
+    return compiled
+
+
+@pytest.fixture
+def learnt(make_config: Callable[..., Config], blobs: Any, tmp_path: Path, listener: Any) -> Callable[[str], dict[str, torch.Tensor]]:
+    """Weights after two steps, one of them with unlabelled frames."""
+
+    def make(compiling: str) -> dict[str, torch.Tensor]:
+        config = make_config(train__unlabeled_fusion_start=0.5, train__compile=compiling)
+        run = train([blobs.project], config=config, out=tmp_path / compiling, reporter=listener)
+        return load_model(run).model.state_dict()
+
+    return make
+
+
+def test_a_compiled_step_is_the_same_step(learnt: Callable[[str], dict[str, torch.Tensor]], listener: Any, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+
+    def compiler(answers: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
+        def compiled(images: torch.Tensor) -> Any:
+            seen.append((len(images), torch.is_grad_enabled()))
+            return answers(images)
+
+        return compiled
+
+    seconds = iter([2.0, 1.0])
+    monkeypatch.setattr(runtimes, "_best", lambda *_: next(seconds))
+    monkeypatch.setattr(torch, "compile", compiler)
+    compiled = learnt("yes")
+    assert seen[-3:] == [(2, True), (3, True), (1, False)]  # labelled; with an unlabelled one, which the teacher sees first
+    assert any("the network learns 2.00 times as fast compiled here" in sentence for sentence in listener.sentences)
+    for name, weights in learnt("no").items():
+        assert torch.equal(weights, compiled[name])
+
+
+@pytest.mark.parametrize(
+    ("compiler", "seconds", "sentence"),
+    [
+        (stretched, 1.0, "its gradients differ by"),
+        (broken, 1.0, "it fails here (RuntimeError: no compiler anywhere); PyTorch goes on"),
+        (lambda answers, dynamic: answers, 3.0, "0.67 times as fast compiled here; PyTorch goes on"),
+    ],
+)
+def test_a_compiled_step_that_is_worse_is_left(
+    compiler: Any, seconds: float, sentence: str, learnt: Callable[..., Any], listener: Any, monkeypatch: pytest.MonkeyPatch
+):
+    times = iter([2.0, seconds])
+    monkeypatch.setattr(runtimes, "_best", lambda *_: next(times))
+    monkeypatch.setattr(torch, "compile", compiler)
+    compiled = learnt("yes")
+    assert any(sentence in said for said in [*listener.alarms, *listener.sentences])
+    for name, weights in learnt("no").items():
+        assert torch.equal(weights, compiled[name])
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "pays"),
+    [
+        ({"steps": 3000}, "cuda", True),
+        ({"steps": 3000}, "cpu", False),
+        ({"steps": 300}, "cuda", False),
+        ({"steps": 3000, "minutes": 5.0}, "cuda", False),
+        ({"steps": 3000, "compile": "no"}, "cuda", False),
+        ({"steps": 3, "compile": "yes"}, "cpu", True),
+    ],
+)
+def test_compiling_is_tried_where_it_can_pay(settings: dict[str, Any], device: str, pays: bool):
+    assert compiling_pays(TrainConfig(**settings), torch.device(device)) == pays
