@@ -350,23 +350,21 @@ def test_embedded_frames_keep_their_numbers_and_colours(make_project: Callable[.
 
 
 @pytest.mark.parametrize(
-    ("order", "format_id", "swapped"), [("RGB", 1.4, False), ("BGR", 1.4, True), (None, 1.3, True), (None, 1.4, False)]
+    ("order", "format_id", "means"), [("RGB", 1.4, "RGB"), ("BGR", 1.4, "BGR"), (None, 1.3, "BGR"), (None, 1.4, "RGB")]
 )
-def test_order_of_colours(
-    make_project: Callable[..., Path], video_file: Path, order: str | None, format_id: float, swapped: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_order_of_colours(make_project: Callable[..., Path], video_file: Path, order: str | None, format_id: float, means: str) -> None:
     source = package(make_project, video_file)
     with open_video(source) as video:
         plain = video.read(3)
     with h5py.File(source.paths[0], "r+") as file:
         attributes = file["video0/video"].attrs
-        del attributes["channel_order"]
+        written = attributes.pop("channel_order")  # which depends on what sleap-io finds installed
         if order:
             attributes["channel_order"] = order
         file["metadata"].attrs["format_id"] = format_id
     with open_video(source) as video:
         frame = video.read(3)
-    assert np.array_equal(frame, plain[..., ::-1] if swapped else plain)
+    assert np.array_equal(frame, plain if means == written else plain[..., ::-1])
     theirs = sio.load_slp(str(source.paths[0])).videos[0][3]
     assert np.array_equal(frame, theirs)
 
