@@ -336,7 +336,7 @@ def _converted(value: Any, kind: Any, where: str) -> Any:
     if isinstance(value, str) and kind is not str:
         value = _parsed(value, where)
         if isinstance(value, str):  # YAML reads 1e-3 as text
-            value = float(value) if kind is float and _is_number(value) else value
+            value = float(value) if kind is float and is_number(value) else value
     if kind == tuple[str, ...]:
         if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
             return tuple(value)
@@ -378,7 +378,8 @@ def _parsed(text: str, where: str) -> Any:
         raise FormatError(f"{where}: not a readable YAML ({cause}); correct it there.") from error
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Also such as 1e-4, which YAML 1.1 takes for text."""
     try:
         float(text)
     except ValueError:

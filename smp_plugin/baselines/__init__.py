@@ -26,6 +26,17 @@ def own_settings(settings: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in settings.items() if not key.startswith(PEERS)}
 
 
+def peer_settings(settings: Mapping[str, str], peer: str) -> dict[str, Any]:
+    """Those of one of ``PEERS``, without the beginning of their names: name -> value, as YAML has it."""
+    import yaml
+
+    from smp_plugin.config import is_number
+
+    texts = {key.removeprefix(peer): text.strip() for key, text in settings.items() if key.startswith(peer)}
+    values = {key: yaml.safe_load(text) for key, text in texts.items()}
+    return {key: float(texts[key]) if value == texts[key] and is_number(value) else value for key, value in values.items()}
+
+
 @dataclass(frozen=True)
 class Job:
     """One cell of a comparison.
