@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,7 @@ class Job:
         settings: further settings, ``section.name`` -> value; with ``sleap.`` or ``dlc.`` before it, of the peers' configurations.
         curve: how many points of AP over training time are wanted; 0 is none. Their cost is outside of the budget.
         rule: by which AP is measured, as `smp_plugin.evaluation.evaluate` takes it.
+        originals: which videos the images of ``train`` and ``val`` were taken from, as `converters.originals` writes it; None: of none.
     """
 
     method: str
@@ -68,6 +70,7 @@ class Job:
     settings: dict[str, str] = field(default_factory=dict)
     curve: int = 6
     rule: str = "auto"
+    originals: Path | None = None
 
     @property
     def predictions(self) -> Path:
@@ -88,7 +91,7 @@ class Job:
     def read(cls, folder: Path) -> Job:
         """What ``write`` wrote."""
         values = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        return cls(**values | {key: Path(values[key]) for key in ("train", "val", "folder")})
+        return cls(**values | {key: Path(values[key]) for key in ("train", "val", "folder", "originals") if values.get(key)})
 
 
 @dataclass
@@ -112,8 +115,10 @@ class Outcome:
         predict_seconds: for the frames of ``val``, model loaded and warm, writing included.
         frames: predicted.
         notes: sentences on settings that were chosen, for the report.
+        warnings: sentences without which the figures would mislead.
         curve: AP over training time.
         peak_memory: bytes, of the process, or of the GPU where one was used; filled in by ``__main__``.
+        machine: the GPU that was used, processor cores and threads; filled in by ``__main__``.
         min_score: animals below it are left out where people look at the poses; AP weighs scores by itself and takes all.
     """
 
@@ -126,6 +131,19 @@ class Outcome:
     curve: list[CurvePoint] = field(default_factory=list)
     peak_memory: int = 0
     min_score: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+    machine: str = ""
+
+    def write(self, folder: Path) -> None:
+        """As ``outcome.json`` in the job's folder, whole or not at all."""
+        partial = folder / ".outcome.json.partial"
+        partial.write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
+        os.replace(partial, folder / "outcome.json")
+
+    @classmethod
+    def read(cls, folder: Path) -> Outcome:
+        """What ``write`` wrote."""
+        return cls.from_dict(json.loads((folder / "outcome.json").read_text(encoding="utf-8")))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

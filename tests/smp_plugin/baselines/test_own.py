@@ -52,6 +52,30 @@ def test_the_users_settings_do_not_switch_an_ablation_back_on(
     assert seen[0].train.keep == "last" and seen[0].data.val_fraction == 0  # frames that are measured on choose nothing
 
 
+@pytest.mark.parametrize(("budget", "minutes", "steps"), [({"steps": 7}, 0.0, 7), ({"minutes": 2.0}, 2.0, Config().train.steps)])
+def test_the_users_settings_do_not_change_the_budget(
+    budget: dict[str, Any], minutes: float, steps: int, blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Config] = []
+
+    def train(*_: Any, config: Config, **__: Any) -> None:
+        seen.append(config)
+        raise _Seen
+
+    monkeypatch.setattr(own, "train", train)
+    asked = {"train.minutes": "5", "train.steps": "9"}
+    with pytest.raises(_Seen):
+        own.run(Job("smp", blobs.project, blobs.project, tmp_path / "cell", device="cpu", settings=asked, **budget))
+    assert (seen[0].train.minutes, seen[0].train.steps) == (minutes, steps)
+
+
+def test_a_run_without_unlabelled_frames_says_so(make_blobs: Callable[..., Any], tmp_path: Path, thin_backbone: None) -> None:
+    project = make_blobs(counts=(1,) * 4, labelled=range(4)).project
+    settings = TINY | {"train.unlabeled_first_step": "300"}
+    outcome = own.run(Job("smp", project, project, tmp_path, steps=1, device="cpu", settings=settings, curve=1))
+    assert outcome.warnings == [own.NO_POOL] and not any("too few steps" in note for note in outcome.notes)
+
+
 @pytest.mark.parametrize(("labelled", "frames"), [(45, 45), (3, None)])
 def test_the_curve_is_of_all_validation_frames(
     labelled: int, frames: int | None, blobs: Any, make_blobs: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
