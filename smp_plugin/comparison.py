@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -19,10 +20,11 @@ import numpy as np
 
 from converters import FormatError, LabeledFrame, Labels, read_project, write_project
 from converters.files import refuse_links
+from converters.originals import write_originals
 from smp_plugin.baselines import DLC, METHODS, OWN, SLEAP, Job, Outcome, own_settings
 from smp_plugin.baselines.__main__ import REFUSED, UNAVAILABLE
 from smp_plugin.comparison_report import write_comparison
-from smp_plugin.comparison_results import Cell, append_result, cell_folder, read_results, shown
+from smp_plugin.comparison_results import append_result, cell_folder, read_results, said_by, shown
 from smp_plugin.completeness import looks_partial
 from smp_plugin.config import Config, set_value
 from smp_plugin.evaluation import evaluate
@@ -117,24 +119,28 @@ def compare(
         reporter.warn(note)
     val_file = out / "data" / "val.slp"
     val_file.parent.mkdir(exist_ok=True)
-    _write_once(val_file, judged)
+    _write(val_file, judged)
+    table = val_file.with_name("originals.json").absolute()
+    originals = table if write_originals(table, [*train.videos, *judged.videos]) else None
     reporter.say(
         f"{len(methods)} methods x {len(fractions)} numbers of labels x {len(seeds)} seeds, {budget} each; "
         f"measured on {len(judged.labelled_frames)} frames, which choose nothing"
     )
+    told = {"predict.max_animals": "1"} if train.one_animal else {}  # as smp-train takes it; DeepLabCut is told, too
     jobs: list[tuple[str, int, Job]] = []
-    for fraction, seed, method in itertools.product(fractions, seeds, sorted(set(methods), key=METHODS.index)):
+    for fraction, seed in itertools.product(fractions, seeds):
         train_file = out / "data" / f"train_{counts[fraction]}_{seed}.slp"
-        _write_once(train_file, drawn(train, counts[fraction], seed))
-        folder = cell_folder(out, method, fraction, seed)
-        job = Job(
-            method, train_file.absolute(), val_file.absolute(), folder.absolute(), seed, budget.minutes, budget.steps, device, preset,
-            dict(settings or {}), curve, rule,
-        )  # fmt: skip
-        jobs.append((fraction, counts[fraction], job))
+        _write(train_file, drawn(train, counts[fraction], seed))
+        for method in sorted(set(methods), key=METHODS.index):
+            folder = cell_folder(out, method, fraction, seed)
+            job = Job(
+                method, train_file.absolute(), val_file.absolute(), folder.absolute(), seed, budget.minutes, budget.steps, device, preset,
+                {**told, **(settings or {})}, curve, rule, originals,
+            )  # fmt: skip
+            jobs.append((fraction, counts[fraction], job))
 
     def show(problems: list[str]) -> Path:
-        facts = _facts(project, train, judged, budget, rule, read_results(out))
+        facts = _facts(project, train, judged, budget, rule, out)
         page = write_comparison(out, title=f"Methods on {project.name}", val=judged, facts=facts, notes=[*notes, *problems])
         reporter.say(f"results: {out / 'results.csv'}; report: {page}")
         return page
@@ -150,8 +156,10 @@ def compare(
     return show(problems)
 
 
-def _facts(project: Path, train: Labels, judged: Labels, budget: Budget, rule: str, cells: Sequence[Cell]) -> dict[str, object]:
-    """What was compared, for the page."""
+def _facts(project: Path, train: Labels, judged: Labels, budget: Budget, rule: str, out: Path) -> dict[str, object]:
+    """What was compared, and on which machine, for the page."""
+    cells = read_results(out)
+    alone = "one, as the project says: this project's methods and DeepLabCut's predict no more, SLEAP's are not told"
     partial, why = looks_partial(judged.labelled_frames, len(judged.skeleton)) if rule == "auto" else (rule == "partial", "as asked for")
     return {
         "Project": str(project),
@@ -160,7 +168,9 @@ def _facts(project: Path, train: Labels, judged: Labels, budget: Budget, rule: s
         "Labels there": "partial: predictions where nothing is labelled are not judged" if partial else f"complete: {why}",
         "Keypoints": ", ".join(train.skeleton.keypoints),
         "Budget of each training": str(budget),
+        **({"Animals in a frame": alone} if train.one_animal else {}),
         "Seeds": ", ".join(map(str, sorted({cell.seed for cell in cells}))),
+        "Machine": "; ".join(said_by(out, cells, lambda outcome: [outcome.machine])) or "not recorded",
     }
 
 
@@ -342,9 +352,17 @@ def _digest(labels: Labels) -> str:
     return f"{len(labels.labelled_frames)} frames {content.hexdigest()[:8]}"
 
 
-def _write_once(path: Path, labels: Labels) -> None:
-    if not path.exists():
-        write_project(path, labels)
+def _write(path: Path, labels: Labels) -> None:
+    """Unless it is there already. The labels of a comparison stay the same, but their videos may have moved (``--video-root``)."""
+    with contextlib.suppress(FormatError):  # damaged
+        if path.exists() and _paths(read_project(path, require_videos=False)) == _paths(labels):
+            return
+    write_project(path, labels)
+
+
+def _paths(labels: Labels) -> list[tuple[list[str], list[str]]]:
+    """Of each video, and of that which embedded images were taken from."""
+    return [(v.written, v.original.written if v.embedded and v.original else []) for v in labels.videos]
 
 
 @dataclass(frozen=True)
@@ -413,11 +431,13 @@ def _environment() -> dict[str, str]:
 
 def _row(job: Job, labels: int, fraction: str) -> dict[str, object]:
     """AP over all predictions, which AP weighs by score; counts and pixel errors over those that a person would be shown."""
-    outcome = Outcome.from_dict(json.loads((job.folder / "outcome.json").read_text(encoding="utf-8")))
+    outcome = Outcome.read(job.folder)
     found, truth = read_project(job.predictions, require_videos=False), read_project(job.val, require_videos=False)
     every = read_project(job.everything, require_videos=False) if job.everything.exists() else found
     full = evaluate(truth, every, rule=job.rule)
     seen = evaluate(truth, shown(found, outcome.min_score), rule=job.rule)
+    said = [text.replace(f"{job.folder}{os.sep}", "") for text in (*full.warnings, *seen.warnings)]
+    replace(outcome, warnings=list(dict.fromkeys([*outcome.warnings, *said]))).write(job.folder)
     ap, counts = (full.partial or full).ap, seen.partial or seen  # where labels are partial, what has no label is not judged
     return {
         "method": job.method, "labels": labels, "fraction": fraction, "seed": job.seed, "steps": outcome.steps,

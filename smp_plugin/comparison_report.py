@@ -11,7 +11,7 @@ from pathlib import Path
 
 from converters.labels import FormatError, Labels
 from converters.project import read_project
-from smp_plugin.baselines import OWN, Job, own_settings
+from smp_plugin.baselines import DLC, OWN, Job, own_settings
 from smp_plugin.comparison_pictures import (
     Look,
     ShownFrame,
@@ -33,12 +33,14 @@ from smp_plugin.comparison_results import (
     paired_differences,
     read_outcome,
     read_results,
+    said_by,
     shown,
     summarise,
 )
 from smp_plugin.page import CSS, Html, bullets, escape, picture, table, write_page
 
 WORST = 6  # frames
+MOST_WARNINGS = 10  # that are not folded
 AP_FIGURES = {"ap_s2_1": "AP, s2 = 1", "ap_s2_0.1": "AP, s2 = 0.1", "ap_s2_0.0025": "AP, s2 = 0.0025"}
 # Figure: heading, how it is written, and which is better: +1 the greater, -1 the smaller, 0 neither.
 TABLE: dict[str, tuple[str, str, int]] = {
@@ -81,9 +83,11 @@ HOW = (
     "labels and seed, so what is hard about these labels drops out. A difference smaller than its standard error is reported as none; a "
     "method is called best only where it leads the next one by more standard errors than Student's t (97.5 %) asks for with so many pairs: "
     "12.7 with 2 pairs, 4.3 with 3, 2.8 with 5. A smaller lead may well be chance.",
-    "Frames/s: prediction of the validation frames with the model loaded and warm, writing included. Memory: the most that the method's "
-    "process, or the GPU where it used one, held at any time, training included. The points of the curves over training time cost no "
-    "training time.",
+    "Frames/s: prediction of the validation frames with the model loaded and warm, writing included. It is not measured alike where these "
+    "are frames of a video, and is not the speed on a whole one: this project's methods and SLEAP's look for the frames, which lie "
+    "scattered, and decode them within that time; DeepLabCut's read images that were made of them before. Memory: the most that the "
+    "method's process, or the GPU where it used one, held at any time, training included. The points of the curves over training time cost "
+    "no training time.",
 )
 PAGE_CSS = """
 ul.lead { padding-left: 1.2rem } small { color: #6e6e76; font-size: .82em } th { vertical-align: bottom }
@@ -125,7 +129,10 @@ def write_comparison(folder: Path, *, title: str, val: Labels, facts: Mapping[st
     cells = read_results(folder)
     parts = [f"<h1>{escape(title)}</h1>", '<p class="faint">Pose estimation methods compared on the same labels</p>']
     parts.append(f'<ul class="lead">{"".join(f"<li>{escape(text)}</li>" for text in in_words(cells))}</ul>')
-    parts.extend(f'<p class="warning">{escape(note)}</p>' for note in (*notes, *_mixed_versions(cells)))
+    warnings = [*notes, *_mixed_versions(cells), *said_by(folder, cells, lambda outcome: outcome.warnings)]
+    parts.extend(f'<p class="warning">{escape(note)}</p>' for note in warnings[:MOST_WARNINGS])
+    if rest := warnings[MOST_WARNINGS:]:
+        parts.append(f'<details class="warning"><summary>{len(rest)} more warnings</summary>{bullets(rest)}</details>')
     if cells:
         methods = list(dict.fromkeys(cell.method for cell in cells))
         ours = reference_of(methods)
@@ -272,7 +279,8 @@ def _charts(folder: Path, cells: Sequence[Cell], looks: Mapping[str, Look]) -> s
     without = [m for m in looks if not any(key[0] == m for key in curves)]
     aside = f"No curve was recorded for {', '.join(without)}." if without else ""
     text += _chart_row("Accuracy over training time", training, aside, _legend(looks))
-    return text + _chart_row("Speed and memory", costs, "Means over all runs of a method.", "")
+    unlike = " DeepLabCut's speed is without decoding of a video, that of the others with it." if {*looks} & {*DLC} else ""
+    return text + _chart_row("Speed and memory", costs, f"Means over all runs of a method.{unlike}", "")
 
 
 def _chart_row(heading: str, charts: Sequence[tuple[bytes | None, str]], aside: str, legend: str) -> str:

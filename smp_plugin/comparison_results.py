@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -163,10 +162,19 @@ def shown(found: Labels, min_score: float) -> Labels:
 def read_outcome(folder: Path, cell: Cell) -> Outcome | None:
     """``outcome.json`` of a cell; None where it is not there or is damaged: the figures stand without it."""
     try:
-        values = json.loads((cell.folder(folder) / "outcome.json").read_text(encoding="utf-8"))
-        return Outcome.from_dict(values)
+        return Outcome.read(cell.folder(folder))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+def said_by(folder: Path, cells: Sequence[Cell], of: Callable[[Outcome], Iterable[str]]) -> list[str]:
+    """Different texts that ``of`` takes from the outcomes of the cells, each after the names of its methods where it is not of all."""
+    methods: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        for text in filter(None, of(outcome) if (outcome := read_outcome(folder, cell)) else []):
+            methods.setdefault(text, {})[cell.method] = None
+    every = {cell.method for cell in cells}
+    return [text if set(own) == every else f"{', '.join(own)}: {text}" for text, own in methods.items()]
 
 
 def summarise(cells: Iterable[Cell]) -> list[Summary]:

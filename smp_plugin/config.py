@@ -26,6 +26,7 @@ class DataConfig:
     projects: tuple[str, ...] = ()  # labelled projects, as named on the command line
     val: str = ""  # project whose labelled frames choose the best model; "": a share of the labelled frames does
     unlabeled: tuple[str, ...] = ()  # videos to take unlabelled frames from; (): those of the projects
+    originals: str = ""  # table (.json) of the videos that images were taken from, where the projects do not say
     video_root: str = ""  # folder where videos that are not found are looked for next
     images: str = ""  # COCO: folder that image names are relative to; "": that of the labels file
     aliases: str = ""  # table of names that mean the same keypoint in different projects (.csv, or a DeepLabCut config.yaml)
@@ -252,6 +253,9 @@ AT_MOST = {
 }  # fmt: skip
 
 
+MAY_MOVE = ("projects", "val", "unlabeled", "originals", "video_root", "images", "aliases")  # of `data`: files and folders
+
+
 def set_value(config: Config, key: str, value: Any, where: str = "--set") -> None:
     """Set ``section.name`` in place; ``value`` may be text. Raises FormatError for an unknown key or a value of the wrong type."""
     section_name, _, name = key.partition(".")
@@ -288,7 +292,7 @@ def refuse_changes(config: Config, stored: Config) -> None:
     """
     for section in ("data", "model"):
         for name in (f.name for f in dataclasses.fields(getattr(stored, section)) if f.name != "chosen"):
-            key, may_move = f"{section}.{name}", name in ("projects", "val", "unlabeled", "video_root", "images", "aliases")
+            key, may_move = f"{section}.{name}", name in MAY_MOVE
             wanted, kept = get_value(config, key), get_value(stored, key)
             if wanted == kept or (may_move and wanted) or (was_chosen(stored, key) and wanted == AUTOMATIC[key]):
                 continue
@@ -315,7 +319,7 @@ def forget_projects(config: Config) -> None:
     for key in AUTOMATIC:
         if was_chosen(config, key):
             set_value(config, key, AUTOMATIC[key])
-    for name in ("projects", "val", "unlabeled", "video_root", "images", "aliases", "category", "unlabeled_frames", "chosen"):
+    for name in (*MAY_MOVE, "category", "unlabeled_frames", "chosen"):
         setattr(data, name, getattr(new, name))
 
 
@@ -337,7 +341,7 @@ def _converted(value: Any, kind: Any, where: str) -> Any:
     if isinstance(value, str) and kind is not str:
         value = _parsed(value, where)
         if isinstance(value, str):  # YAML reads 1e-3 as text
-            value = float(value) if kind is float and _is_number(value) else value
+            value = float(value) if kind is float and is_number(value) else value
     if kind == tuple[str, ...]:
         if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
             return tuple(value)
@@ -379,7 +383,8 @@ def _parsed(text: str, where: str) -> Any:
         raise FormatError(f"{where}: not a readable YAML ({cause}); correct it there.") from error
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Also such as 1e-4, which YAML 1.1 takes for text."""
     try:
         float(text)
     except ValueError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,17 @@ METHODS = (*OWN, *SLEAP, *DLC)
 def own_settings(settings: Mapping[str, str]) -> dict[str, str]:
     """Without those of the peers."""
     return {key: value for key, value in settings.items() if not key.startswith(PEERS)}
+
+
+def peer_settings(settings: Mapping[str, str], peer: str) -> dict[str, Any]:
+    """Those of one of ``PEERS``, without the beginning of their names: name -> value, as YAML has it."""
+    import yaml
+
+    from smp_plugin.config import is_number
+
+    texts = {key.removeprefix(peer): text.strip() for key, text in settings.items() if key.startswith(peer)}
+    values = {key: yaml.safe_load(text) for key, text in texts.items()}
+    return {key: float(texts[key]) if value == texts[key] and is_number(value) else value for key, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,7 @@ class Job:
         settings: further settings, ``section.name`` -> value; with ``sleap.`` or ``dlc.`` before it, of the peers' configurations.
         curve: how many points of AP over training time are wanted; 0 is none. Their cost is outside of the budget.
         rule: by which AP is measured, as `smp_plugin.evaluation.evaluate` takes it.
+        originals: which videos the images of ``train`` and ``val`` were taken from, as `converters.originals` writes it; None: of none.
     """
 
     method: str
@@ -57,6 +70,7 @@ class Job:
     settings: dict[str, str] = field(default_factory=dict)
     curve: int = 6
     rule: str = "auto"
+    originals: Path | None = None
 
     @property
     def predictions(self) -> Path:
@@ -77,7 +91,7 @@ class Job:
     def read(cls, folder: Path) -> Job:
         """What ``write`` wrote."""
         values = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        return cls(**values | {key: Path(values[key]) for key in ("train", "val", "folder")})
+        return cls(**values | {key: Path(values[key]) for key in ("train", "val", "folder", "originals") if values.get(key)})
 
 
 @dataclass
@@ -101,8 +115,10 @@ class Outcome:
         predict_seconds: for the frames of ``val``, model loaded and warm, writing included.
         frames: predicted.
         notes: sentences on settings that were chosen, for the report.
+        warnings: sentences without which the figures would mislead.
         curve: AP over training time.
         peak_memory: bytes, of the process, or of the GPU where one was used; filled in by ``__main__``.
+        machine: the GPU that was used, processor cores and threads; filled in by ``__main__``.
         min_score: animals below it are left out where people look at the poses; AP weighs scores by itself and takes all.
     """
 
@@ -115,6 +131,19 @@ class Outcome:
     curve: list[CurvePoint] = field(default_factory=list)
     peak_memory: int = 0
     min_score: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+    machine: str = ""
+
+    def write(self, folder: Path) -> None:
+        """As ``outcome.json`` in the job's folder, whole or not at all."""
+        partial = folder / ".outcome.json.partial"
+        partial.write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
+        os.replace(partial, folder / "outcome.json")
+
+    @classmethod
+    def read(cls, folder: Path) -> Outcome:
+        """What ``write`` wrote."""
+        return cls.from_dict(json.loads((folder / "outcome.json").read_text(encoding="utf-8")))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

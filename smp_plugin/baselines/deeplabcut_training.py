@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from converters.labels import FormatError
-from smp_plugin.baselines import Job
+from smp_plugin.baselines import Job, peer_settings
 
 _NEVER = 10**9  # epochs
 _DETECTOR_SHARE = 0.5  # of a top-down method's minutes
@@ -131,7 +131,6 @@ def train(job: Job, project: Path, images: frozenset[tuple[str, str]]) -> Traini
         images: those to learn from, as (folder, file) in ``labeled-data``.
     """
     import deeplabcut
-    import yaml
     from deeplabcut.pose_estimation_pytorch.data import DLCLoader
 
     _split(project, images, job.method.removeprefix("dlc-"))
@@ -149,7 +148,7 @@ def train(job: Job, project: Path, images: frozenset[tuple[str, str]]) -> Traini
             notes.append("The detector's batch statistics are learned, which DeepLabCut's settings for pretrained weights forbid.")
         boxes = Budget(seconds * _DETECTOR_SHARE, job.steps, detector["train_settings"]["epochs"], 0, folder)
         seconds *= 1 - _DETECTOR_SHARE
-    updates |= {key.removeprefix("dlc."): yaml.safe_load(value) for key, value in job.settings.items() if key.startswith("dlc.")}
+    updates |= peer_settings(job.settings, "dlc.")
     pose = Budget(seconds, job.steps, config["train_settings"]["epochs"], job.curve, folder)
     with _budgeted(pose, boxes):
         deeplabcut.train_network(str(project), shuffle=_SHUFFLE, device=device(job), pytorch_cfg_updates=updates, **weights)

@@ -23,6 +23,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "smp-labeled": {"loss.beta": 0.0, "loss.agreement": 0.0, "loss.fill": False},  # + L_fl
     "smp": {},  # + L_fu, agreement with the teacher and, where labels are partial, gaps filled by it
 }
+NO_POOL = "No unlabelled frames were there to learn from (all are labelled, or their video is missing): the figures say nothing of them."
 
 
 def run(job: Job) -> Outcome:
@@ -36,8 +37,9 @@ def run(job: Job) -> Outcome:
         **own_settings(job.settings),
         # What makes the method, and the comparison a fair one, is not for the user to set.
         "data.val_fraction": 0.0, "train.seed": job.seed, "train.device": job.device, "train.keep": "last", **SETTINGS[job.method],
+        "train.minutes": job.minutes, "train.steps": job.steps or config.train.steps,  # by minutes it is the preset's, for the warm-up
+        **({"data.originals": str(job.originals)} if job.originals else {}),
     }  # fmt: skip
-    settings |= {"train.minutes": job.minutes} if job.minutes else {"train.steps": job.steps}
     for key, value in settings.items():
         set_value(config, key, value)
     out = job.folder / "run"
@@ -47,13 +49,15 @@ def run(job: Job) -> Outcome:
     precision = "mixed bf16" if in_bf16(device, made.train.precision) else "single precision"
     curve = _curve(out / "metrics.csv")
     steps, trained = curve[-1].step, curve[-1].seconds
-    unlabelled = [f"{checkpoint.facts['unlabelled_frames']:,} unlabelled frames"] if job.method == "smp" else []
+    pool = checkpoint.facts["unlabelled_frames"]
+    warnings = [NO_POOL] if job.method == "smp" and not pool else []
+    unlabelled = [f"{pool:,} unlabelled frames"] if job.method == "smp" and pool else []
     if unlabelled and steps <= made.train.unlabeled_first_step:
-        unlabelled = [f"too few steps for unlabelled frames, which count from step {made.train.unlabeled_first_step}"]
+        unlabelled.append(f"too few steps for them, as they count from step {made.train.unlabeled_first_step}")
     scaled = f"frames scaled by {made.data.input_scale:g}, as suits the animals' size; {precision}"
     notes = [chosen, str(checkpoint.facts["weights"]), *unlabelled, scaled]
     seconds, frames, cut = _predict(job, checkpoint, out)
-    return Outcome(f"smp-plugin {__version__}", steps, trained, seconds, frames, notes, curve, min_score=cut)
+    return Outcome(f"smp-plugin {__version__}", steps, trained, seconds, frames, notes, curve, min_score=cut, warnings=warnings)
 
 
 def _predict(job: Job, checkpoint: Checkpoint, run_folder: Path) -> tuple[float, int, float]:

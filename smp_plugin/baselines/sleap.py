@@ -25,7 +25,7 @@ from typing import Any
 
 from converters import FormatError, Labels, read_project
 from converters.video import open_video
-from smp_plugin.baselines import CurvePoint, Job, Outcome, Unavailable, curve_point
+from smp_plugin.baselines import CurvePoint, Job, Outcome, Unavailable, curve_point, peer_settings
 
 EPOCH = 200  # steps, as in the profiles; after each the learning rate may fall
 CENTROID_SHARE = 1 / 3  # of a wall-clock budget: a centroid step costs less, and centroids are found long before poses are exact
@@ -218,7 +218,6 @@ class _Clock:
 def _train(job: Job, name: str, settings: dict[str, Any], share: float) -> _Clock:
     """sleap-nn's own trainer with one more callback. What it trains ends as ``best.ckpt``, where its predictor looks."""
     import lightning
-    import yaml
     from omegaconf import OmegaConf
     from sleap_nn.training import model_trainer
 
@@ -246,9 +245,8 @@ def _train(job: Job, name: str, settings: dict[str, Any], share: float) -> _Cloc
     vars(lightning)["Trainer"] = with_clock  # the one place where sleap-nn takes no callbacks of ours
     try:
         configuration = OmegaConf.create(settings)
-        for key, value in job.settings.items():
-            if key.startswith("sleap."):
-                OmegaConf.update(configuration, key.removeprefix("sleap."), yaml.safe_load(value))
+        for key, value in peer_settings(job.settings, "sleap.").items():
+            OmegaConf.update(configuration, key, value)
         trainer = model_trainer.ModelTrainer.get_model_trainer_from_config(configuration)
         with contextlib.suppress(_Spent), open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
             trainer.train()

@@ -20,9 +20,13 @@ import pytest
 
 from converters import FormatError, LabeledFrame, PredictedInstance, read_project, write_project
 from smp_plugin import comparison
-from smp_plugin.baselines import Job, Outcome, curve_point
+from smp_plugin.baselines import Job, Outcome, curve_point, own
 from smp_plugin.cli.compare import main
 from smp_plugin.comparison import compare, count_of, drawn
+from smp_plugin.config import Config
+from smp_plugin.metrics import UNKNOWN_SIZE
+from smp_plugin.page import escape
+from smp_plugin.preparation import Material, name_sources, prepare
 
 TINY = {
     "data.crop": "64", "data.animal_size": "28", "model.channels": "16", "model.tower_depth": "1", "model.heatmap_channels": "16",
@@ -306,6 +310,65 @@ def test_labels_that_have_changed_are_another_comparison(
         compare(learnt, val=measured, out=tmp_path / "out", methods=("smp",), steps=3)
 
 
+def test_our_methods_have_the_unlabelled_frames_that_training_directly_has(
+    blobs: Any, tmp_path: Path, pretend: Callable[..., list[Job]], monkeypatch: pytest.MonkeyPatch, listener: Any
+) -> None:
+    done = pretend()
+    write_project(tmp_path / "dlc", read_project(blobs.project))  # images of the 12 labelled frames, of a video of 20
+    compare(tmp_path / "dlc", out=tmp_path / "out", methods=("smp",), steps=3)
+
+    def train(projects: list[Path], *, config: Config, val: Path, **_: Any) -> None:
+        name_sources(config, projects, val, None, None, False)
+        seen.append(prepare(config, listener))
+        raise KeyboardInterrupt
+
+    seen: list[Material] = []
+    monkeypatch.setattr(own, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        own.run(done[0])
+    direct = Config()
+    name_sources(direct, [tmp_path / "dlc"], None, None, None, False)
+    assert len(seen[0].pool) == len(prepare(direct, listener).pool) == 8  # none of the frames measured, as an image or in the video
+    assert len(seen[0].val_frames) == 3 and blobs.video.resolve() in {v.paths[0].resolve() for v in seen[0].unlabeled_videos}
+
+
+def test_a_project_for_one_animal_stays_one(make_blobs: Callable[..., Any], tmp_path: Path, pretend: Callable[..., list[Job]]) -> None:
+    done = pretend()
+    write_project(tmp_path / "dlc", read_project(make_blobs(counts=(1,) * 8, labelled=range(8)).project))
+    page = compare(tmp_path / "dlc", out=tmp_path / "a", methods=("smp",), steps=3)
+    compare(tmp_path / "dlc", out=tmp_path / "b", methods=("smp",), steps=3, settings={"predict.max_animals": "3"})
+    assert [job.settings["predict.max_animals"] for job in done] == ["1", "3"]
+    assert "Animals in a frame" in page.read_text()
+
+
+def test_warnings_of_the_evaluation_stay_with_the_runs_and_are_shown(
+    make_blobs: Callable[..., Any], tmp_path: Path, pretend: Callable[..., list[Job]]
+) -> None:
+    project = make_blobs(keypoints=("middle",)).project
+    for runs in (2, 0):  # begun, and gone on with
+        done = pretend()
+        text = compare(project, out=tmp_path / "out", methods=("directpose", "smp"), steps=3).read_text()
+        assert text.count(f'<p class="warning">{escape(UNKNOWN_SIZE)}</p>') == 1 and len(done) == runs
+
+
+def test_files_of_a_comparison_follow_videos_that_have_moved(
+    make_blobs: Callable[..., Any], tmp_path: Path, pretend: Callable[..., list[Job]]
+) -> None:
+    pretend(broken=("directpose",))
+    made, moved = make_blobs(), tmp_path / "elsewhere"
+    arguments: dict[str, Any] = {"out": tmp_path / "out", "methods": ("directpose", "smp"), "steps": 3}
+    compare(made.project, **arguments)
+    moved.mkdir()
+    made.video.rename(moved / made.video.name)
+    done = pretend()
+    compare(made.project, **arguments, video_root=moved)
+    for file in (done[0].train, done[0].val):
+        assert read_project(file).videos[0].paths == (moved.resolve() / made.video.name,)
+    written = done[0].train.stat().st_mtime_ns
+    compare(made.project, **arguments, video_root=moved)
+    assert done[0].train.stat().st_mtime_ns == written
+
+
 @pytest.mark.parametrize(("text", "count"), [("all", 40), ("5", 5), ("25%", 10), (" 1 ", 1)])
 def test_numbers_of_labels(text: str, count: int) -> None:
     assert count_of(text, 40) == count
@@ -359,6 +422,10 @@ def test_a_real_run_in_a_process_of_its_own(blobs: Any, tmp_path: Path, capsys: 
     cell = tmp_path / "cells" / "smp_all_0"
     outcome = Outcome.from_dict(json.loads((cell / "outcome.json").read_text()))
     assert [p.step for p in outcome.curve] == [1, 2] and outcome.frames == 3
+    assert (
+        re.fullmatch(r"CPU, \d+ processor cores?, \d+ threads?", outcome.machine)
+        and outcome.machine in (tmp_path / "report.html").read_text()
+    )
     log = (cell / "log.txt").stat().st_size
     assert main(arguments) == 0 and (cell / "log.txt").stat().st_size == log
     assert blobs.project.read_bytes() == before

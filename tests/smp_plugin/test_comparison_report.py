@@ -174,7 +174,7 @@ def test_everything_is_escaped_and_nothing_is_fetched(tmp_path: Path, val: Label
     assert text.index("&lt;i&gt;mouse1.png") < text.index("&lt;i&gt;mouse0.png")  # the worst first
     assert "1 missed; points 2.8 px off" in text and "1 invented; points 2.8 px off" in text and "all animals found" in text
     assert "<h2>Speed and memory</h2>" in text and "Memory at its peak, training included" in text and "Cost of prediction" not in text
-    assert "12.7 with 2 pairs" in text
+    assert "12.7 with 2 pairs" in text and "It is not measured alike" in text
     assert "note of smp &amp; &lt;script&gt;" in text and "13 minutes" in text and "loss.beta = 0.2" in text
 
 
@@ -200,6 +200,7 @@ def test_one_method_one_run_without_a_curve(tmp_path: Path, val: Labels):
     folder = tmp_path / "comparison"
     _cell(folder, val, "sleap-bottomup", curve=False)
     text = write_comparison(folder, title="t", val=val, facts={}, notes=[]).read_text()
+    assert "without decoding" not in text
     assert "No curve was recorded for sleap-bottomup" in text and "<h2>Differences" not in text
     assert "there is no other method" in text and "1 run)" in text
     assert _table(_Page(text).rows, "runs")["sleap-bottomup"][3] == "0.500 ± -"

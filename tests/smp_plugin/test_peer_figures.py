@@ -13,7 +13,9 @@ import pytest
 from converters import write_predictions, write_project
 from converters.labels import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
 from smp_plugin import evaluation
+from smp_plugin.average_precision import keypoint_ap
 from smp_plugin.cli.evaluate import main
+from smp_plugin.metrics import SLEAP_S2
 from smp_plugin.peer_figures import PeerFrame, installed, peer_figures
 
 needs_sleap = pytest.mark.skipif(find_spec("sleap_nn") is None, reason="sleap-nn is not installed (pip install smp-plugin[sleap])")
@@ -49,6 +51,24 @@ def test_sleap_by_hand(case: str):
     frames, (ap, ar) = CASES[case]
     name, figures = peer_figures("sleap-nn", frames)
     assert name.startswith("sleap-nn 0.") and (figures["mAP"], figures["mAR"]) == (pytest.approx(ap), pytest.approx(ar))
+
+
+@pytest.mark.parametrize(
+    ("case", "ap"),
+    [
+        ("doubles with lower scores", 1),
+        ("half of the frames absent", 51 / 101),
+        ("half of the frames without a prediction", 51 / 101),
+        ("wrong ones with higher scores", 0.5),
+        ("a point missing", 0.6),
+    ],
+)
+def test_ours_beside_sleaps(case: str, ap: float):
+    """The table in docs/evaluation.md."""
+    poses = [np.stack([p.points for p in frame.predicted]) if frame.predicted else PAIR[:0] for frame in CASES[case][0]]
+    scores = [np.array([p.score for p in frame.predicted or []]) for frame in CASES[case][0]]
+    found = keypoint_ap([frame.truth for frame in CASES[case][0]], list(zip(poses, scores, strict=True)), SLEAP_S2)
+    assert found.ap == pytest.approx(ap, abs=5e-4)
 
 
 @needs_sleap

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from smp_plugin.baselines import Job, own
+from smp_plugin.baselines import Job, __main__, own
 from smp_plugin.config import Config, write_config
 
 TINY = {
@@ -50,6 +53,45 @@ def test_the_users_settings_do_not_switch_an_ablation_back_on(
     loss = seen[0].loss
     assert (loss.alpha, loss.beta, loss.agreement, loss.gamma) == (alpha, beta, agreement, 3)
     assert seen[0].train.keep == "last" and seen[0].data.val_fraction == 0  # frames that are measured on choose nothing
+
+
+@pytest.mark.parametrize(("budget", "minutes", "steps"), [({"steps": 7}, 0.0, 7), ({"minutes": 2.0}, 2.0, Config().train.steps)])
+def test_the_users_settings_do_not_change_the_budget(
+    budget: dict[str, Any], minutes: float, steps: int, blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Config] = []
+
+    def train(*_: Any, config: Config, **__: Any) -> None:
+        seen.append(config)
+        raise _Seen
+
+    monkeypatch.setattr(own, "train", train)
+    asked = {"train.minutes": "5", "train.steps": "9"}
+    with pytest.raises(_Seen):
+        own.run(Job("smp", blobs.project, blobs.project, tmp_path / "cell", device="cpu", settings=asked, **budget))
+    assert (seen[0].train.minutes, seen[0].train.steps) == (minutes, steps)
+
+
+@pytest.mark.parametrize(("held", "machine", "peak"), [([0, 5], "H200, ", 5), ([0, 0], "CPU, ", None)])
+def test_an_outcome_says_what_it_was_made_on(held: list[int], machine: str, peak: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = SimpleNamespace(
+        is_available=lambda: True,
+        device_count=lambda: 2,
+        get_device_name=["A100", "H200"].__getitem__,
+        max_memory_reserved=held.__getitem__,
+    )
+    mps = SimpleNamespace(is_available=lambda: False)
+    torch = SimpleNamespace(cuda=cuda, backends=SimpleNamespace(mps=mps), get_num_threads=lambda: 1)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert re.fullmatch(machine + r"\d+ processor cores?, 1 thread", __main__.machine())
+    assert peak is None or __main__.peak_memory() == peak
+
+
+def test_a_run_without_unlabelled_frames_says_so(make_blobs: Callable[..., Any], tmp_path: Path, thin_backbone: None) -> None:
+    project = make_blobs(counts=(1,) * 4, labelled=range(4)).project
+    settings = TINY | {"train.unlabeled_first_step": "300"}
+    outcome = own.run(Job("smp", project, project, tmp_path, steps=1, device="cpu", settings=settings, curve=1))
+    assert outcome.warnings == [own.NO_POOL] and not any("too few steps" in note for note in outcome.notes)
 
 
 @pytest.mark.parametrize(("labelled", "frames"), [(45, 45), (3, None)])

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from converters import FormatError, VideoSource, read_project, write_project
-from smp_plugin.baselines import Job, Unavailable, sleap
+from smp_plugin.baselines import Job, Unavailable, peer_settings, sleap
 from smp_plugin.baselines.sleap import CENTROID_SHARE, _Clock, _networks, _scale, _settings, run
 from smp_plugin.evaluation import evaluate
 
@@ -45,6 +45,12 @@ def test_settings_are_those_of_the_profiles_and_open_no_port(tmp_path: Path) -> 
         made["data_config"]["preprocessing"]["scale"] == 0.5
         and made["data_config"]["augmentation_config"]["geometric"]["rotation_max"] == 180
     )
+
+
+def test_settings_of_peers_are_yaml_with_numbers_as_people_write_them() -> None:
+    given = {"sleap.lr": "1e-4", "sleap.size": "8", "sleap.name": "adam", "sleap.text": "'1e-4'", "sleap.flat": "[1, x]", "dlc.lr": "2e-3"}
+    assert peer_settings(given, "sleap.") == {"lr": 1e-4, "size": 8, "name": "adam", "text": "1e-4", "flat": [1, "x"]}
+    assert peer_settings(given, "dlc.") == {"lr": 2e-3}
 
 
 @needs_sleap
