@@ -281,9 +281,9 @@ def _trackers(checkpoint: Checkpoint) -> Trackers | None:
 def _tracked(frames: Iterable[LabeledFrame], trackers: Trackers | None) -> Iterator[LabeledFrame]:
     """The same frames, their animals with names where they are followed."""
     for frame in frames:
-        if trackers is not None:
-            animals = [animal for animal in frame.predicted if animal.labelled.any()]
-            numbers = trackers(frame.video, frame.index, np.array([animal.points for animal in animals]).reshape(len(animals), -1, 2))
+        animals = [animal for animal in frame.predicted if animal.labelled.any()]
+        if trackers is not None and animals:
+            numbers = trackers(frame.video, frame.index, np.stack([animal.points for animal in animals]))
             for animal, number in zip(animals, numbers, strict=True):
                 animal.track = f"animal{number + 1}"
         yield frame

@@ -421,6 +421,23 @@ def test_followed_animals_keep_their_colour(trained: Path, blobs: Any, stub: typ
     assert tracks == [["animal1", "animal2"], ["animal2", "animal1"]] * 2
 
 
+@pytest.mark.parametrize("empty", [{0}, {1, 2}, {3}, {0, 1, 2, 3}])
+def test_animals_are_followed_past_frames_without_any(
+    empty: set[int], trained: Path, blobs: Any, stub: type[Stub], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    def attempt(self: Any, images: torch.Tensor) -> list[FramePoses]:
+        stub.calls += 1
+        count = 0 if stub.calls - 1 in empty else 1
+        return [FramePoses(np.full((count, 3, 2), 20.0), np.full(count, 0.5), np.full((count, 3), 0.5))]
+
+    monkeypatch.setattr(stub, "attempt", attempt)
+    settings: dict[str, object] = {"predict.track": True, "predict.batch": 1}
+    out, overlay = tmp_path / "out.slp", tmp_path / "o.mp4"
+    predict([blobs.video], out, model=trained, device="cpu", config_overrides=settings, overlay=overlay, frames="0-3")
+    tracks = {frame.index: [animal.track for animal in frame.predicted] for frame in read_project(out).frames}
+    assert tracks == {number: [] if number in empty else ["animal1"] for number in range(4)}
+
+
 def test_frames_for_a_person_are_not_followed(trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path):
     write_project(tmp_path / "dlc", read_project(blobs.project))
     with pytest.raises(FormatError, match="too few to follow animals"):
