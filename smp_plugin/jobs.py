@@ -167,7 +167,7 @@ def _asked(
         source = video_source(path)
         if to_correct and source.kind == "file" and without_numbers:
             raise FormatError(f"{path}: which of its frames are to be corrected? Say so with --frames, such as --frames 0,500,1000.")
-        chosen = _numbers(source, frames or "all", set(), path)
+        chosen = _numbers(source, frames or "all", set())
         reporter.say(f"{path}: {len(chosen):,} frames")
         return [source], [chosen]
     labels = read_project(path, video_root)
@@ -182,16 +182,16 @@ def _asked(
     for number, source in enumerate(labels.videos):
         labelled = {f.index for f in labels.labelled_frames if f.video == number}
         whole_video = to_correct and source.kind == "file" and without_numbers  # nobody corrects every frame of it
-        wanted.append([] if whole_video else _numbers(source, frames or "unlabeled", labelled, path))
+        wanted.append([] if whole_video else _numbers(source, frames or "unlabeled", labelled))
     reporter.say(
         f"{path}: {sum(len(w) for w in wanted):,} frames ({frames or 'unlabeled, as for any project'}) of {len(labels.videos)} videos"
     )
     return labels.videos, wanted
 
 
-def _numbers(source: VideoSource, frames: str, labelled: set[int], path: Path) -> Numbers:
+def _numbers(source: VideoSource, frames: str, labelled: set[int]) -> Numbers:
     with open_video(source) as video:
-        existing = video.frame_numbers
+        existing, name = video.frame_numbers, video.name
     if frames == "all":
         return existing if isinstance(existing, range) else list(existing)
     if frames == "labeled":
@@ -202,7 +202,7 @@ def _numbers(source: VideoSource, frames: str, labelled: set[int], path: Path) -
     last = max(existing, default=-1)
     for _, end in wanted:
         if end > last:
-            raise FormatError(f"--frames {frames}: {path} has {len(existing):,} frames (0-{last}); frame {end} does not exist.")
+            raise FormatError(f"--frames {frames}: {name} has {len(existing):,} frames (0-{last}); frame {end} does not exist.")
     chosen = {i for a, b in wanted for i in range(a, b + 1)}
     return [i for i in existing if i in chosen]
 

@@ -241,10 +241,10 @@ def _merged(work: Work, damage: list[str], reporter: Reporter) -> Iterator[Label
             damaged.add(segment.video)
             damage.append(found.damage)
             continue
-        n_frames, promised = found.length.tolist()
-        if found.complete and work.job.wanted[segment.video][-1] == segment.frames[-1] >= n_frames:
-            name = work.job.videos[segment.video].name
-            reporter.warn(f"{name} holds {n_frames:,} frames, not the {promised:,} that its header promises; all are done.")
+        source, (n_frames, promised) = work.job.videos[segment.video], found.length.tolist()
+        last = found.complete and work.job.wanted[segment.video][-1] == segment.frames[-1]
+        if source.kind == "file" and last and segment.frames[-1] >= n_frames:  # a package's frames keep the numbers they had in its video
+            reporter.warn(f"{source.name} holds {n_frames:,} frames, not the {promised:,} that its header promises; all are done.")
 
 
 def _draw(work: Work, run: list[Segment], drawn: _Overlay, stopped: threading.Event) -> None:

@@ -123,6 +123,15 @@ def test_formats_of_one_video_take_a_project_with_frames_of_one(place: Path, vid
         planned("out.csv", "two.slp")
 
 
+def test_the_video_that_is_too_short_is_named(place: Path, video_file: Path):
+    videos = [VideoSource((video_file,)), video_source(place / "photos")]
+    write_project(place / "two.slp", Labels(SKELETON, videos, [LabeledFrame(0, 3, [Instance(POSE)])]))
+    with pytest.raises(FormatError, match=r"--frames 0-20: .*photos .12 images. has 12 frames .0-11.; frame 20 does not exist"):
+        planned("out.slp", "two.slp", frames="0-20")
+    with pytest.raises(FormatError, match=r"project\.pkg\.slp .video0. has 2 frames .0-7.; frame 9 does not exist"):
+        planned("out.slp", "project.pkg.slp", frames="3,9")
+
+
 # --- for a person to correct ---
 
 

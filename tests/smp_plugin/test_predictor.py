@@ -169,9 +169,10 @@ def test_an_image_folder(run: Callable[..., Labels], make_blobs: Any, stub: type
     assert numbers(run(images.video / "img002.png")) == [0]
 
 
-def test_a_package_keeps_its_frame_numbers(run: Callable[..., Labels], make_blobs: Any, stub: type[Stub]):
+def test_a_package_keeps_its_frame_numbers(run: Callable[..., Labels], make_blobs: Any, stub: type[Stub], listener: Any):
     package = make_blobs(embed=True, labelled=[2, 7])
-    labels = run(package.project, frames="labeled")
+    labels = run(package.project, frames="labeled", reporter=listener)
+    assert not listener.alarms
     assert numbers(labels) == [2, 7] and labels.videos[0].kind == "embedded" and labels.videos[0].original is not None
     with open_video(package_source := labels.videos[0]) as video:
         assert video.read(7).shape == (96, 96, 3) and package_source.paths == (package.project,)
