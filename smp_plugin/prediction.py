@@ -110,7 +110,7 @@ def predict(
         raise FormatError(f"--track: the frames in {output} are too few to follow animals from one to the next; leave --track out.")
     if overlay:
         _check_overlay(overlay, jobs)
-    works = divide(jobs, weights, checkpoint.config, resume, reporter)
+    works, damage = divide(jobs, weights, checkpoint.config, resume, reporter)
     if overlay and len(works) < len(jobs):
         raise FormatError(
             f"--overlay {overlay}: it would lack what was finished earlier ({len(jobs) - len(works)} of {len(jobs)} inputs); leave "
@@ -118,7 +118,7 @@ def predict(
         )
     with _folder_for(output):
         check([work.job for work in works], skeleton)
-    contents, notes, written, damage, started = Contents(), list[str](), list[Path](), list[str](), time.time()
+    contents, notes, written, started = Contents(), list[str](), list[Path](), time.time()
     with stoppable() as stopped, contextlib.ExitStack() as stack:
         drawn = _Overlay(stack.enter_context(OverlayWriter(overlay, skeleton, _fps(jobs[0]))), checkpoint) if overlay else None
         begun: list[Work] = []
@@ -138,10 +138,11 @@ def predict(
         halves = (work for work in works if stopped.is_set() and work.begun and work.job.kind != MACHINELABELS)
         for work in itertools.chain(done, halves):
             provenance = _provenance(checkpoint, path, work.job, started)
-            found = _tracked(_merged(work, damage, reporter), None if work.job.kind == MACHINELABELS else _trackers(checkpoint))
+            found = _tracked(_merged(work, reporter), None if work.job.kind == MACHINELABELS else _trackers(checkpoint))
             work.record.unlink(missing_ok=True)  # it is of what is now replaced
             notes += _write(work.job, checkpoint, _counted(found, contents), provenance)
             written.append(work.job.output)
+            damage += work.damage
             if not work.missing:
                 work.finish()
     for_a_person = jobs[0].kind == MACHINELABELS
@@ -229,8 +230,8 @@ def _done_there(
             yield work
 
 
-def _merged(work: Work, damage: list[str], reporter: Reporter) -> Iterator[LabeledFrame]:
-    """The frames of all segments in order, also of one that was cut short; of a damaged video, those before the damage."""
+def _merged(work: Work, reporter: Reporter) -> Iterator[LabeledFrame]:
+    """The frames of all segments in order, also of one that was cut short; of a damaged video, those before the damage, which is noted."""
     damaged = set[int]()
     for segment in work.segments:
         found = work.read(segment)
@@ -239,7 +240,7 @@ def _merged(work: Work, damage: list[str], reporter: Reporter) -> Iterator[Label
         yield from found.frames(segment.video)
         if found.damage:
             damaged.add(segment.video)
-            damage.append(found.damage)
+            work.damage.append(found.damage)
             continue
         source, (n_frames, promised) = work.job.videos[segment.video], found.length.tolist()
         last = found.complete and work.job.wanted[segment.video][-1] == segment.frames[-1]

@@ -530,6 +530,19 @@ def test_damage_midway_keeps_what_came_before(
     assert leftovers(tmp_path) == sorted([*before, "o.mp4", "out.slp"])
 
 
+def test_damage_is_said_again_of_a_file_that_is_skipped(
+    trained: Path, make_blobs: Any, stub: type[Stub], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    images = make_blobs("pictures", images=True, counts=[1] * 12, labelled=[0])
+    whole = make_blobs("whole", counts=[1] * 3, labelled=[0])
+    (images.video / "img009.png").write_bytes(b"no image")
+    command = f"{images.video} {whole.video} -o {tmp_path}/out --model {trained} --device cpu --resume".split()
+    for calls in (4, 4):
+        assert main(command) == 2 and stub.calls == calls
+        assert "img009.png is not an image that can be read" in (said := " ".join(capsys.readouterr().err.split()))
+    assert said.count("finished earlier, skipped") == 2
+
+
 def test_a_bug_midway_leaves_nothing(trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path):
     def event(calls: int) -> None:
         if calls == 2:

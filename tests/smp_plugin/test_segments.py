@@ -352,7 +352,7 @@ def test_an_output_that_was_begun_anew_is_not_the_finished_one(place: Path, vide
 
 def test_little_is_lost_of_what_a_person_waits_for(place: Path, video: Path, listener: Any):
     job = Job(video.with_name("labeled-data"), MACHINELABELS, [video], [VideoSource((video,))], [range(100)])
-    (work,) = segments.divide([job], place / "model.pt", Config(), False, listener)
+    (work,), _ = segments.divide([job], place / "model.pt", Config(), False, listener)
     assert [len(segment.frames) for segment in work.segments] == [32, 32, 32, 4]
 
 
