@@ -133,7 +133,7 @@ def predict(
             done = _done_here(Predictor(checkpoint, where, reporter), works, drawn, task, stopped)
         else:
             recipe = Recipe(weights, digest(weights), __version__, json.dumps(overrides), device)
-            done = _done_there(pool, recipe, works, drawn, task, stopped)
+            done = _done_there(pool, recipe, works, drawn, task, stopped, reporter)
         # Half of what a person is to correct would be taken for the whole, and is not replaced later: it waits for --resume.
         halves = (work for work in works if stopped.is_set() and work.begun and work.job.kind != MACHINELABELS)
         for work in itertools.chain(done, halves):
@@ -203,9 +203,15 @@ def _done_here(
 
 
 def _done_there(
-    pool: Executor, recipe: Recipe, works: list[Work], drawn: _Overlay | None, task: Task, stopped: threading.Event
+    pool: Executor,
+    recipe: Recipe,
+    works: list[Work],
+    drawn: _Overlay | None,
+    task: Task,
+    stopped: threading.Event,
+    reporter: Reporter,
 ) -> Generator[Work, None, None]:
-    """Have what is missing predicted by other processes; yields works when they are complete."""
+    """Have what is missing predicted by other processes; yields works when they are complete. What several say is said once."""
     futures = {
         pool.submit(predict_segment, recipe, work.job.videos[segment.video], segment): (work, segment)
         for work in works
@@ -213,10 +219,15 @@ def _done_there(
         if segment.place in work.missing
     }
     complete = [work for work in works if not work.missing]
-    count = 0
+    count, told = 0, set[str]()
     if drawn is None:
         yield from complete
-    for (work, segment), found in cluster.finished(futures, stopped):
+    for (work, segment), (found, notes) in cluster.finished(futures, stopped):
+        for tell, texts in zip((reporter.say, reporter.warn), notes, strict=True):
+            for text in texts:
+                if text not in told:
+                    tell(text)
+            told.update(texts)
         work.save(segment, found)
         count += len(segment.frames)
         task.update(count)
