@@ -88,7 +88,8 @@ def write_coco_results(
         The number of frames read.
 
     Raises:
-        FormatError: ``path`` is an input or not writable, or a frame is of no image of the COCO labels among ``inputs``.
+        FormatError: ``path`` is an input or not writable, a frame is of no image of the COCO labels among ``inputs``, or several of these
+            have images of the same id or name.
     """
     path, inputs = Path(path).absolute(), [Path(file) for file in inputs]
     image_id, category = _numbering(skeleton, videos, inputs)
@@ -116,7 +117,8 @@ def _result(instance: PredictedInstance) -> dict[str, Any]:
 def _numbering(skeleton: Skeleton, videos: Sequence[VideoSource], inputs: Iterable[Path]) -> tuple[Callable[[LabeledFrame], Id], Id]:
     """How images are called in results, and the category's id."""
     ids: dict[str, Id] = {}
-    lists: dict[tuple[str, ...], list[Id]] = {}  # ids in the order of a file's images, by these images' names without folders
+    taken: set[Id] = set()
+    lists: dict[tuple[str, ...], list[list[Id]]] = {}  # ids in the order of each file's images, by these images' names without folders
     category: Id | None = None
     named: list[str] = []
     for path in inputs:
@@ -124,18 +126,27 @@ def _numbering(skeleton: Skeleton, videos: Sequence[VideoSource], inputs: Iterab
         if not isinstance(data, dict) or "images" not in data:
             continue  # results, or no COCO file
         names, places, _ = read_images(path, data)
-        ids.update((names[place].replace("\\", "/").lstrip("/"), key) for key, place in places.items())
+        mine = {names[place].replace("\\", "/").lstrip("/"): key for key, place in places.items()}
+        twice = [f"with the id {key}" for key in places if key in taken] + [f"called {name}" for name in mine if name in ids]
+        if twice:
+            raise FormatError(
+                f"{path} has an image {twice[0]}, and so has {' or '.join(named)}: in one file of results nothing would tell them apart; "
+                "name a folder, for a file for each (smp-predict: -o FOLDER --format json), or a .slp file for all."
+            )
+        ids |= mine
+        taken |= places.keys()
         by_place = {place: key for key, place in places.items()}
-        lists.setdefault(tuple(PureWindowsPath(name).name for name in names), [by_place[place] for place in range(len(names))])
+        without_folders = tuple(PureWindowsPath(name).name for name in names)
+        lists.setdefault(without_folders, []).append([by_place[place] for place in range(len(names))])
         same = [e for e in entries(path, data, "categories") if e.get("keypoints") == list(skeleton.keypoints)]
         category = as_id(str(path), same[0], "id") if same and category is None else category
         named.append(str(path))
     if not named:
         return lambda frame: frame.video * VIDEO_STEP + frame.index, 1
 
-    # Images that lie elsewhere than the file says are known by being all of its images, in its order.
+    # Images that lie elsewhere than the file says are known by being all of its images, in its order, and of no other file.
     image_lists = {number: tuple(path.name for path in source.paths) for number, source in enumerate(videos) if source.kind == "images"}
-    found_elsewhere = {number: lists[names] for number, names in image_lists.items() if names in lists}
+    found_elsewhere = {number: lists[names][0] for number, names in image_lists.items() if len(lists.get(names, [])) == 1}
 
     def image_id(frame: LabeledFrame) -> Id:
         source = videos[frame.video]

@@ -21,6 +21,7 @@ from converters.labels import FormatError
 from smp_plugin.progress import Reporter
 
 Key = TypeVar("Key")
+Result = TypeVar("Result")
 
 own_device: str | None = None  # of a process that was started for one
 _PATIENCE = 10.0  # seconds in which a scheduler answers
@@ -116,9 +117,9 @@ def workers_of(scheduler: str, reporter: Reporter) -> Iterator[Executor]:
             executor.shutdown(wait=False)
 
 
-def finished(futures: dict[Future[bytes], Key], stopped: threading.Event) -> Iterator[tuple[Key, bytes]]:
+def finished(futures: dict[Future[Result], Key], stopped: threading.Event) -> Iterator[tuple[Key, Result]]:
     """What belongs to each future, and its result, in whatever order they are done, until ``stopped``. ``futures`` is emptied."""
-    done: queue.SimpleQueue[Future[bytes]] = queue.SimpleQueue()
+    done: queue.SimpleQueue[Future[Result]] = queue.SimpleQueue()
     for future in futures:
         future.add_done_callback(done.put)
     while futures and not stopped.is_set():

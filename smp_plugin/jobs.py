@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from converters.coco_results import is_coco_results
 from converters.deeplabcut_machinelabels import check_machinelabels
 from converters.deeplabcut_writing import video_names
 from converters.files import refuse_overwriting
 from converters.labels import FormatError, LabeledFrame, Skeleton, VideoSource
-from converters.project import ANALYSIS, DLC_PREDICTIONS, SLEAP, check_predictions, format_of, is_project, project_title, read_project
+from converters.project import ANALYSIS, COCO, DLC_PREDICTIONS, SLEAP, check_predictions, format_of, is_project, project_title, read_project
 from converters.sleap import labelled_animals
 from converters.video import open_video, video_source
 from smp_plugin.config import parse_ranges
@@ -167,7 +168,7 @@ def _asked(
         source = video_source(path)
         if to_correct and source.kind == "file" and without_numbers:
             raise FormatError(f"{path}: which of its frames are to be corrected? Say so with --frames, such as --frames 0,500,1000.")
-        chosen = _numbers(source, frames or "all", set(), path)
+        chosen = _numbers(source, frames or "all", set())
         reporter.say(f"{path}: {len(chosen):,} frames")
         return [source], [chosen]
     labels = read_project(path, video_root)
@@ -182,16 +183,16 @@ def _asked(
     for number, source in enumerate(labels.videos):
         labelled = {f.index for f in labels.labelled_frames if f.video == number}
         whole_video = to_correct and source.kind == "file" and without_numbers  # nobody corrects every frame of it
-        wanted.append([] if whole_video else _numbers(source, frames or "unlabeled", labelled, path))
+        wanted.append([] if whole_video else _numbers(source, frames or "unlabeled", labelled))
     reporter.say(
         f"{path}: {sum(len(w) for w in wanted):,} frames ({frames or 'unlabeled, as for any project'}) of {len(labels.videos)} videos"
     )
     return labels.videos, wanted
 
 
-def _numbers(source: VideoSource, frames: str, labelled: set[int], path: Path) -> Numbers:
+def _numbers(source: VideoSource, frames: str, labelled: set[int]) -> Numbers:
     with open_video(source) as video:
-        existing = video.frame_numbers
+        existing, name = video.frame_numbers, video.name
     if frames == "all":
         return existing if isinstance(existing, range) else list(existing)
     if frames == "labeled":
@@ -202,7 +203,7 @@ def _numbers(source: VideoSource, frames: str, labelled: set[int], path: Path) -
     last = max(existing, default=-1)
     for _, end in wanted:
         if end > last:
-            raise FormatError(f"--frames {frames}: {path} has {len(existing):,} frames (0-{last}); frame {end} does not exist.")
+            raise FormatError(f"--frames {frames}: {name} has {len(existing):,} frames (0-{last}); frame {end} does not exist.")
     chosen = {i for a, b in wanted for i in range(a, b + 1)}
     return [i for i in existing if i in chosen]
 
@@ -242,10 +243,17 @@ def check(jobs: list[Job], skeleton: Skeleton) -> None:
 
 
 def _refuse_losing_labels(job: Job) -> None:
-    """A person may have corrected earlier predictions in their own file."""
-    if job.kind == SLEAP and (count := labelled_animals(job.output)):
+    """A person may have corrected earlier predictions in their own file, or name labels by mistake. SLEAP's analysis files don't say whose
+    animals they hold.
+    """
+    output, remedy = job.output, "move it away, or give the output another name with -o"
+    if job.kind == SLEAP and (count := labelled_animals(output)):
         animals = f"{count:,} labelled {'animal' if count == 1 else 'animals'}"
-        raise FormatError(f"{job.output} holds {animals}, which would be lost; move it away, or give the output another name with -o.")
+        raise FormatError(f"{output} holds {animals}, which would be lost; {remedy}.")
+    if job.kind == COCO and output.is_file() and output.stat().st_size and not is_coco_results(output):
+        raise FormatError(f"{output} holds no COCO results but something else, such as labels, which would be lost; {remedy}.")
+    if job.kind == DLC_PREDICTIONS and not is_folder(output) and output.name.lower().startswith("collecteddata"):
+        raise FormatError(f"{output}: DeepLabCut calls a person's labels so; give the output another name with -o.")
 
 
 def _examples(job: Job) -> Iterator[LabeledFrame]:

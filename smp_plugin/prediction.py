@@ -110,7 +110,7 @@ def predict(
         raise FormatError(f"--track: the frames in {output} are too few to follow animals from one to the next; leave --track out.")
     if overlay:
         _check_overlay(overlay, jobs)
-    works = divide(jobs, weights, checkpoint.config, resume, reporter)
+    works, damage = divide(jobs, weights, checkpoint.config, resume, reporter)
     if overlay and len(works) < len(jobs):
         raise FormatError(
             f"--overlay {overlay}: it would lack what was finished earlier ({len(jobs) - len(works)} of {len(jobs)} inputs); leave "
@@ -118,7 +118,7 @@ def predict(
         )
     with _folder_for(output):
         check([work.job for work in works], skeleton)
-    contents, notes, written, damage, started = Contents(), list[str](), list[Path](), list[str](), time.time()
+    contents, notes, written, started = Contents(), list[str](), list[Path](), time.time()
     with stoppable() as stopped, contextlib.ExitStack() as stack:
         drawn = _Overlay(stack.enter_context(OverlayWriter(overlay, skeleton, _fps(jobs[0]))), checkpoint) if overlay else None
         begun: list[Work] = []
@@ -133,15 +133,16 @@ def predict(
             done = _done_here(Predictor(checkpoint, where, reporter), works, drawn, task, stopped)
         else:
             recipe = Recipe(weights, digest(weights), __version__, json.dumps(overrides), device)
-            done = _done_there(pool, recipe, works, drawn, task, stopped)
+            done = _done_there(pool, recipe, works, drawn, task, stopped, reporter)
         # Half of what a person is to correct would be taken for the whole, and is not replaced later: it waits for --resume.
         halves = (work for work in works if stopped.is_set() and work.begun and work.job.kind != MACHINELABELS)
         for work in itertools.chain(done, halves):
             provenance = _provenance(checkpoint, path, work.job, started)
-            found = _tracked(_merged(work, damage, reporter), None if work.job.kind == MACHINELABELS else _trackers(checkpoint))
+            found = _tracked(_merged(work, reporter), None if work.job.kind == MACHINELABELS else _trackers(checkpoint))
             work.record.unlink(missing_ok=True)  # it is of what is now replaced
             notes += _write(work.job, checkpoint, _counted(found, contents), provenance)
             written.append(work.job.output)
+            damage += work.damage
             if not work.missing:
                 work.finish()
     for_a_person = jobs[0].kind == MACHINELABELS
@@ -202,9 +203,15 @@ def _done_here(
 
 
 def _done_there(
-    pool: Executor, recipe: Recipe, works: list[Work], drawn: _Overlay | None, task: Task, stopped: threading.Event
+    pool: Executor,
+    recipe: Recipe,
+    works: list[Work],
+    drawn: _Overlay | None,
+    task: Task,
+    stopped: threading.Event,
+    reporter: Reporter,
 ) -> Generator[Work, None, None]:
-    """Have what is missing predicted by other processes; yields works when they are complete."""
+    """Have what is missing predicted by other processes; yields works when they are complete. What several say is said once."""
     futures = {
         pool.submit(predict_segment, recipe, work.job.videos[segment.video], segment): (work, segment)
         for work in works
@@ -212,10 +219,15 @@ def _done_there(
         if segment.place in work.missing
     }
     complete = [work for work in works if not work.missing]
-    count = 0
+    count, told = 0, set[str]()
     if drawn is None:
         yield from complete
-    for (work, segment), found in cluster.finished(futures, stopped):
+    for (work, segment), (found, notes) in cluster.finished(futures, stopped):
+        for tell, texts in zip((reporter.say, reporter.warn), notes, strict=True):
+            for text in texts:
+                if text not in told:
+                    tell(text)
+            told.update(texts)
         work.save(segment, found)
         count += len(segment.frames)
         task.update(count)
@@ -229,8 +241,8 @@ def _done_there(
             yield work
 
 
-def _merged(work: Work, damage: list[str], reporter: Reporter) -> Iterator[LabeledFrame]:
-    """The frames of all segments in order, also of one that was cut short; of a damaged video, those before the damage."""
+def _merged(work: Work, reporter: Reporter) -> Iterator[LabeledFrame]:
+    """The frames of all segments in order, also of one that was cut short; of a damaged video, those before the damage, which is noted."""
     damaged = set[int]()
     for segment in work.segments:
         found = work.read(segment)
@@ -239,12 +251,12 @@ def _merged(work: Work, damage: list[str], reporter: Reporter) -> Iterator[Label
         yield from found.frames(segment.video)
         if found.damage:
             damaged.add(segment.video)
-            damage.append(found.damage)
+            work.damage.append(found.damage)
             continue
-        n_frames, promised = found.length.tolist()
-        if found.complete and work.job.wanted[segment.video][-1] == segment.frames[-1] >= n_frames:
-            name = work.job.videos[segment.video].name
-            reporter.warn(f"{name} holds {n_frames:,} frames, not the {promised:,} that its header promises; all are done.")
+        source, (n_frames, promised) = work.job.videos[segment.video], found.length.tolist()
+        last = found.complete and work.job.wanted[segment.video][-1] == segment.frames[-1]
+        if source.kind == "file" and last and segment.frames[-1] >= n_frames:  # a package's frames keep the numbers they had in its video
+            reporter.warn(f"{source.name} holds {n_frames:,} frames, not the {promised:,} that its header promises; all are done.")
 
 
 def _draw(work: Work, run: list[Segment], drawn: _Overlay, stopped: threading.Event) -> None:
@@ -281,9 +293,9 @@ def _trackers(checkpoint: Checkpoint) -> Trackers | None:
 def _tracked(frames: Iterable[LabeledFrame], trackers: Trackers | None) -> Iterator[LabeledFrame]:
     """The same frames, their animals with names where they are followed."""
     for frame in frames:
-        if trackers is not None:
-            animals = [animal for animal in frame.predicted if animal.labelled.any()]
-            numbers = trackers(frame.video, frame.index, np.array([animal.points for animal in animals]).reshape(len(animals), -1, 2))
+        animals = [animal for animal in frame.predicted if animal.labelled.any()]
+        if trackers is not None and animals:
+            numbers = trackers(frame.video, frame.index, np.stack([animal.points for animal in animals]))
             for animal, number in zip(animals, numbers, strict=True):
                 animal.track = f"animal{number + 1}"
         yield frame

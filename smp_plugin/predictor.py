@@ -22,7 +22,7 @@ from converters.video import Video, open_video
 from smp_plugin import __version__, cluster
 from smp_plugin.checkpoint import Checkpoint, load_model
 from smp_plugin.config import set_value
-from smp_plugin.inference import FramePoses, choose_device, for_prediction, infer, out_of_memory
+from smp_plugin.inference import FramePoses, choose_device, for_prediction, infer, out_of_memory, say_device
 from smp_plugin.memory import keep_freed
 from smp_plugin.pipeline import abreast, ahead
 from smp_plugin.progress import Reporter
@@ -46,7 +46,7 @@ class Predictor:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, reporter: Reporter | None = None) -> None:
         self.checkpoint, self.device, self.config = checkpoint, device, checkpoint.config
-        reporter, runtime = reporter or Reporter(quiet=True), self.config.predict.runtime
+        self.reporter, runtime = reporter or Reporter(quiet=True), self.config.predict.runtime
         check_runtime(runtime, device)
         exact = None if runtime == "pytorch" else for_prediction(copy.deepcopy(checkpoint.model), device, "fp32")
         self.model = for_prediction(checkpoint.model, device, self.config.train.precision)
@@ -57,8 +57,8 @@ class Predictor:
         on_cpu = max(n for n in range(1, MOST_LANES + 1) if threads % n == 0)
         self.lanes = {"cpu": on_cpu, "cuda": CUDA_LANES}.get(device.type, 1)
         if exact is not None:
-            self.model.answers = Runtime(runtime, self.model, exact, self.lanes, reporter)  # type: ignore[method-assign]
-        self._warn: Callable[[str], None] | None = reporter.warn  # once
+            self.model.answers = Runtime(runtime, self.model, exact, self.lanes, self.reporter)  # type: ignore[method-assign]
+        self._warn: Callable[[str], None] | None = self.reporter.warn  # once
 
     def __call__(self, images: torch.Tensor) -> list[FramePoses]:
         """Predict frames of one size, (N, 3, H, W) uint8 from ``images``.
@@ -168,13 +168,18 @@ class Recipe:
     device: str
 
     def predictor(self) -> Predictor:
-        """Load the model. Raises FormatError where it, or this package, is another one here."""
+        """Load the model. What it says waits in its reporter. Raises FormatError where it, or this package, is another one here."""
         if __version__ != self.version:
             raise FormatError(f"{platform.node()} has smp-plugin {__version__}, the caller {self.version}; install the same version.")
         checkpoint = load(self.model, json.loads(self.overrides))
         if digest(self.model) != self.digest:
             raise FormatError(f"--model {self.model}: on {platform.node()} this is another file; give a path that all machines share.")
-        return Predictor(checkpoint, choose_device(cluster.own_device or self.device)[0])
+        device, why = choose_device(cluster.own_device or self.device)
+        reporter = Reporter()
+        reporter.mute = True
+        if cluster.own_device is None:  # else the caller chose it
+            say_device(reporter, why)
+        return Predictor(checkpoint, device, reporter)
 
 
 def load(path: Path, overrides: Mapping[str, object]) -> Checkpoint:
@@ -202,8 +207,11 @@ def smallest(checkpoint: Checkpoint, path: Path, reporter: Reporter) -> float:
     return share
 
 
-def predict_segment(recipe: Recipe, source: VideoSource, segment: Segment) -> bytes:
-    """What a worker does: predict frames of a video, which ``recipe`` and ``source`` name by paths; a safetensors file, as `Found` says.
+def predict_segment(recipe: Recipe, source: VideoSource, segment: Segment) -> tuple[bytes, list[list[str]]]:
+    """What a worker does: predict frames of a video, which ``recipe`` and ``source`` name by paths.
+
+    Returns:
+        A safetensors file, as `Found` says, and what the caller is to be told: sentences and warnings, new since the segment before.
 
     Raises:
         FormatError: the model or the video can't be read, or is another one here.
@@ -212,7 +220,8 @@ def predict_segment(recipe: Recipe, source: VideoSource, segment: Segment) -> by
         predictor = _predictor(recipe)
         video, promised = _video(source, *(part for path in source.paths for part in stamp(path)))
         ((_, found),) = in_segments(predictor, video, promised, [segment], lambda *_: None, threading.Event())
-        return found
+        worker = "" if cluster.own_device else f"{platform.node()}: "
+        return found, [[worker + text for text in texts] for texts in predictor.reporter.take()]
 
 
 _ONE_AT_A_TIME = threading.Lock()

@@ -2,8 +2,8 @@
 
 The files lie in a hidden folder beside the output, ``.OUTPUT.segments``, with a record of what they were made from. The folder is there
 exactly as long as its output is not finished: that is how a finished file is told from one that was cut short. The record stays beside a
-finished output, ``.OUTPUT.made_from.json``: a name alone does not say of which videos an output is. Files are safetensors, which are read
-without running code, whatever is in them.
+finished output, ``.OUTPUT.made_from.json``: a name alone does not say of which videos an output is, nor that one of them was damaged. Files
+are safetensors, which are read without running code, whatever is in them.
 """
 
 from __future__ import annotations
@@ -153,12 +153,14 @@ class Work:
         made_from: what two runs must agree on for one to go on with the other's work, from `made_from`.
         length: frames in a segment; those of an unfinished run, where there is one to go on with.
         missing: places of segments that are not finished.
+        damage: what is wrong with its videos, a sentence each; known of an output that is finished.
     """
 
     job: Job
     made_from: dict[str, str]
     length: int
     missing: set[int] = field(default_factory=set)
+    damage: list[str] = field(default_factory=list)
 
     @functools.cached_property
     def name(self) -> Path:
@@ -207,12 +209,13 @@ class Work:
         if not self.record.is_file():
             read = [model, *self.job.inputs, *(path for video in self.job.videos for path in video.paths)]
             return max(stamp(path)[1] for path in existing) > max(stamp(path)[1] for path in read)
-        _, other = self._compared(self.record, _OF_WHOLE)
+        before, other = self._compared(self.record, _OF_WHOLE)
         if other:
             raise FormatError(
                 f"--resume: {self.name} was made {other}; call it as before (new inputs come last), move it away to have it predicted "
                 "again, or leave --resume out to predict everything again."
             )
+        self.damage = before["damage"]
         return True
 
     def _compared(self, record: Path, keys: set[str]) -> tuple[dict[str, Any], str]:
@@ -222,7 +225,7 @@ class Work:
             settings, mine = (json.loads(made["settings"]) for made in (before, self.made_from))
             if all(settings.get(key, value) == value for key, value in mine.items()):
                 before["settings"] = self.made_from["settings"]
-            before["length"] = int(before["length"])
+            before["length"], before["damage"] = int(before["length"]), [str(each) for each in before.get("damage", [])]
             return before, ", ".join(words for key, words in _OTHER.items() if key in keys and before[key] != self.made_from[key])
         except (ValueError, KeyError, TypeError, AttributeError, OSError):
             return {}, "in a way that can't be read"
@@ -275,7 +278,7 @@ class Work:
 
     def _keep_record(self, record: Path) -> None:
         with written_whole(record) as path:
-            path.write_text(json.dumps({**self.made_from, "length": self.length}), encoding="utf-8")
+            path.write_text(json.dumps({**self.made_from, "length": self.length, "damage": self.damage}), encoding="utf-8")
 
     @property
     def left(self) -> int:
@@ -339,14 +342,14 @@ def digest(path: Path) -> str:
     return _digest(path, *stamp(path))
 
 
-def divide(jobs: list[Job], model: Path, config: Config, resume: bool, reporter: Reporter) -> list[Work]:
-    """The work that is to be done; of jobs that an earlier run has finished there is none where it is resumed.
+def divide(jobs: list[Job], model: Path, config: Config, resume: bool, reporter: Reporter) -> tuple[list[Work], list[str]]:
+    """The work that is to be done; of jobs that an earlier run has finished there is none where it is resumed, but their videos' damage.
 
     Raises:
         FormatError: what is to be resumed was made from something else.
     """
     settings, batch = to_dict(config)["predict"], config.predict.batch or 1
-    works, by_date = [], []
+    works, by_date, damage = [], [], list[str]()
     for job in jobs:
         frames = SHORT if job.kind == MACHINELABELS else LENGTH
         length = -(-frames // batch) * batch  # whole batches, so that it does not matter which segments are predicted in one go
@@ -354,6 +357,7 @@ def divide(jobs: list[Job], model: Path, config: Config, resume: bool, reporter:
         if resume and work.finished(model):
             reporter.say(f"{work.name}: finished earlier, skipped")
             by_date += [] if work.record.is_file() else [work.name]
+            damage += work.damage
             continue
         if resume:
             work.look()
@@ -364,7 +368,7 @@ def divide(jobs: list[Job], model: Path, config: Config, resume: bool, reporter:
             f"--resume: nothing says what {by_date[0]}{others} was made from, so it is taken as finished by its date alone; leave --resume "
             "out, or move it away, if it may be of other videos or settings."
         )
-    return works
+    return works, damage
 
 
 def leave(works: list[Work], something: bool, reporter: Reporter) -> None:

@@ -446,6 +446,18 @@ def test_results_name_images_that_lie_elsewhere_than_the_labels_say(make_coco: C
     assert [each["image_id"] for each in json.loads(path.read_text())] == [8]
 
 
+def test_images_that_lie_elsewhere_may_be_of_two_labels_files(make_coco: Callable[..., Path], tmp_path: Path) -> None:
+    def move(content: dict[str, Any], day: int) -> None:
+        for image in content["images"]:
+            image |= {"id": image["id"] + 10 * day, "file_name": f"D:\\day{day}\\{Path(image['file_name']).name}"}
+
+    several = [make_coco(lambda content, day=day: move(content, day), f"day{day}.json") for day in (1, 2)]
+    videos, frames = read_coco(several[1], images=tmp_path / "photos").videos, [LabeledFrame(0, 1)]
+    write_coco_results(tmp_path / "results.json", SKELETON, videos, frames, {}, several[1:])
+    with pytest.raises(FormatError, match=r"is no image of .*day1.json, .*day2.json"):
+        write_coco_results(tmp_path / "results.json", SKELETON, videos, frames, {}, several)
+
+
 def test_results_that_do_not_fit(make_coco: Callable[..., Path], tmp_path: Path, video_file: Path) -> None:
     annotations, path = make_coco(), tmp_path / "results.json"
     frame = LabeledFrame(0, 1, [], [PredictedInstance(SOME)])

@@ -123,6 +123,15 @@ def test_formats_of_one_video_take_a_project_with_frames_of_one(place: Path, vid
         planned("out.csv", "two.slp")
 
 
+def test_the_video_that_is_too_short_is_named(place: Path, video_file: Path):
+    videos = [VideoSource((video_file,)), video_source(place / "photos")]
+    write_project(place / "two.slp", Labels(SKELETON, videos, [LabeledFrame(0, 3, [Instance(POSE)])]))
+    with pytest.raises(FormatError, match=r"--frames 0-20: .*photos .12 images. has 12 frames .0-11.; frame 20 does not exist"):
+        planned("out.slp", "two.slp", frames="0-20")
+    with pytest.raises(FormatError, match=r"project\.pkg\.slp .video0. has 2 frames .0-7.; frame 9 does not exist"):
+        planned("out.slp", "project.pkg.slp", frames="3,9")
+
+
 # --- for a person to correct ---
 
 
@@ -160,7 +169,20 @@ def test_labels_in_an_output_are_not_replaced(place: Path, video_file: Path):
     predicted = Labels(SKELETON, [VideoSource((video_file,))], [LabeledFrame(0, 3, [], [PredictedInstance(POSE)])])
     write_project(place / "predicted.slp", predicted)
     (place / "damaged.slp").write_bytes((place / "project.slp").read_bytes()[:3000])
-    for name in ("predicted.slp", "damaged.slp"):
+    write_project(place / "labels.json", Labels(SKELETON, predicted.videos))
+    table = place / "dlc" / "labeled-data" / "clip" / "CollectedData_me.csv"
+    table.write_text("labels")
+    before = everything(place)
+    for output, words in (
+        ("labels.json", "holds no COCO results but something else, such as labels"),
+        (str(table), "calls a person's labels so"),
+    ):
+        with pytest.raises(FormatError, match=rf"{output}.* {words}.*; .*give the output another name with -o"):
+            planned(output, video_file)
+    assert everything(place) == before
+    (place / "results.json").write_text("[]")
+    (place / "empty.json").touch()
+    for name in ("predicted.slp", "damaged.slp", "results.json", "empty.json"):
         assert planned(name, video_file)[0].output == Path(name)
 
 
@@ -208,6 +230,29 @@ def test_deeplabcut_files_do_not_replace_inputs(place: Path, video_file: Path):
     (place / name).write_bytes((place / "project.analysis.h5").read_bytes())
     with pytest.raises(FormatError, match="is one of the inputs and would be overwritten"):
         planned(name, name)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        ({"id": 7, "file_name": "other.png"}, "an image with the id 7, and so has .*project.json"),
+        ({"id": 70, "file_name": "photos/img7.png"}, "an image called photos/img7.png, and so has .*project.json"),
+    ],
+)
+def test_results_of_labels_that_share_an_image_are_refused(place: Path, edit: dict[str, Any], words: str):
+    content = json.loads((place / "project.json").read_text())
+    content["images"] = [content["images"][7] | edit]
+    content["annotations"] = []
+    (place / "other").mkdir()
+    (place / "other" / "labels.json").write_text(json.dumps(content))
+    (place / "other" / "photos").mkdir()
+    shutil.copy(place / "photos" / "img7.png", place / "other" / edit["file_name"])
+    inputs = "project.json", "other/labels.json"
+    with pytest.raises(FormatError, match=rf"labels.json has {words}: .*-o FOLDER --format json.*, or a .slp file for all"):
+        planned("out.json", *inputs, frames="all")
+    assert planned("out.slp", *inputs, frames="all")[0].total == 13
+    (place / "out").mkdir()
+    assert [job.total for job in planned("out", *inputs, frames="all", suffix="json")] == [12, 1]
 
 
 def test_results_of_images_need_no_predictions_to_be_checked(place: Path):

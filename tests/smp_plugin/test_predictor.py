@@ -169,9 +169,10 @@ def test_an_image_folder(run: Callable[..., Labels], make_blobs: Any, stub: type
     assert numbers(run(images.video / "img002.png")) == [0]
 
 
-def test_a_package_keeps_its_frame_numbers(run: Callable[..., Labels], make_blobs: Any, stub: type[Stub]):
+def test_a_package_keeps_its_frame_numbers(run: Callable[..., Labels], make_blobs: Any, stub: type[Stub], listener: Any):
     package = make_blobs(embed=True, labelled=[2, 7])
-    labels = run(package.project, frames="labeled")
+    labels = run(package.project, frames="labeled", reporter=listener)
+    assert not listener.alarms
     assert numbers(labels) == [2, 7] and labels.videos[0].kind == "embedded" and labels.videos[0].original is not None
     with open_video(package_source := labels.videos[0]) as video:
         assert video.read(7).shape == (96, 96, 3) and package_source.paths == (package.project,)
@@ -421,6 +422,23 @@ def test_followed_animals_keep_their_colour(trained: Path, blobs: Any, stub: typ
     assert tracks == [["animal1", "animal2"], ["animal2", "animal1"]] * 2
 
 
+@pytest.mark.parametrize("empty", [{0}, {1, 2}, {3}, {0, 1, 2, 3}])
+def test_animals_are_followed_past_frames_without_any(
+    empty: set[int], trained: Path, blobs: Any, stub: type[Stub], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    def attempt(self: Any, images: torch.Tensor) -> list[FramePoses]:
+        stub.calls += 1
+        count = 0 if stub.calls - 1 in empty else 1
+        return [FramePoses(np.full((count, 3, 2), 20.0), np.full(count, 0.5), np.full((count, 3), 0.5))]
+
+    monkeypatch.setattr(stub, "attempt", attempt)
+    settings: dict[str, object] = {"predict.track": True, "predict.batch": 1}
+    out, overlay = tmp_path / "out.slp", tmp_path / "o.mp4"
+    predict([blobs.video], out, model=trained, device="cpu", config_overrides=settings, overlay=overlay, frames="0-3")
+    tracks = {frame.index: [animal.track for animal in frame.predicted] for frame in read_project(out).frames}
+    assert tracks == {number: [] if number in empty else ["animal1"] for number in range(4)}
+
+
 def test_frames_for_a_person_are_not_followed(trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path):
     write_project(tmp_path / "dlc", read_project(blobs.project))
     with pytest.raises(FormatError, match="too few to follow animals"):
@@ -510,6 +528,19 @@ def test_damage_midway_keeps_what_came_before(
         predict([images.video], tmp_path / "out.slp", model=trained, device="cpu", overlay=tmp_path / "o.mp4")
     assert numbers(read_project(tmp_path / "out.slp", require_videos=False)) == list(range(9))
     assert leftovers(tmp_path) == sorted([*before, "o.mp4", "out.slp"])
+
+
+def test_damage_is_said_again_of_a_file_that_is_skipped(
+    trained: Path, make_blobs: Any, stub: type[Stub], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    images = make_blobs("pictures", images=True, counts=[1] * 12, labelled=[0])
+    whole = make_blobs("whole", counts=[1] * 3, labelled=[0])
+    (images.video / "img009.png").write_bytes(b"no image")
+    command = f"{images.video} {whole.video} -o {tmp_path}/out --model {trained} --device cpu --resume".split()
+    for calls in (4, 4):
+        assert main(command) == 2 and stub.calls == calls
+        assert "img009.png is not an image that can be read" in (said := " ".join(capsys.readouterr().err.split()))
+    assert said.count("finished earlier, skipped") == 2
 
 
 def test_a_bug_midway_leaves_nothing(trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import platform
 import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -352,7 +355,7 @@ def test_an_output_that_was_begun_anew_is_not_the_finished_one(place: Path, vide
 
 def test_little_is_lost_of_what_a_person_waits_for(place: Path, video: Path, listener: Any):
     job = Job(video.with_name("labeled-data"), MACHINELABELS, [video], [VideoSource((video,))], [range(100)])
-    (work,) = segments.divide([job], place / "model.pt", Config(), False, listener)
+    (work,), _ = segments.divide([job], place / "model.pt", Config(), False, listener)
     assert [len(segment.frames) for segment in work.segments] == [32, 32, 32, 4]
 
 
@@ -370,6 +373,29 @@ def test_a_process_for_each_device(place: Path, video: Path, whole: Labels, monk
         assert len(list(drawn.stream())) == 2 * FRAMES
     assert leftovers(video.parent) == ["clip.mp4", "o.mp4", "out.slp", "twin.mp4"]
     assert "predicting on cpu, cpu, a process each" in listener.sentences
+
+
+def test_what_workers_say_is_said_once(place: Path, video: Path, monkeypatch: pytest.MonkeyPatch, listener: Any, capfd: Any):
+    """Each segment by a worker that has just been started."""
+
+    @contextmanager
+    def workers(*_: object) -> Iterator[Executor]:
+        with ThreadPoolExecutor(2) as pool:
+            yield pool
+
+    def attempt(self: Predictor, images: torch.Tensor) -> list[FramePoses] | None:
+        return None if len(images) > 2 else [FramePoses(np.ones((1, 3, 2)), np.ones(1), np.ones((1, 3)))] * len(images)
+
+    monkeypatch.setattr(cluster, "executor", workers)
+    monkeypatch.setattr(predictor, "_predictor", predictor.Recipe.predictor)
+    monkeypatch.setattr(predictor, "choose_device", lambda name: (torch.device("cpu"), "NO USE OF THE NVIDIA GPU that is there (busy)"))
+    monkeypatch.setattr(Predictor, "attempt", attempt)
+    predict([video], video.with_name("out.slp"), model=place / "model.pt", device="cpu", reporter=listener)
+    assert listener.alarms == [
+        f"{platform.node()}: NO USE OF THE NVIDIA GPU that is there (busy)",
+        f"{platform.node()}: cpu: its memory is not enough for --batch 4; smaller batches are tried.",
+    ]
+    assert capfd.readouterr().err.count("its memory is not enough") == 1
 
 
 def test_a_lost_process_is_said():
