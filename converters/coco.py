@@ -24,6 +24,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,21 +268,20 @@ def _read_instance(where: str, entry: dict[str, Any], skeleton: Skeleton, counts
         raise FormatError(f"{where}: 'keypoints' must be a flat list of numbers x, y, visibility.") from error
     if len(values) not in (0, 3 * len(skeleton)):
         raise FormatError(f"{where}: 'keypoints' has {len(values)} numbers; {3 * len(skeleton)} are needed, 3 for each keypoint.")
-    labelled = (table[:, 2] > 0) & np.isfinite(table[:, :2]).all(axis=1)
-    if not labelled.any():
+    animal = Instance(np.where(table[:, 2:] > 0, table[:, :2], np.nan))
+    if not (labelled := animal.labelled).any():
         counts["bare"] += 1
         return None
-    points = np.where(labelled[:, None], table[:, :2], np.nan)
     track = entry.get("track", entry.get("track_id"))
     name = None if track is None else track if isinstance(track, str) else str(as_id(where, {"track": track}, "track"))
     if "score" not in entry:
         counts["occluded"] += int((table[labelled, 2] == 1).sum())
-        return Instance(points, name)
+        return replace(animal, track=name)
     try:
         score = float(entry["score"])
     except (TypeError, ValueError, OverflowError) as error:
         raise FormatError(f"{where}: 'score' is {entry['score']!r:.40}; it must be a number.") from error
-    return PredictedInstance(points, name, score, np.where(labelled, np.clip(table[:, 2], 0, 1), 0.0))
+    return PredictedInstance(animal.points, name, score, np.where(labelled, np.clip(table[:, 2], 0, 1), 0.0))
 
 
 def _any_keypoint(entry: dict[str, Any]) -> bool:

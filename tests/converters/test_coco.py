@@ -96,8 +96,9 @@ def test_animals_without_keypoints_and_negative_images(make_coco: Callable[..., 
             {**plain, "id": 4, "iscrowd": 0, "keypoints": [0] * 9, "num_keypoints": 0},
             {**plain, "id": 5, "bbox": [1, 2, 3, 4]},
             {**plain, "id": 6, "keypoints": [None, None, 0, None, 3, 2, 4, 5, 0]},
-            {**plain, "id": 7, "image_id": 99},
-            {**plain, "id": 8, "category_id": 99},
+            {**plain, "id": 7, "keypoints": [2e9, 3, 2] + [4, -2e9, 2] * 2},  # where no picture reaches
+            {**plain, "id": 8, "image_id": 99},
+            {**plain, "id": 9, "category_id": 99},
         ]
         content["images"][1]["negative"] = True  # but it has an animal
 
@@ -106,7 +107,7 @@ def test_animals_without_keypoints_and_negative_images(make_coco: Callable[..., 
     said = "\n".join(labels.notes)
     for sentence in (
         "1 annotations are crowds",
-        "3 animals have no keypoints",
+        "4 animals have no keypoints",
         "1 annotations are of other",
         "1 annotations belong to images",
     ):
