@@ -228,13 +228,16 @@ class PoseTraining(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         train = self.config.train
-        groups: dict[tuple[float, float, bool], list[torch.nn.Parameter]] = defaultdict(list)
+        # By what parameters are, not by rates that may be equal: resumed with others, the run has the same groups.
+        groups: dict[tuple[bool, bool, bool], list[torch.nn.Parameter]] = defaultdict(list)
         for name, parameter in self.model.named_parameters():
-            decay = train.weight_decay if parameter.ndim > 1 else 0.0  # not on biases and normalisation
-            factor = (train.backbone_lr or 1.0) if name.startswith("backbone.") else 1.0
             kernel = train.optimizer == "muon" and is_kernel(parameter) and name.split(".")[-2] not in LAST_LAYERS
-            groups[(factor, decay, kernel)].append(parameter)
-        options = [{"params": p, "factor": f, "weight_decay": d, "kernels": k} for (f, d, k), p in groups.items()]
+            groups[(name.startswith("backbone."), parameter.ndim > 1, kernel)].append(parameter)
+        factor, decay = train.backbone_lr or 1.0, train.weight_decay  # no decay of biases and normalisation
+        options = [
+            {"params": p, "factor": factor if backbone else 1.0, "weight_decay": decay if wide else 0.0, "kernels": kernel}
+            for (backbone, wide, kernel), p in groups.items()
+        ]
         if train.optimizer == "sgd":
             return torch.optim.SGD(options, lr=train.lr, momentum=0.9)
         return Muon(options, lr=train.lr, betas=(0.9, 0.99), fused=self.device.type != "mps")
@@ -253,10 +256,14 @@ class PoseTraining(L.LightningModule):
     def on_train_start(self) -> None:
         self.terms.update({name: [value.to(self.device) for value in values] for name, values in self.terms.items()})
         if self.optimizer_state is not None:
+            optimizer: torch.optim.Optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
+            asked = [{name: group[name] for name in ("factor", "weight_decay")} for group in optimizer.param_groups]
             try:
-                self.optimizers().optimizer.load_state_dict(self.optimizer_state)  # type: ignore[union-attr]
+                optimizer.load_state_dict(self.optimizer_state)
             except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
                 raise unfit(error) from error
+            for group, values in zip(optimizer.param_groups, asked, strict=True):
+                group.update(values)  # the state has those from before, and others may be asked for
             self.optimizer_state = None
 
 

@@ -382,6 +382,21 @@ def test_resuming_with_fewer_steps_than_are_done(blobs: Any, make_config: Callab
     assert "nothing is left to train: 4 of 2 steps are done" in listener.sentences
 
 
+def test_a_resumed_run_takes_the_rates_that_are_asked_for(blobs: Any, make_config: Callable[..., Config], tmp_path: Path):
+    """Also where they were equal before, and its optimiser's state holds those."""
+
+    def groups() -> set[tuple[float, float]]:
+        (saved,) = torch.load(run / "last.ckpt", weights_only=True)["optimizer_states"]
+        return {(group["factor"], group["weight_decay"]) for group in saved["param_groups"]}
+
+    run = train([blobs.project], config=make_config(train__weight_decay=0.0), out=tmp_path / "run")
+    assert groups() == {(1.0, 0.0)}
+    config = read_config(run / "config.yaml")
+    config.train.steps, config.train.weight_decay, config.train.backbone_lr = 4, 0.5, 0.25
+    train(config=config, out=run, resume=True)
+    assert groups() == {(factor, decay) for factor in (1.0, 0.25) for decay in (0.0, 0.5)}
+
+
 def test_frames_held_out_stay_so_when_labels_are_added(make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path, listener: Any):
     project = make_blobs("before").project
     run = train([project], config=make_config(data__val_fraction=0.25), out=tmp_path / "run")
