@@ -210,7 +210,7 @@ class PoseTraining(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Lightning's own clipping refuses fused optimisers for the sake of fp16 scaling, which bf16 does not have.
-        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip)
+        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip or math.inf)
         for parameter in self.model.parameters():  # where it is not finite it counts as zero; to ask first would be to wait for the GPU
             if parameter.grad is not None:
                 parameter.grad.nan_to_num_(0.0, 0.0, 0.0)

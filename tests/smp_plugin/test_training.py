@@ -397,6 +397,15 @@ def test_a_resumed_run_takes_the_rates_that_are_asked_for(blobs: Any, make_confi
     assert groups() == {(factor, decay) for factor in (1.0, 0.25) for decay in (0.0, 0.5)}
 
 
+@pytest.mark.parametrize(("clip", "kept"), [(0.0, 1.0), (0.5, 0.5), (20.0, 1.0)])
+def test_gradients_are_clipped_unless_that_is_switched_off(make_config: Callable[..., Config], clip: float, kept: float):
+    module = training.PoseTraining(make_config(train__clip=clip), range(3), 28.0, False, training.Budget(10, 0.0), None)
+    first = next(module.model.parameters())
+    first.grad = torch.full_like(first, first.numel() ** -0.5)
+    module.on_before_optimizer_step(module.configure_optimizers())
+    assert (module.gradient_norm.item(), first.grad.norm().item()) == pytest.approx((1, kept), rel=1e-3)
+
+
 def test_frames_held_out_stay_so_when_labels_are_added(make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path, listener: Any):
     project = make_blobs("before").project
     run = train([project], config=make_config(data__val_fraction=0.25), out=tmp_path / "run")
