@@ -6,7 +6,8 @@ Step i of seed s is the same crops whoever of equally many loader processes make
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from smp_plugin.moving import moving
 
 BLOCK_STEPS = 50  # steps of a loader process that share one set of decoded unlabelled frames
 BLOCK_FRAMES = 12  # frames in it per unlabelled crop of a step: reading runs forward through them once
+FEW = 0.05  # share of a video's frames without labels below which they are listed: drawing until one of them comes would take long
 TOGETHER = 6  # of them from one video, where there are several
 BLOCK_BYTES = 0.5e9  # of such a set at most, in each process; frames of 4K would take gigabytes
 NEVER = 2**31 - 1
@@ -112,14 +114,28 @@ class FrameReader:
 
 
 class UnlabeledPool:
-    """Which frames have no labels: counts per video, never a list of all frames, so that hours of video cost nothing."""
+    """Which frames have no labels: counts per video, and lists only where these are short, so that hours of video cost nothing.
 
-    def __init__(self, sizes: list[int], labelled: list[set[int]], ranges: list[tuple[int, int]] | None) -> None:
+    Args:
+        frames: how many each video has, or the numbers of those that there are.
+        labelled: the numbers of those with labels.
+        ranges: of frames to be drawn, both ends included; None: all.
+    """
+
+    def __init__(self, frames: Sequence[int | Sequence[int]], labelled: list[set[int]], ranges: list[tuple[int, int]] | None) -> None:
         self.labelled = labelled
-        self.spans = [[(a, min(b, size - 1)) for a, b in _disjoint(ranges or [(0, size - 1)]) if a < size] for size in sizes]
+        ends = [there if isinstance(there, int) else max(there, default=-1) + 1 for there in frames]
+        self.spans = [[(a, min(b, end - 1)) for a, b in _disjoint(ranges or [(0, end - 1)]) if a < end] for end in ends]
         self.counts = np.array([sum(b - a + 1 for a, b in spans) for spans in self.spans], dtype=float)
-        for video, spans in enumerate(self.spans):
+        self.few: dict[int, list[int]] = {}
+        for video, (there, spans) in enumerate(zip(frames, self.spans, strict=True)):
+            least = FEW * self.counts[video]
             self.counts[video] -= sum(any(a <= i <= b for a, b in spans) for i in labelled[video])
+            if self.counts[video] < least or not isinstance(there, int):  # where most have labels, to look at each takes no longer
+                numbers = itertools.chain.from_iterable(range(a, b + 1) for a, b in spans) if isinstance(there, int) else there
+                free = (i for i in numbers if i not in labelled[video])
+                self.few[video] = [i for i in free if any(a <= i <= b for a, b in spans)]
+                self.counts[video] = len(self.few[video])
 
     def __len__(self) -> int:
         return int(self.counts.sum())
@@ -142,6 +158,8 @@ class UnlabeledPool:
         return {video: sorted(indices) for video, indices in sorted(drawn.items())}
 
     def _of_video(self, rng: np.random.Generator, video: int) -> int:
+        if video in self.few:
+            return self.few[video][rng.integers(len(self.few[video]))]
         spans = self.spans[video]
         lengths = np.array([b - a + 1 for a, b in spans])
         while True:

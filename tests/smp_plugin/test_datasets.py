@@ -340,21 +340,43 @@ def test_weak_and_strong_views_show_the_same_place(make_steps: Callable[..., Tra
 @given(st.data())
 @settings(max_examples=80, deadline=None)
 def test_the_pool_never_gives_a_labelled_frame_and_counts_right(data: st.DataObject) -> None:
-    sizes = data.draw(st.lists(st.integers(1, 30), min_size=1, max_size=4))
-    labelled = [set(data.draw(st.lists(st.integers(0, size + 2), max_size=size))) for size in sizes]
+    numbers = st.sets(st.integers(0, 30)).map(sorted)  # of the images in a package
+    frames = data.draw(st.lists(st.one_of(st.integers(1, 30), numbers), min_size=1, max_size=4))
+    labelled = [data.draw(st.sets(st.integers(0, 32))) for _ in frames]
     span = st.tuples(st.integers(0, 35), st.integers(0, 8)).map(lambda s: (s[0], s[0] + s[1]))
     ranges = data.draw(st.one_of(st.none(), st.lists(span, min_size=1, max_size=3)))
     allowed = [
-        {i for i in range(size) if i not in known and (ranges is None or any(a <= i <= b for a, b in ranges))}
-        for size, known in zip(sizes, labelled, strict=True)
+        {
+            i
+            for i in (range(there) if isinstance(there, int) else there)
+            if i not in known and (ranges is None or any(a <= i <= b for a, b in ranges))
+        }
+        for there, known in zip(frames, labelled, strict=True)
     ]
-    pool = UnlabeledPool(sizes, labelled, ranges)
+    pool = UnlabeledPool(frames, labelled, ranges)
     assert len(pool) == sum(map(len, allowed))
     if len(pool):
         drawn = pool.draw(np.random.default_rng(data.draw(st.integers(0, 99))), 20)
         assert drawn and list(drawn) == sorted(drawn)
         for number, indices in drawn.items():
             assert set(indices) <= allowed[number] and indices == sorted(set(indices))
+
+
+@pytest.mark.parametrize(
+    ("frames", "labelled"),
+    [(20_000, set(range(20_000)) - {7, 8, 9, 19_999}), ([7, 8, 9, 55, 19_999], {55})],  # a video proofread; a package with suggestions
+)
+def test_few_frames_without_labels_are_found_at_once(frames: Any, labelled: set[int]) -> None:
+    class Counting(np.random.Generator):
+        calls = 0
+
+        def integers(self, *args: Any, **options: Any) -> Any:
+            self.calls += 1
+            return super().integers(*args, **options)
+
+    rng, pool = Counting(np.random.PCG64(0)), UnlabeledPool([frames], [labelled], [(5, 30_000)])
+    seen = [index for _ in range(50) for index in pool.draw(rng, 2)[0]]
+    assert len(pool) == 4 and set(seen) == {7, 8, 9, 19_999} and rng.calls < 200
 
 
 def test_every_unlabelled_frame_is_as_likely_as_any_other() -> None:
