@@ -297,13 +297,15 @@ class TrainingSteps(Dataset[Batch]):
         matrix = transforms.random_matrix(rng, centre, size, config.augment)
         crop = transforms.warp(image, matrix, size, size)
         keypoints = np.array([self._moved(p, matrix) for p in unsure + points]).reshape(-1, len(self.skeleton), 2)
+        boxes = stand_ins(frame.unposed, matrix @ to_input, len(self.skeleton), size)
+        keypoints = np.concatenate((boxes, keypoints))
         partial = source.partial and not frame.negative
         if self.donors and rng.random() < (1.0 if partial and config.augment.paste else config.augment.paste):
             for _ in range(rng.integers(1, config.augment.paste_max + 1)):
                 crop, keypoints = self._paste(rng, crop, keypoints, partial)
         crop = transforms.jitter(rng, transforms.to_bytes(crop), config.augment)
         weights = np.ones(len(keypoints))
-        weights[: len(unsure)] = 0
+        weights[: len(boxes) + len(unsure)] = 0
         keypoints, weights = clip_animals(keypoints, weights, size)
         return crop, keypoints, weights, partial
 
@@ -428,6 +430,22 @@ def clip_animals(keypoints: np.ndarray, weights: np.ndarray, size: int) -> tuple
         return keypoints, weights
     middle = (np.nanmin(keypoints, axis=1) + np.nanmax(keypoints, axis=1)) / 2
     return keypoints, weights * ((middle >= 0) & (middle <= size - 1)).all(axis=1)
+
+
+def stand_ins(boxes: list[np.ndarray], matrix: np.ndarray, count: int, size: int) -> np.ndarray:
+    """Animals (M, ``count``, 2) in place of those in ``boxes`` (4,), moved by ``matrix``, that reach into the crop.
+
+    Two of their keypoints are opposite corners of what is seen of the box; of a skeleton of one there is only the middle.
+    """
+    made = []
+    for box in boxes:
+        corners = transforms.apply_matrix(matrix, box[[[0, 1], [2, 1], [2, 3], [0, 3]]])
+        low, high = corners.min(axis=0), corners.max(axis=0)
+        if (high >= 0).all() and (low <= size - 1).all():
+            ends = np.clip((low, high), 0, size - 1)
+            made.append(np.full((count, 2), np.nan))
+            made[-1][:2] = ends if count > 1 else ends.mean(axis=0)
+    return np.array(made).reshape(-1, count, 2)
 
 
 def uncorrected(frame: LabeledFrame, near: float) -> list[np.ndarray]:

@@ -278,6 +278,31 @@ def test_predictions_that_nobody_corrected_are_neither_animal_nor_background(
     assert animals > sum(int(b.keypoints.isfinite().all(-1).any(-1).sum()) for b in unused)
 
 
+@pytest.mark.parametrize("keypoints", [1, 4])
+def test_in_boxes_of_animals_without_keypoints_nothing_is_background(video: tuple[VideoSource, list[LabeledFrame]], keypoints: int) -> None:
+    """Wherever the crop lies: boxes are cut at its border."""
+    source, labelled = video
+    skeleton = Skeleton(SKELETON.keypoints[:keypoints])
+    animal, middle = labelled[0].instances[0].points[:keypoints], labelled[0].instances[1].points.mean(axis=0)
+    left, top, right, bottom = box = np.array([*(middle - 40), *(middle + 40)])
+    frame = LabeledFrame(0, 0, [Instance(animal)], unposed=[box, box + 900])
+    labels = LabelSource([frame], list(range(keypoints)), False)
+    config = settings_for(augment__paste=0.0, augment__rotation=0.0, augment__scale=(1.0, 1.0), augment__flip=False, train__batch=1)
+    steps = TrainingSteps([labels], [source], skeleton, config, [source], UnlabeledPool([N_FRAMES], [set()], None))
+    seen = 0
+    for batch in (steps[i] for i in range(40)):
+        stands = batch.keypoints[0, batch.weights[0] == 0]
+        whole = batch.keypoints[0, batch.weights[0] > 0]
+        stands = stands[stands.isfinite().any(dim=(1, 2))].numpy()
+        if len(whole) and len(stands):
+            seen += 1
+            moved = whole[0, 0].numpy() - animal[0]
+            ends = np.clip(np.array([[left, top], [right, bottom]]) + moved, 0, 127)
+            assert np.allclose(stands[0, :2], ends if keypoints > 1 else ends.mean(axis=0), atol=1e-3)
+            assert len(stands) == 1 and np.isnan(stands[0, 2:]).all()
+    assert seen > 5
+
+
 def test_every_project_gets_the_same_share_of_crops(video: tuple[VideoSource, list[LabeledFrame]]) -> None:
     source, labelled = video
     everything = LabelSource(labelled[:3], [0, 1, 2, 3], False)
