@@ -41,6 +41,7 @@ class Batch:
         weights: (N, M) float32: 1, or 0 for an animal cut off by the crop, or predicted by a model and not corrected.
         background: (N,) float32: how sure it is that there is no animal away from the labels.
         partial: (N,) bool: are animals, or keypoints of animals, without a label to be expected?
+        own: (N, K) bool: which keypoints the crop's project has.
         weak, strong: (U, 3, S, S) uint8, the same crops; U may be 0.
     """
 
@@ -49,6 +50,7 @@ class Batch:
     weights: Tensor
     background: Tensor
     partial: Tensor
+    own: Tensor
     weak: Tensor
     strong: Tensor
 
@@ -248,8 +250,9 @@ class TrainingSteps(Dataset[Batch]):
         animals = max(1, max(len(s[1]) for s in samples))
         keypoints = np.full((len(samples), animals, len(self.skeleton), 2), np.nan, dtype=np.float32)
         weights = np.zeros((len(samples), animals), dtype=np.float32)
-        for i, (_, points, counts, _) in enumerate(samples):
-            keypoints[i, : len(points)], weights[i, : len(counts)] = points, counts
+        own = torch.zeros(len(samples), len(self.skeleton), dtype=torch.bool)
+        for i, (_, points, counts, _, had) in enumerate(samples):
+            keypoints[i, : len(points)], weights[i, : len(counts)], own[i, had] = points, counts, True
         views = []
         if step >= int(self.first_unlabeled_step) and len(self.pool):
             views = [self._unlabeled_crop(step, i) for i in range(train.unlabeled_batch)]
@@ -260,6 +263,7 @@ class TrainingSteps(Dataset[Batch]):
             weights=torch.from_numpy(weights),
             background=torch.tensor([config.loss.partial_negative if s[3] else 1.0 for s in samples]),
             partial=torch.tensor([s[3] for s in samples]),
+            own=own,
             weak=torch.stack([v[0] for v in views]) if views else empty,
             strong=torch.stack([v[1] for v in views]) if views else empty,
         )
@@ -279,8 +283,8 @@ class TrainingSteps(Dataset[Batch]):
             frame, focus = self.complete[which][rng.integers(len(self.complete[which]))]
         return rng, source, frame, focus
 
-    def _labelled_crop(self, number: int) -> tuple[Tensor, np.ndarray, np.ndarray, bool]:
-        """Crop, keypoints (M, K, 2) and weights (M,) of its animals, and whether its labels are partial."""
+    def _labelled_crop(self, number: int) -> tuple[Tensor, np.ndarray, np.ndarray, bool, list[int]]:
+        """Crop, keypoints (M, K, 2) and weights (M,) of its animals, whether its labels are partial, and its project's keypoints."""
         config, size = self.config, self.config.data.crop
         rng, source, frame, focus = self._drawn(number)
         image, to_input = self.reader.get(frame.video, frame.index)
@@ -307,7 +311,7 @@ class TrainingSteps(Dataset[Batch]):
         weights = np.ones(len(keypoints))
         weights[: len(boxes) + len(unsure)] = 0
         keypoints, weights = clip_animals(keypoints, weights, size)
-        return crop, keypoints, weights, partial
+        return crop, keypoints, weights, partial, source.keypoints
 
     def _moved(self, points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
         moved = transforms.apply_matrix(matrix, points)

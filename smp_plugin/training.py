@@ -156,7 +156,7 @@ class PoseTraining(L.LightningModule):
         way = self.ways[self.step % len(self.ways)]
         outputs = self.model(torch.cat((batch.images, turn(batch.strong, way))))
         on_labelled = outputs.images(slice(0, labelled))
-        labels = Instances(batch.keypoints, batch.weights, batch.background[:, None, None])
+        labels = Instances(batch.keypoints, batch.weights, batch.background[:, None, None], batch.own)
         terms = supervised(on_labelled, self.completed(labels, batch), loss, self.typical)
         confidence = label_confidence(on_labelled, labels)
         self.confidence.lerp_(torch.where(confidence.isfinite(), confidence, self.confidence), 0.05)

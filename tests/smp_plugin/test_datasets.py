@@ -291,12 +291,11 @@ def test_in_boxes_of_animals_without_keypoints_nothing_is_background(video: tupl
     steps = TrainingSteps([labels], [source], skeleton, config, [source], UnlabeledPool([N_FRAMES], [set()], None))
     seen = 0
     for batch in (steps[i] for i in range(40)):
-        stands = batch.keypoints[0, batch.weights[0] == 0]
-        whole = batch.keypoints[0, batch.weights[0] > 0]
-        stands = stands[stands.isfinite().any(dim=(1, 2))].numpy()
+        poses, weights = batch.keypoints[0].numpy(), batch.weights[0].numpy()
+        stands, whole = poses[(weights == 0) & np.isfinite(poses).any(axis=(1, 2))], poses[weights > 0]
         if len(whole) and len(stands):
             seen += 1
-            moved = whole[0, 0].numpy() - animal[0]
+            moved = whole[0, 0] - animal[0]
             ends = np.clip(np.array([[left, top], [right, bottom]]) + moved, 0, 127)
             assert np.allclose(stands[0, :2], ends if keypoints > 1 else ends.mean(axis=0), atol=1e-3)
             assert len(stands) == 1 and np.isnan(stands[0, 2:]).all()
@@ -311,6 +310,7 @@ def test_every_project_gets_the_same_share_of_crops(video: tuple[VideoSource, li
     settings = settings_for(train__batch=4, augment__paste=0.0)
     steps = TrainingSteps([everything, lone], [source], SKELETON, settings, [source], UnlabeledPool([N_FRAMES], [set()], None))
     assert len(steps.donors) == 7  # an animal with all keypoints that its project has is complete
+    assert steps[0].own.tolist() == [[True] * 4, [True, False, False, False]] * 2
     counts = torch.stack([steps[i].keypoints.isfinite().all(-1).sum(-1).amax(-1) for i in range(6)])
     assert set(counts[:, 1::2].unique().tolist()) <= {0, 1} and counts[:, ::2].max() == 4
     pasting = TrainingSteps(
@@ -512,5 +512,5 @@ def test_an_apple_gpu_is_waited_for(device: str, ahead: bool):
         def to(self, _: torch.device, non_blocking: bool) -> bool:
             return non_blocking
 
-    batch: Any = Batch(*[Sent()] * 7)  # type: ignore[arg-type]
+    batch: Any = Batch(*[Sent()] * 8)  # type: ignore[arg-type]
     assert set(vars(batch.to(torch.device(device))).values()) == {ahead}

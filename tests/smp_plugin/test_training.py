@@ -229,6 +229,21 @@ def test_trains_on(project: dict[str, Any], make_blobs: Any, make_config: Callab
     assert all(torch.isfinite(value).all() for value in weights_of(run).values())
 
 
+def test_of_several_projects_each_has_its_own_keypoints(
+    make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen, real = [], training.supervised
+
+    def supervised(outputs: Any, instances: Any, *rest: Any) -> Any:
+        seen.append(instances.own.tolist())
+        return real(outputs, instances, *rest)
+
+    monkeypatch.setattr(training, "supervised", supervised)
+    projects = [make_blobs("small", keypoints=["head"]).project, make_blobs("large", keypoints=["tail", "fin"], seed=1).project]
+    train(projects, config=make_config(train__steps=1), out=tmp_path / "run")
+    assert seen == [[[True, False, False], [False, True, True]]]
+
+
 @pytest.mark.parametrize(("counts", "kept"), [([0, 0], 2), ([2, 2, 2, 2, 1], 2), ([2] * 5, 1)])
 def test_few_validation_animals_choose_nothing(
     counts: list[int], kept: int, make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
