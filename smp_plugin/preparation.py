@@ -404,9 +404,10 @@ def _unlabeled(
         if there and video.original is not None:
             named.append(video.original)
     for package, count in alone.items():
-        lost = "the video it was made from was" if count == 1 else f"{count} videos it was made from were"
+        lost, it = ("the video it was made from was", "it") if count == 1 else (f"{count} videos it was made from were", "them")
         reporter.say(
-            f"unlabelled frames: of {package}, only images that it holds without labels; {lost} not found (name it with --unlabeled VIDEO)"
+            f"unlabelled frames: of {package}, only images that it holds without labels; {lost} not found "
+            f"(name {it} with --unlabeled VIDEO)"
         )
     known = _places(taken, videos) | {_place(videos[number], index) for number, index in taken}
     sources, frames, labelled = [], [], []
