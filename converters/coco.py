@@ -8,7 +8,7 @@ Traps of the format:
 
 * ``skeleton`` counts keypoints from 1, but some programs write it from 0; ids may be strings, floats, or larger than 32 bits;
 * visibility 0 is not labelled, and its position means nothing; 1 is hidden but labelled; 2 is visible. Programs write null for 0, too;
-* animals may have a box and no keypoints, or be a crowd: nothing to learn from, but no background either;
+* animals may have a box and no keypoints, or be a crowd: nothing to learn from, but no background either (`LabeledFrame.unposed`);
 * an image without annotations may be empty or not labelled yet: only the field ``negative`` of this project tells, else it is not labelled;
 * file names may be relative to the json file, to a folder that it does not name, or absolute on another computer.
 
@@ -24,13 +24,25 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from converters.files import Finder, written_whole
-from converters.labels import MOST_FRAMES, FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, files_of
+from converters.labels import (
+    MOST_FRAMES,
+    MOST_PIXELS,
+    FormatError,
+    Instance,
+    LabeledFrame,
+    Labels,
+    PredictedInstance,
+    Skeleton,
+    VideoSource,
+    files_of,
+)
 from converters.video import open_video
 
 Id = int | str
@@ -111,6 +123,7 @@ def read_labels(path: Path, data: Any, source: Path, annotations: list[dict[str,
     skeleton, categories = _read_categories(path, data, annotations, category, notes)
     frames = {place: LabeledFrame(0, place, negative=True) for place in negative}
     counts: Counter[str] = Counter()
+    unposed: dict[int, list[np.ndarray]] = {}
     for number, entry in enumerate(annotations):
         name = f"{source}: annotation {entry.get('id', f'number {number}')}"
         if as_id(name, entry, "category_id") not in categories:
@@ -122,6 +135,9 @@ def read_labels(path: Path, data: Any, source: Path, annotations: list[dict[str,
             continue
         instance = _read_instance(name, entry, skeleton, counts)
         if instance is None:
+            box = _box(entry)
+            counts["unplaced"] += box is None
+            unposed.setdefault(place, []).extend([] if box is None else [box])
             continue
         counts["boxes"] += any(entry.get(field) for field in ("bbox", "area", "segmentation"))
         frame = frames.setdefault(place, LabeledFrame(0, place))
@@ -130,6 +146,8 @@ def read_labels(path: Path, data: Any, source: Path, annotations: list[dict[str,
         else:
             frame.instances.append(instance)
             frame.negative = False
+    for place, frame in frames.items():
+        frame.unposed = unposed.get(place, [])
     notes += _said(source, counts, _NOTES)
     counts["ids"] = sum(key != place for key, place in places.items())
     videos = [VideoSource(paths)] if paths else []
@@ -138,8 +156,9 @@ def read_labels(path: Path, data: Any, source: Path, annotations: list[dict[str,
 
 _NOTES = {
     "occluded": "{} keypoints are marked as hidden (visibility 1); they have a position and count as labelled.",
-    "crowd": "{} annotations are crowds, which have no keypoints; they are left out, so labels there are partial.",
-    "bare": "{} animals have no keypoints; they are left out, so labels there are partial.",
+    "crowd": "{} annotations are crowds, which have no keypoints; they are left out, and in their boxes nothing is background.",
+    "bare": "{} animals have no keypoints; they are left out, and in their boxes nothing is background.",
+    "unplaced": "{} crowds or animals without keypoints have no box either; where labels count as complete, they are background.",
     "category": "{} annotations are of other categories and left out.",
     "image": "{} annotations belong to images that the file does not list, and are left out.",
 }
@@ -267,21 +286,31 @@ def _read_instance(where: str, entry: dict[str, Any], skeleton: Skeleton, counts
         raise FormatError(f"{where}: 'keypoints' must be a flat list of numbers x, y, visibility.") from error
     if len(values) not in (0, 3 * len(skeleton)):
         raise FormatError(f"{where}: 'keypoints' has {len(values)} numbers; {3 * len(skeleton)} are needed, 3 for each keypoint.")
-    labelled = (table[:, 2] > 0) & np.isfinite(table[:, :2]).all(axis=1)
-    if not labelled.any():
+    animal = Instance(np.where(table[:, 2:] > 0, table[:, :2], np.nan))
+    if not (labelled := animal.labelled).any():
         counts["bare"] += 1
         return None
-    points = np.where(labelled[:, None], table[:, :2], np.nan)
     track = entry.get("track", entry.get("track_id"))
     name = None if track is None else track if isinstance(track, str) else str(as_id(where, {"track": track}, "track"))
     if "score" not in entry:
         counts["occluded"] += int((table[labelled, 2] == 1).sum())
-        return Instance(points, name)
+        return replace(animal, track=name)
     try:
         score = float(entry["score"])
     except (TypeError, ValueError, OverflowError) as error:
         raise FormatError(f"{where}: 'score' is {entry['score']!r:.40}; it must be a number.") from error
-    return PredictedInstance(points, name, score, np.where(labelled, np.clip(table[:, 2], 0, 1), 0.0))
+    return PredictedInstance(animal.points, name, score, np.where(labelled, np.clip(table[:, 2], 0, 1), 0.0))
+
+
+def _box(entry: dict[str, Any]) -> np.ndarray | None:
+    """Left, top, right and bottom, which COCO counts from the picture's corner; None where there is none."""
+    try:
+        values = np.array(entry.get("bbox"), dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if values.shape != (4,) or not (np.abs(values) < MOST_PIXELS).all() or not (values[2:] > 0).all():
+        return None
+    return np.concatenate((values[:2], values[:2] + values[2:])) - 0.5
 
 
 def _any_keypoint(entry: dict[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 
 MOST_FRAMES = 10**9  # a year of video; larger numbers are damage, and make tables without end
-_MOST_PIXELS = 1e9  # so far from the corner no picture reaches
+MOST_PIXELS = 1e9  # so far from the corner no picture reaches
 _UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and halves of characters
 
 
@@ -116,7 +116,7 @@ class Instance:
         points = np.array(self.points, dtype=np.float64)
         if points.ndim != 2 or points.shape[1] != 2:
             raise FormatError(f"An instance's points have shape {points.shape}; (keypoints, 2) is needed.")
-        points[~(np.abs(points) < _MOST_PIXELS).all(axis=1)] = np.nan
+        points[~(np.abs(points) < MOST_PIXELS).all(axis=1)] = np.nan
         self.points = points
 
     @property
@@ -214,6 +214,7 @@ class LabeledFrame:
         instances: animals a person labelled.
         predicted: animals a model predicted; never used as labels unless asked for.
         negative: a person states that no animal is here.
+        unposed: (4,) arrays, left, top, right and bottom in frame pixels, of boxes around animals that nobody knows the keypoints of.
     """
 
     video: int
@@ -221,6 +222,7 @@ class LabeledFrame:
     instances: list[Instance] = field(default_factory=list)
     predicted: list[PredictedInstance] = field(default_factory=list)
     negative: bool = False
+    unposed: list[np.ndarray] = field(default_factory=list)
 
     @property
     def shown(self) -> list[Instance]:

@@ -59,7 +59,8 @@ def read_slp(path: Path, video_root: Path | None = None, predicted: bool = True,
             raise FormatError(f"{path} names the video {missing[0]}{others}, which is not found; give its folder with --video-root FOLDER.")
         videos.append(source)
     _check_distinct(path, project, videos, finder)
-    return Labels(skeleton, videos, _read_frames(project, orders, predicted), path, _notes(path, project), _left_behind(path, project))
+    frames = _read_frames(project, orders, predicted)
+    return Labels(skeleton, videos, frames, path, _notes(path, project), _left_behind(path, project, frames))
 
 
 def _load(path: Path) -> Any:
@@ -166,9 +167,14 @@ def _notes(path: Path, project: Any) -> list[str]:
     return [f"{path}: {twice} tracks have the name of another one and are read as that one; give each its own in SLEAP."] if twice else []
 
 
-def _left_behind(path: Path, project: Any) -> list[str]:
-    corrections = sum(i.from_predicted is not None for frame in project.labeled_frames for i in frame.instances)
+def _left_behind(path: Path, project: Any, frames: list[LabeledFrame]) -> list[str]:
+    animals = [animal for frame in project.labeled_frames for animal in frame.instances]
+    corrections = sum(animal.from_predicted is not None for animal in animals)
+    followed = {animal.track for frame in frames for animal in (*frame.instances, *frame.predicted)}
     counts = {
+        "tracks have no animal and are left out": len({str(track.name) for track in project.tracks} - followed),
+        "animals have a tracking score, which is left out": sum(bool(np.nan_to_num(animal.tracking_score or 0.0)) for animal in animals),
+        "sessions of several cameras are left out": len(project.sessions),
         "suggested frames are left out": len(project.suggestions),
         "labels are corrected predictions; these predictions are left out, and the links to them": corrections,
     }

@@ -133,7 +133,7 @@ class TrainConfig:
     weight_decay: float = 1e-4  # as the authors; with learning rates of a thousandth, a run's weights shrink by less than a thousandth
     warmup: float = 0.03  # share of the run in which the learning rate rises
     final_lr: float = 0.01  # share of the learning rate left at the end (cosine decay)
-    clip: float = 5.0  # gradient norm
+    clip: float = 5.0  # gradient norm, at most; 0: it is not clipped
     labeled_fusion_start: float = 0.13  # share of the run after which L_fl counts (2k of 15k steps in the paper)
     unlabeled_fusion_start: float = 0.33  # share of the run after which unlabelled frames count (5k of 15k)
     unlabeled_first_step: int = 300  # and not before it: a teacher that has just begun costs more steps than it is worth

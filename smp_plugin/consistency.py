@@ -199,7 +199,7 @@ def merge_instances(labels: Instances, found: Instances, background: Tensor, typ
     same = on_label.any(dim=2)
     fresh = torch.where(same[..., None, None], torch.nan, found.keypoints)
     keypoints = torch.cat((torch.where(fill, rest, labels.keypoints), fresh), dim=1)
-    return Instances(keypoints, torch.cat((labels.weights, found.weights * ~same), dim=1), background)
+    return Instances(keypoints, torch.cat((labels.weights, found.weights * ~same), dim=1), background, labels.own)
 
 
 @torch.no_grad()

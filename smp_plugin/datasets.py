@@ -6,7 +6,8 @@ Step i of seed s is the same crops whoever of equally many loader processes make
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from smp_plugin.moving import moving
 
 BLOCK_STEPS = 50  # steps of a loader process that share one set of decoded unlabelled frames
 BLOCK_FRAMES = 12  # frames in it per unlabelled crop of a step: reading runs forward through them once
+FEW = 0.05  # share of a video's frames without labels below which they are listed: drawing until one of them comes would take long
 TOGETHER = 6  # of them from one video, where there are several
 BLOCK_BYTES = 0.5e9  # of such a set at most, in each process; frames of 4K would take gigabytes
 NEVER = 2**31 - 1
@@ -39,6 +41,7 @@ class Batch:
         weights: (N, M) float32: 1, or 0 for an animal cut off by the crop, or predicted by a model and not corrected.
         background: (N,) float32: how sure it is that there is no animal away from the labels.
         partial: (N,) bool: are animals, or keypoints of animals, without a label to be expected?
+        own: (N, K) bool: which keypoints the crop's project has.
         weak, strong: (U, 3, S, S) uint8, the same crops; U may be 0.
     """
 
@@ -47,6 +50,7 @@ class Batch:
     weights: Tensor
     background: Tensor
     partial: Tensor
+    own: Tensor
     weak: Tensor
     strong: Tensor
 
@@ -112,14 +116,28 @@ class FrameReader:
 
 
 class UnlabeledPool:
-    """Which frames have no labels: counts per video, never a list of all frames, so that hours of video cost nothing."""
+    """Which frames have no labels: counts per video, and lists only where these are short, so that hours of video cost nothing.
 
-    def __init__(self, sizes: list[int], labelled: list[set[int]], ranges: list[tuple[int, int]] | None) -> None:
+    Args:
+        frames: how many each video has, or the numbers of those that there are.
+        labelled: the numbers of those with labels.
+        ranges: of frames to be drawn, both ends included; None: all.
+    """
+
+    def __init__(self, frames: Sequence[int | Sequence[int]], labelled: list[set[int]], ranges: list[tuple[int, int]] | None) -> None:
         self.labelled = labelled
-        self.spans = [[(a, min(b, size - 1)) for a, b in _disjoint(ranges or [(0, size - 1)]) if a < size] for size in sizes]
+        ends = [there if isinstance(there, int) else max(there, default=-1) + 1 for there in frames]
+        self.spans = [[(a, min(b, end - 1)) for a, b in _disjoint(ranges or [(0, end - 1)]) if a < end] for end in ends]
         self.counts = np.array([sum(b - a + 1 for a, b in spans) for spans in self.spans], dtype=float)
-        for video, spans in enumerate(self.spans):
+        self.few: dict[int, list[int]] = {}
+        for video, (there, spans) in enumerate(zip(frames, self.spans, strict=True)):
+            least = FEW * self.counts[video]
             self.counts[video] -= sum(any(a <= i <= b for a, b in spans) for i in labelled[video])
+            if self.counts[video] < least or not isinstance(there, int):  # where most have labels, to look at each takes no longer
+                numbers = itertools.chain.from_iterable(range(a, b + 1) for a, b in spans) if isinstance(there, int) else there
+                free = (i for i in numbers if i not in labelled[video])
+                self.few[video] = [i for i in free if any(a <= i <= b for a, b in spans)]
+                self.counts[video] = len(self.few[video])
 
     def __len__(self) -> int:
         return int(self.counts.sum())
@@ -142,6 +160,8 @@ class UnlabeledPool:
         return {video: sorted(indices) for video, indices in sorted(drawn.items())}
 
     def _of_video(self, rng: np.random.Generator, video: int) -> int:
+        if video in self.few:
+            return self.few[video][rng.integers(len(self.few[video]))]
         spans = self.spans[video]
         lengths = np.array([b - a + 1 for a, b in spans])
         while True:
@@ -230,8 +250,9 @@ class TrainingSteps(Dataset[Batch]):
         animals = max(1, max(len(s[1]) for s in samples))
         keypoints = np.full((len(samples), animals, len(self.skeleton), 2), np.nan, dtype=np.float32)
         weights = np.zeros((len(samples), animals), dtype=np.float32)
-        for i, (_, points, counts, _) in enumerate(samples):
-            keypoints[i, : len(points)], weights[i, : len(counts)] = points, counts
+        own = torch.zeros(len(samples), len(self.skeleton), dtype=torch.bool)
+        for i, (_, points, counts, _, had) in enumerate(samples):
+            keypoints[i, : len(points)], weights[i, : len(counts)], own[i, had] = points, counts, True
         views = []
         if step >= int(self.first_unlabeled_step) and len(self.pool):
             views = [self._unlabeled_crop(step, i) for i in range(train.unlabeled_batch)]
@@ -242,6 +263,7 @@ class TrainingSteps(Dataset[Batch]):
             weights=torch.from_numpy(weights),
             background=torch.tensor([config.loss.partial_negative if s[3] else 1.0 for s in samples]),
             partial=torch.tensor([s[3] for s in samples]),
+            own=own,
             weak=torch.stack([v[0] for v in views]) if views else empty,
             strong=torch.stack([v[1] for v in views]) if views else empty,
         )
@@ -261,8 +283,8 @@ class TrainingSteps(Dataset[Batch]):
             frame, focus = self.complete[which][rng.integers(len(self.complete[which]))]
         return rng, source, frame, focus
 
-    def _labelled_crop(self, number: int) -> tuple[Tensor, np.ndarray, np.ndarray, bool]:
-        """Crop, keypoints (M, K, 2) and weights (M,) of its animals, and whether its labels are partial."""
+    def _labelled_crop(self, number: int) -> tuple[Tensor, np.ndarray, np.ndarray, bool, list[int]]:
+        """Crop, keypoints (M, K, 2) and weights (M,) of its animals, whether its labels are partial, and its project's keypoints."""
         config, size = self.config, self.config.data.crop
         rng, source, frame, focus = self._drawn(number)
         image, to_input = self.reader.get(frame.video, frame.index)
@@ -279,15 +301,17 @@ class TrainingSteps(Dataset[Batch]):
         matrix = transforms.random_matrix(rng, centre, size, config.augment)
         crop = transforms.warp(image, matrix, size, size)
         keypoints = np.array([self._moved(p, matrix) for p in unsure + points]).reshape(-1, len(self.skeleton), 2)
+        boxes = stand_ins(frame.unposed, matrix @ to_input, len(self.skeleton), size)
+        keypoints = np.concatenate((boxes, keypoints))
         partial = source.partial and not frame.negative
         if self.donors and rng.random() < (1.0 if partial and config.augment.paste else config.augment.paste):
             for _ in range(rng.integers(1, config.augment.paste_max + 1)):
                 crop, keypoints = self._paste(rng, crop, keypoints, partial)
         crop = transforms.jitter(rng, transforms.to_bytes(crop), config.augment)
         weights = np.ones(len(keypoints))
-        weights[: len(unsure)] = 0
+        weights[: len(boxes) + len(unsure)] = 0
         keypoints, weights = clip_animals(keypoints, weights, size)
-        return crop, keypoints, weights, partial
+        return crop, keypoints, weights, partial, source.keypoints
 
     def _moved(self, points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
         moved = transforms.apply_matrix(matrix, points)
@@ -410,6 +434,22 @@ def clip_animals(keypoints: np.ndarray, weights: np.ndarray, size: int) -> tuple
         return keypoints, weights
     middle = (np.nanmin(keypoints, axis=1) + np.nanmax(keypoints, axis=1)) / 2
     return keypoints, weights * ((middle >= 0) & (middle <= size - 1)).all(axis=1)
+
+
+def stand_ins(boxes: list[np.ndarray], matrix: np.ndarray, count: int, size: int) -> np.ndarray:
+    """Animals (M, ``count``, 2) in place of those in ``boxes`` (4,), moved by ``matrix``, that reach into the crop.
+
+    Two of their keypoints are opposite corners of what is seen of the box; of a skeleton of one there is only the middle.
+    """
+    made = []
+    for box in boxes:
+        corners = transforms.apply_matrix(matrix, box[[[0, 1], [2, 1], [2, 3], [0, 3]]])
+        low, high = corners.min(axis=0), corners.max(axis=0)
+        if (high >= 0).all() and (low <= size - 1).all():
+            ends = np.clip((low, high), 0, size - 1)
+            made.append(np.full((count, 2), np.nan))
+            made[-1][:2] = ends if count > 1 else ends.mean(axis=0)
+    return np.array(made).reshape(-1, count, 2)
 
 
 def uncorrected(frame: LabeledFrame, near: float) -> list[np.ndarray]:

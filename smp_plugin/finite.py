@@ -100,7 +100,7 @@ def culprits(trainer: L.Trainer, module: PoseTraining, batch: Batch) -> list[int
     """Labelled crops that alone give a loss that is not finite; where there are none, such crops without labels, numbered after these."""
 
     def fails(labelled: slice, unlabelled: slice) -> bool:
-        part = {name: getattr(batch, name)[labelled] for name in ("images", "keypoints", "weights", "background", "partial")}
+        part = {name: getattr(batch, name)[labelled] for name in ("images", "keypoints", "weights", "background", "partial", "own")}
         alone = Batch(**part, weak=batch.weak[unlabelled], strong=batch.strong[unlabelled])
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             return not torch.stack(list(module.loss_terms(alone).values())).isfinite().all()

@@ -79,7 +79,7 @@ def instance_losses(
     vector = (error * weight[..., None]).sum() / (known * weight[..., None]).sum().clamp(min=1)
 
     with torch.no_grad():
-        boxes, _, area = extents(truth, typical)
+        boxes, _, area = extents(truth, typical, instances.own)
         if config.quality == "oks":
             square = ((vectors - wanted) * stride[..., None, None]).square().sum(dim=-1)
             similarity = torch.exp(-square / (2 * config.quality_s2 * area[..., None]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -394,27 +395,31 @@ def _unlabeled(
     """
     ranges = parse_ranges(config.data.unlabeled_frames, "--unlabeled-frames") if config.data.unlabeled_frames else None
     extra = config.data.unlabeled
-    sources = [video_source(Path(path)) for path in extra]
+    named, alone = [video_source(Path(path)) for path in extra], Counter[str]()
     for video in labels.videos if not extra else []:
         there = video.original is not None and all(p.exists() for p in video.original.paths)
         if video.kind == "embedded" and not there:
-            reporter.say(
-                f"unlabelled frames: of {video.name}, only images that it holds without labels; the video it was made from was not found "
-                "(name it with --unlabeled VIDEO)"
-            )
+            alone[video.name] += 1
         if video.kind != "embedded" or not there:
-            sources.append(video)
+            named.append(video)
         if there and video.original is not None:
-            sources.append(video.original)
-    sources = list({(*(path.resolve() for path in source.paths), source.embedded): source for source in sources}.values())
+            named.append(video.original)
+    for package, count in alone.items():
+        lost, it = ("the video it was made from was", "it") if count == 1 else (f"{count} videos it was made from were", "them")
+        reporter.say(
+            f"unlabelled frames: of {package}, only images that it holds without labels; {lost} not found "
+            f"(name {it} with --unlabeled VIDEO)"
+        )
     known = _places(taken, videos) | {_place(videos[number], index) for number, index in taken}
-    sizes, labelled = [], []
-    for source in sources:
+    sources, frames, labelled = [], [], []
+    for source in {(*(path.resolve() for path in source.paths), source.embedded): source for source in named}.values():
         with open_video(source) as opened:
-            sizes.append(opened.frame_numbers[-1] + 1 if source.kind == "embedded" else opened.n_frames)
-            absent = set(range(sizes[-1])) - set(opened.frame_numbers) if source.kind == "embedded" else set()
-        labelled.append(_known_in(source, known) | absent)
-    pool = UnlabeledPool(sizes, labelled, ranges) if sources else UnlabeledPool([0], [set()], None)
+            if not opened.n_frames:  # a package lists videos of which it holds no image
+                continue
+            frames.append(opened.frame_numbers if source.kind == "embedded" else opened.n_frames)
+        sources.append(source)
+        labelled.append(_known_in(source, known))
+    pool = UnlabeledPool(frames, labelled, ranges) if sources else UnlabeledPool([0], [set()], None)
     if len(pool) and config.train.unlabeled_batch > 0:
         reporter.say(f"unlabelled frames: {len(pool):,} in {len(sources)} video{'s' if len(sources) > 1 else ''}")
     elif config.loss.unlabelled:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,16 +28,18 @@ class Instances:
         keypoints: (N, M, K, 2), NaN where not labelled; all NaN in padding.
         weights: (N, M) how much each animal counts, 0 to 1. An animal of weight 0 teaches nothing, and nothing is background around it.
         background: (N, h', w') or (N, 1, 1): how much "no animal here" counts away from the animals; maps are resized to each grid.
+        own: (N, K) bool: which keypoints the image's project has: an animal with these is complete. None: all.
     """
 
     keypoints: Tensor
     weights: Tensor
     background: Tensor
+    own: Tensor | None = None
 
     def of_images(self, which: Tensor) -> Instances:
         """The same without the animals of images that are not marked in ``which`` (N,) bool."""
         keypoints = torch.where(which[:, None, None, None], self.keypoints, torch.nan)
-        return Instances(keypoints, self.weights * which[:, None], self.background)
+        return replace(self, keypoints=keypoints, weights=self.weights * which[:, None])
 
 
 @dataclass
@@ -52,17 +54,18 @@ class PoseTargets:
     assigned: Tensor
 
 
-def extents(keypoints: Tensor, typical: float) -> tuple[Tensor, Tensor, Tensor]:
+def extents(keypoints: Tensor, typical: float, own: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Box (..., 4: x0, y0, x1, y1), length and area (...) of animals (..., K, 2), input pixels.
 
-    The length is the longer side of the labelled keypoints' box; an incompletely labelled animal is taken to be at least as long as
-    ``typical``, the median complete animal. The area is the box's, at least a tenth of the length squared (animals lying along an axis).
+    The length is the longer side of the labelled keypoints' box; an animal without some of its project's keypoints (``own``, as of
+    `Instances`) is taken to be at least as long as ``typical``, the median complete animal. The area is the box's, at least a tenth of the
+    length squared (animals lying along an axis).
     """
     known = keypoints.isfinite().all(dim=-1, keepdim=True)
     low = torch.where(known, keypoints, torch.inf).amin(dim=-2)
     high = torch.where(known, keypoints, -torch.inf).amax(dim=-2)
     side = (high - low).clamp(min=0).nan_to_num(0, 0, 0)
-    complete = known.squeeze(-1).all(dim=-1)
+    complete = (known.squeeze(-1) if own is None else known.squeeze(-1) | ~own[:, None]).all(dim=-1)
     length = side.amax(dim=-1)
     length = torch.where(complete & (length > 0), length, length.clamp(min=typical))
     return torch.cat((low, high), dim=-1), length, torch.maximum(side.prod(dim=-1), 0.1 * length**2)
@@ -70,7 +73,7 @@ def extents(keypoints: Tensor, typical: float) -> tuple[Tensor, Tensor, Tensor]:
 
 def build_targets(outputs: PoseOutputs, instances: Instances, config: LossConfig, typical: float) -> PoseTargets:
     """Targets on the grids of ``outputs``, made on its device. ``typical``: length of the median complete animal, input pixels."""
-    boxes, lengths, _ = extents(instances.keypoints, typical)
+    boxes, lengths, _ = extents(instances.keypoints, typical, instances.own)
     heatmaps, heatmap_weights = _heatmap_targets(outputs, instances, boxes, lengths, config, typical)
     assigned = _assign(outputs, instances, boxes, lengths, config)
     positive = assigned >= 0
@@ -78,7 +81,9 @@ def build_targets(outputs: PoseOutputs, instances: Instances, config: LossConfig
     xs, ys = outputs.locations.unbind(dim=1)
     # Cells in a labelled animal's box but away from its centre are sure negatives, also where labels are partial; not of an animal with
     # half of its keypoints or fewer, whose centre may lie anywhere within reach.
-    exists, placed = _exists(instances), instances.keypoints.isfinite().all(dim=-1).float().mean(dim=-1) > 0.5
+    exists, known = _exists(instances), instances.keypoints.isfinite().all(dim=-1)
+    had = known.shape[-1] if instances.own is None else instances.own.sum(dim=-1, keepdim=True)
+    placed = known.sum(dim=-1) > 0.5 * had
     weight = torch.where(_inside(boxes, placed & (instances.weights > 0), xs, ys), 1.0, weight)
     weight = torch.where(_inside(_reach(boxes, lengths, typical, 0.0), exists & ~placed, xs, ys), 0.0, weight)
     weight = torch.where(_inside(_grow(boxes, 0.1 * lengths), exists & (instances.weights == 0), xs, ys), 0.0, weight)

@@ -160,7 +160,7 @@ class PoseTraining(L.LightningModule):
         way = self.ways[self.step % len(self.ways)]
         outputs = self.model.outputs(*self.answers(torch.cat((batch.images, turn(batch.strong, way)))))
         on_labelled = outputs.images(slice(0, labelled))
-        labels = Instances(batch.keypoints, batch.weights, batch.background[:, None, None])
+        labels = Instances(batch.keypoints, batch.weights, batch.background[:, None, None], batch.own)
         terms = supervised(on_labelled, self.completed(labels, batch), loss, self.typical)
         confidence = label_confidence(on_labelled, labels)
         self.confidence.lerp_(torch.where(confidence.isfinite(), confidence, self.confidence), 0.05)
@@ -214,7 +214,7 @@ class PoseTraining(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Lightning's own clipping refuses fused optimisers for the sake of fp16 scaling, which bf16 does not have.
-        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip)
+        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip or math.inf)
         for parameter in self.model.parameters():  # where it is not finite it counts as zero; to ask first would be to wait for the GPU
             if parameter.grad is not None:
                 parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
@@ -232,13 +232,16 @@ class PoseTraining(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         train = self.config.train
-        groups: dict[tuple[float, float, bool], list[torch.nn.Parameter]] = defaultdict(list)
+        # By what parameters are, not by rates that may be equal: resumed with others, the run has the same groups.
+        groups: dict[tuple[bool, bool, bool], list[torch.nn.Parameter]] = defaultdict(list)
         for name, parameter in self.model.named_parameters():
-            decay = train.weight_decay if parameter.ndim > 1 else 0.0  # not on biases and normalisation
-            factor = (train.backbone_lr or 1.0) if name.startswith("backbone.") else 1.0
             kernel = train.optimizer == "muon" and is_kernel(parameter) and name.split(".")[-2] not in LAST_LAYERS
-            groups[(factor, decay, kernel)].append(parameter)
-        options = [{"params": p, "factor": f, "weight_decay": d, "kernels": k} for (f, d, k), p in groups.items()]
+            groups[(name.startswith("backbone."), parameter.ndim > 1, kernel)].append(parameter)
+        factor, decay = train.backbone_lr or 1.0, train.weight_decay  # no decay of biases and normalisation
+        options = [
+            {"params": p, "factor": factor if backbone else 1.0, "weight_decay": decay if wide else 0.0, "kernels": kernel}
+            for (backbone, wide, kernel), p in groups.items()
+        ]
         if train.optimizer == "sgd":
             return torch.optim.SGD(options, lr=train.lr, momentum=0.9)
         return Muon(options, lr=train.lr, betas=(0.9, 0.99), fused=self.device.type != "mps")
@@ -257,10 +260,14 @@ class PoseTraining(L.LightningModule):
     def on_train_start(self) -> None:
         self.terms.update({name: [value.to(self.device) for value in values] for name, values in self.terms.items()})
         if self.optimizer_state is not None:
+            optimizer: torch.optim.Optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
+            asked = [{name: group[name] for name in ("factor", "weight_decay")} for group in optimizer.param_groups]
             try:
-                self.optimizers().optimizer.load_state_dict(self.optimizer_state)  # type: ignore[union-attr]
+                optimizer.load_state_dict(self.optimizer_state)
             except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
                 raise unfit(error) from error
+            for group, values in zip(optimizer.param_groups, asked, strict=True):
+                group.update(values)  # the state has those from before, and others may be asked for
             self.optimizer_state = None
         if compiling_pays(self.config.train, self.device):
             self.compile_network()

@@ -96,17 +96,21 @@ def test_animals_without_keypoints_and_negative_images(make_coco: Callable[..., 
             {**plain, "id": 4, "iscrowd": 0, "keypoints": [0] * 9, "num_keypoints": 0},
             {**plain, "id": 5, "bbox": [1, 2, 3, 4]},
             {**plain, "id": 6, "keypoints": [None, None, 0, None, 3, 2, 4, 5, 0]},
-            {**plain, "id": 7, "image_id": 99},
-            {**plain, "id": 8, "category_id": 99},
+            {**plain, "id": 7, "keypoints": [2e9, 3, 2] + [4, -2e9, 2] * 2},  # where no picture reaches
+            *({**plain, "image_id": 7, "bbox": box} for box in ([1, 2, 3, 4], [1, 2, 0, 4], [[1]] * 4)),
+            {**plain, "id": 8, "image_id": 99},
+            {**plain, "id": 9, "category_id": 99},
         ]
         content["images"][1]["negative"] = True  # but it has an animal
 
     labels = read_coco(make_coco(edit))
     assert [frame.index for frame in labels.labelled_frames] == [0, 1] and not any(frame.negative for frame in labels.frames)
+    assert [box.tolist() for frame in labels.frames for box in frame.unposed] == [[0.5, 1.5, 3.5, 5.5]]
     said = "\n".join(labels.notes)
     for sentence in (
         "1 annotations are crowds",
-        "3 animals have no keypoints",
+        "6 crowds or animals without keypoints have no box either",
+        "7 animals have no keypoints",
         "1 annotations are of other",
         "1 annotations belong to images",
     ):

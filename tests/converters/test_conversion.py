@@ -249,11 +249,15 @@ def test_the_same_format_again_says_what_is_left_behind(tmp_path: Path, make_pro
         for animal, track in zip(frame.instances[1:], labels.tracks, strict=True):
             animal.track = track
         labels.suggestions = [sio.SuggestionFrame(video=labels.videos[0], frame_idx=9)]
+        labels.tracks.append(sio.Track("nobody"))
+        frame.instances[1].tracking_score = 0.75
+        labels.sessions = [sio.RecordingSession()]
 
     source = make_project("p.slp", edit=edit)
     tracks, *rest = convert(source, tmp_path / "q.slp")
     assert "2 tracks have the name of another one" in tracks
-    assert [note.partition(": ")[2][:10] for note in rest] == ["1 suggeste", "1 labels a"]
+    said = ["1 tracks have no", "1 animals have a", "1 sessions of se", "1 suggested fram", "1 labels are cor"]
+    assert [note.partition(": ")[2][:16] for note in rest] == said
     assert len(convert(source, tmp_path / "labels.json")) == 4, "suggestions and links are SLEAP's own"
 
 

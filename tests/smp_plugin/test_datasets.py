@@ -278,6 +278,30 @@ def test_predictions_that_nobody_corrected_are_neither_animal_nor_background(
     assert animals > sum(int(b.keypoints.isfinite().all(-1).any(-1).sum()) for b in unused)
 
 
+@pytest.mark.parametrize("keypoints", [1, 4])
+def test_in_boxes_of_animals_without_keypoints_nothing_is_background(video: tuple[VideoSource, list[LabeledFrame]], keypoints: int) -> None:
+    """Wherever the crop lies: boxes are cut at its border."""
+    source, labelled = video
+    skeleton = Skeleton(SKELETON.keypoints[:keypoints])
+    animal, middle = labelled[0].instances[0].points[:keypoints], labelled[0].instances[1].points.mean(axis=0)
+    left, top, right, bottom = box = np.array([*(middle - 40), *(middle + 40)])
+    frame = LabeledFrame(0, 0, [Instance(animal)], unposed=[box, box + 900])
+    labels = LabelSource([frame], list(range(keypoints)), False)
+    config = settings_for(augment__paste=0.0, augment__rotation=0.0, augment__scale=(1.0, 1.0), augment__flip=False, train__batch=1)
+    steps = TrainingSteps([labels], [source], skeleton, config, [source], UnlabeledPool([N_FRAMES], [set()], None))
+    seen = 0
+    for batch in (steps[i] for i in range(40)):
+        poses, weights = batch.keypoints[0].numpy(), batch.weights[0].numpy()
+        stands, whole = poses[(weights == 0) & np.isfinite(poses).any(axis=(1, 2))], poses[weights > 0]
+        if len(whole) and len(stands):
+            seen += 1
+            moved = whole[0, 0] - animal[0]
+            ends = np.clip(np.array([[left, top], [right, bottom]]) + moved, 0, 127)
+            assert np.allclose(stands[0, :2], ends if keypoints > 1 else ends.mean(axis=0), atol=1e-3)
+            assert len(stands) == 1 and np.isnan(stands[0, 2:]).all()
+    assert seen > 5
+
+
 def test_every_project_gets_the_same_share_of_crops(video: tuple[VideoSource, list[LabeledFrame]]) -> None:
     source, labelled = video
     everything = LabelSource(labelled[:3], [0, 1, 2, 3], False)
@@ -286,6 +310,7 @@ def test_every_project_gets_the_same_share_of_crops(video: tuple[VideoSource, li
     settings = settings_for(train__batch=4, augment__paste=0.0)
     steps = TrainingSteps([everything, lone], [source], SKELETON, settings, [source], UnlabeledPool([N_FRAMES], [set()], None))
     assert len(steps.donors) == 7  # an animal with all keypoints that its project has is complete
+    assert steps[0].own.tolist() == [[True] * 4, [True, False, False, False]] * 2
     counts = torch.stack([steps[i].keypoints.isfinite().all(-1).sum(-1).amax(-1) for i in range(6)])
     assert set(counts[:, 1::2].unique().tolist()) <= {0, 1} and counts[:, ::2].max() == 4
     pasting = TrainingSteps(
@@ -340,21 +365,43 @@ def test_weak_and_strong_views_show_the_same_place(make_steps: Callable[..., Tra
 @given(st.data())
 @settings(max_examples=80, deadline=None)
 def test_the_pool_never_gives_a_labelled_frame_and_counts_right(data: st.DataObject) -> None:
-    sizes = data.draw(st.lists(st.integers(1, 30), min_size=1, max_size=4))
-    labelled = [set(data.draw(st.lists(st.integers(0, size + 2), max_size=size))) for size in sizes]
+    numbers = st.sets(st.integers(0, 30)).map(sorted)  # of the images in a package
+    frames = data.draw(st.lists(st.one_of(st.integers(1, 30), numbers), min_size=1, max_size=4))
+    labelled = [data.draw(st.sets(st.integers(0, 32))) for _ in frames]
     span = st.tuples(st.integers(0, 35), st.integers(0, 8)).map(lambda s: (s[0], s[0] + s[1]))
     ranges = data.draw(st.one_of(st.none(), st.lists(span, min_size=1, max_size=3)))
     allowed = [
-        {i for i in range(size) if i not in known and (ranges is None or any(a <= i <= b for a, b in ranges))}
-        for size, known in zip(sizes, labelled, strict=True)
+        {
+            i
+            for i in (range(there) if isinstance(there, int) else there)
+            if i not in known and (ranges is None or any(a <= i <= b for a, b in ranges))
+        }
+        for there, known in zip(frames, labelled, strict=True)
     ]
-    pool = UnlabeledPool(sizes, labelled, ranges)
+    pool = UnlabeledPool(frames, labelled, ranges)
     assert len(pool) == sum(map(len, allowed))
     if len(pool):
         drawn = pool.draw(np.random.default_rng(data.draw(st.integers(0, 99))), 20)
         assert drawn and list(drawn) == sorted(drawn)
         for number, indices in drawn.items():
             assert set(indices) <= allowed[number] and indices == sorted(set(indices))
+
+
+@pytest.mark.parametrize(
+    ("frames", "labelled"),
+    [(20_000, set(range(20_000)) - {7, 8, 9, 19_999}), ([7, 8, 9, 55, 19_999], {55})],  # a video proofread; a package with suggestions
+)
+def test_few_frames_without_labels_are_found_at_once(frames: Any, labelled: set[int]) -> None:
+    class Counting(np.random.Generator):
+        calls = 0
+
+        def integers(self, *args: Any, **options: Any) -> Any:
+            self.calls += 1
+            return super().integers(*args, **options)
+
+    rng, pool = Counting(np.random.PCG64(0)), UnlabeledPool([frames], [labelled], [(5, 30_000)])
+    seen = [index for _ in range(50) for index in pool.draw(rng, 2)[0]]
+    assert len(pool) == 4 and set(seen) == {7, 8, 9, 19_999} and rng.calls < 200
 
 
 def test_every_unlabelled_frame_is_as_likely_as_any_other() -> None:
@@ -465,5 +512,5 @@ def test_an_apple_gpu_is_waited_for(device: str, ahead: bool):
         def to(self, _: torch.device, non_blocking: bool) -> bool:
             return non_blocking
 
-    batch: Any = Batch(*[Sent()] * 7)  # type: ignore[arg-type]
+    batch: Any = Batch(*[Sent()] * 8)  # type: ignore[arg-type]
     assert set(vars(batch.to(torch.device(device))).values()) == {ahead}

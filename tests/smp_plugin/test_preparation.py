@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from converters import FormatError, Instance, LabeledFrame, VideoSource, read_project, write_project
+from smp_plugin.checking import check
 from smp_plugin.config import Config, read_config, set_value, write_config
 from smp_plugin.datasets import FrameReader
 from smp_plugin.preparation import Material, _complete_lengths, _pictures, _split, frame_names, name_sources, prepare
@@ -405,6 +406,24 @@ def test_a_package_alone_teaches_by_its_images_without_labels(
     assert all(torch.equal(image, whole.get(0, number)[0]) for image, number in zip(images, sorted(numbers), strict=True))
     held = material_of(tmp_path / "fewer.slp", config=make_config(), listener=listener, val=package.project)
     assert len(held.pool) == 0  # all of its other images are validation frames
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_package_lists_videos_of_which_it_holds_no_image(
+    make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path, listener: Any, first: bool
+):
+    import sleap_io as sio
+
+    labelled, other = make_blobs("labelled"), make_blobs("other", seed=1)
+    labels, video = sio.load_slp(str(labelled.project), open_videos=True), sio.Video.from_filename(str(other.video))
+    labels.videos = [video, *labels.videos] if first else [*labels.videos, video]
+    labels.suggestions = [sio.SuggestionFrame(video=labels.videos[int(first)], frame_idx=15)]
+    labels.save(str(tmp_path / "both.pkg.slp"), embed="user+suggestions", verbose=False)
+    labelled.video.unlink()
+    other.video.unlink()
+    check([tmp_path / "both.pkg.slp"], config=make_config(), out=tmp_path / "run", reporter=listener)
+    assert "; 2 videos it was made from were not found (name them with" in sentence(listener, "unlabelled frames: of ")
+    assert "unlabelled frames: 1 in 1 video" in listener.sentences and listener.alarms == []
 
 
 def test_validation_frames_are_judged_by_their_own_labels(make_blobs: Any, make_config: Callable[..., Config], listener: Any):

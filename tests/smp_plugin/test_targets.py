@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from smp_plugin.config import LossConfig
+from smp_plugin.consistency import merge_instances
 from smp_plugin.model import PoseOutputs
 from smp_plugin.targets import WINDOW, Instances, build_targets, draw_gaussians, extents
 
@@ -283,6 +284,23 @@ def test_images_do_not_share_their_animals(make_outputs: Callable[..., PoseOutpu
 def test_extents_of_an_animal(points: list[tuple[float, float]], box: tuple[float, ...], length: float, area: float) -> None:
     boxes, lengths, areas = extents(torch.tensor(points, dtype=torch.float64), TYPICAL)
     assert boxes.tolist() == list(box) and lengths.item() == length and areas.item() == pytest.approx(area)
+
+
+def test_completeness_is_judged_by_the_projects_own_keypoints(make_outputs: Callable[..., PoseOutputs]) -> None:
+    """A small species of three keypoints beside one of three others is told from background as if it were alone."""
+    alone = instances_of([ANIMAL])
+    beside = instances_of([[*ANIMAL, *[(NAN, NAN)] * 3]])
+    beside.own = torch.tensor([[True] * 3 + [False] * 3])
+    length, typical = 30.0, 120.0
+    assert extents(beside.keypoints, typical, beside.own)[1].item() == extents(alone.keypoints, typical)[1].item() == length
+    expected = build_targets(make_outputs(keypoints=3), alone, CONFIG, typical)
+    targets = build_targets(make_outputs(keypoints=6), beside, CONFIG, typical)
+    for name in ("presence", "presence_weights", "assigned"):
+        assert torch.equal(getattr(targets, name), getattr(expected, name)), name
+    assert torch.equal(targets.heatmap_weights[:, :3], expected.heatmap_weights)
+    assert targets.heatmap_weights[:, 3:].amin() == 0, "what its project does not have may be there"
+    merged = merge_instances(beside, dataclasses.replace(beside, own=None), beside.background, typical)
+    assert merged.own is beside.own is beside.of_images(torch.tensor([True])).own
 
 
 def test_with_keypoint_anchors_a_complete_animal_is_also_found_at_its_keypoints(make_outputs: Callable[..., PoseOutputs]) -> None:

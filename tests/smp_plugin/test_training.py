@@ -229,6 +229,21 @@ def test_trains_on(project: dict[str, Any], make_blobs: Any, make_config: Callab
     assert all(torch.isfinite(value).all() for value in weights_of(run).values())
 
 
+def test_of_several_projects_each_has_its_own_keypoints(
+    make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen, real = [], training.supervised
+
+    def supervised(outputs: Any, instances: Any, *rest: Any) -> Any:
+        seen.append(instances.own.tolist())
+        return real(outputs, instances, *rest)
+
+    monkeypatch.setattr(training, "supervised", supervised)
+    projects = [make_blobs("small", keypoints=["head"]).project, make_blobs("large", keypoints=["tail", "fin"], seed=1).project]
+    train(projects, config=make_config(train__steps=1), out=tmp_path / "run")
+    assert seen == [[[True, False, False], [False, True, True]]]
+
+
 @pytest.mark.parametrize(("counts", "kept"), [([0, 0], 2), ([2, 2, 2, 2, 1], 2), ([2] * 5, 1)])
 def test_few_validation_animals_choose_nothing(
     counts: list[int], kept: int, make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -380,6 +395,30 @@ def test_resuming_with_fewer_steps_than_are_done(blobs: Any, make_config: Callab
     train(config=make_config(train__steps=2), out=run, resume=True, reporter=listener)
     assert same(before, (state(run), rows_of(run))) and (run / "report.html").exists()
     assert "nothing is left to train: 4 of 2 steps are done" in listener.sentences
+
+
+def test_a_resumed_run_takes_the_rates_that_are_asked_for(blobs: Any, make_config: Callable[..., Config], tmp_path: Path):
+    """Also where they were equal before, and its optimiser's state holds those."""
+
+    def groups() -> set[tuple[float, float]]:
+        (saved,) = torch.load(run / "last.ckpt", weights_only=True)["optimizer_states"]
+        return {(group["factor"], group["weight_decay"]) for group in saved["param_groups"]}
+
+    run = train([blobs.project], config=make_config(train__weight_decay=0.0), out=tmp_path / "run")
+    assert groups() == {(1.0, 0.0)}
+    config = read_config(run / "config.yaml")
+    config.train.steps, config.train.weight_decay, config.train.backbone_lr = 4, 0.5, 0.25
+    train(config=config, out=run, resume=True)
+    assert groups() == {(factor, decay) for factor in (1.0, 0.25) for decay in (0.0, 0.5)}
+
+
+@pytest.mark.parametrize(("clip", "kept"), [(0.0, 1.0), (0.5, 0.5), (20.0, 1.0)])
+def test_gradients_are_clipped_unless_that_is_switched_off(make_config: Callable[..., Config], clip: float, kept: float):
+    module = training.PoseTraining(make_config(train__clip=clip), range(3), 28.0, False, training.Budget(10, 0.0), None)
+    first = next(module.model.parameters())
+    first.grad = torch.full_like(first, first.numel() ** -0.5)
+    module.on_before_optimizer_step(module.configure_optimizers())
+    assert (module.gradient_norm.item(), first.grad.norm().item()) == pytest.approx((1, kept), rel=1e-3)
 
 
 def test_frames_held_out_stay_so_when_labels_are_added(make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path, listener: Any):

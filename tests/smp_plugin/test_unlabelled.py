@@ -75,7 +75,8 @@ def batch_of(weak: Tensor, strong: Tensor) -> Batch:
     """With a labelled crop in which nothing is labelled."""
     nothing = torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8)
     nowhere = torch.full((1, 1, 3, 2), math.nan).double()
-    return Batch(nothing, nowhere, torch.zeros(1, 1), torch.ones(1), torch.zeros(1, dtype=torch.bool), weak, strong)
+    every = torch.ones(1, 3, dtype=torch.bool)
+    return Batch(nothing, nowhere, torch.zeros(1, 1), torch.ones(1), ~every[:, 0], every, weak, strong)
 
 
 def crops(seed: int) -> Tensor:

@@ -78,6 +78,7 @@ def make_batch(unlabelled: int) -> Batch:
         torch.tensor([[1.0, 1], [1, 0], [0, 0]]),
         torch.tensor([1.0, 0.3, 0.3]),
         torch.tensor([False, True, True]),
+        torch.ones(3, KEYPOINTS, dtype=torch.bool),
         others,
         others.flip(0),
     )
