@@ -11,13 +11,14 @@ import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Executor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from converters import FormatError, LabeledFrame, write_predictions
+from converters import FormatError, LabeledFrame, Skeleton, write_predictions
 from converters.conversion import Contents, lost
 from converters.deeplabcut_machinelabels import write_machinelabels
 from converters.video import open_video
@@ -118,52 +119,85 @@ def predict(
         )
     with _folder_for(output):
         check([work.job for work in works], skeleton)
-    contents, notes, written, started = Contents(), list[str](), list[Path](), time.time()
+    recipe = Recipe(weights, digest(weights), __version__, json.dumps(overrides), device)
+    done = _carry_out(works, checkpoint, path, recipe, where, (scheduler, local_cluster), overlay, resume, reporter)
+    _tell(done, jobs, skeleton, inputs[0].name, output, reporter)
+    if done.drawn:
+        reporter.say(f"written: {overlay}")
+    if done.interrupted:
+        raise KeyboardInterrupt
+    if damage := damage + [sentence for work in works for sentence in work.damage]:
+        raise FormatError(f"{' '.join(damage)} What comes before it was predicted and written.")
+    return done.written if jobs[0].kind == MACHINELABELS else [job.output for job in jobs]
+
+
+@dataclass
+class _Done:
+    """What was written, what there is to say of it, whether an overlay was, and whether the user ended it."""
+
+    contents: Contents = field(default_factory=Contents)
+    notes: list[str] = field(default_factory=list)
+    written: list[Path] = field(default_factory=list)
+    drawn: bool = False
+    interrupted: bool = False
+
+
+def _carry_out(
+    works: list[Work],
+    checkpoint: Checkpoint,
+    run: Path,
+    recipe: Recipe,
+    here: torch.device,
+    workers: tuple[str | None, int],
+    overlay: Path | None,
+    resume: bool,
+    reporter: Reporter,
+) -> _Done:
+    """Predict and write: on the device ``here``, unless ``workers``, a scheduler's address or how many, or several GPUs do it."""
+    done, started = _Done(), time.time()
     with stoppable() as stopped, contextlib.ExitStack() as stack:
-        drawn = _Overlay(stack.enter_context(OverlayWriter(overlay, skeleton, _fps(jobs[0]))), checkpoint) if overlay else None
+        video = stack.enter_context(OverlayWriter(overlay, checkpoint.skeleton, _fps(works[0].job))) if overlay else None
+        drawn = _Overlay(video, checkpoint) if video else None
         begun: list[Work] = []
-        stack.callback(lambda: leave(begun, stopped.is_set() or bool(written), reporter))
+        stack.callback(lambda: leave(begun, stopped.is_set() or bool(done.written), reporter))
         for work in works:
             begun.append(work)
             work.begin(resume, reporter)
-        devices = [] if on_cluster else every_device(device)[: sum(len(work.missing) for work in works)]
-        pool = stack.enter_context(cluster.executor(scheduler, local_cluster, devices, reporter))
+        devices = every_device(recipe.device)[: sum(len(work.missing) for work in works)] if workers == (None, 0) else []
+        pool = stack.enter_context(cluster.executor(*workers, devices, reporter))
         task = stack.enter_context(reporter.task("predicting", sum(work.left for work in works), "frames"))
         if pool is None:
-            done = _done_here(Predictor(checkpoint, where, reporter), works, drawn, task, stopped)
+            complete = _done_here(Predictor(checkpoint, here, reporter), works, drawn, task, stopped)
         else:
-            recipe = Recipe(weights, digest(weights), __version__, json.dumps(overrides), device)
-            done = _done_there(pool, recipe, works, drawn, task, stopped, reporter)
+            complete = _done_there(pool, recipe, works, drawn, task, stopped, reporter)
         # Half of what a person is to correct would be taken for the whole, and is not replaced later: it waits for --resume.
         halves = (work for work in works if stopped.is_set() and work.begun and work.job.kind != MACHINELABELS)
-        for work in itertools.chain(done, halves):
-            provenance = _provenance(checkpoint, path, work.job, started)
+        for work in itertools.chain(complete, halves):
+            provenance = _provenance(checkpoint, run, work.job, started)
             found = _tracked(_merged(work, reporter), None if work.job.kind == MACHINELABELS else _trackers(checkpoint))
             work.record.unlink(missing_ok=True)  # it is of what is now replaced
-            notes += _write(work.job, checkpoint, _counted(found, contents), provenance)
-            written.append(work.job.output)
-            damage += work.damage
+            done.notes += _write(work.job, checkpoint, _counted(found, done.contents), provenance)
+            done.written.append(work.job.output)
             if not work.missing:
                 work.finish()
+    done.drawn, done.interrupted = video is not None and video.begun, stopped.is_set()
+    return done
+
+
+def _tell(done: _Done, jobs: list[Job], skeleton: Skeleton, name: str, output: Path, reporter: Reporter) -> None:
+    """What was written and what of it the format does not hold. ``name``: of the first input."""
     for_a_person = jobs[0].kind == MACHINELABELS
-    if for_a_person and written and not contents.most:
-        notes.append(f"{output}: no animal was found, so there is nothing to correct and nothing was written; lower --min-score.")
-        written.clear()
-    if not for_a_person and written:
-        notes += lost(contents, skeleton, jobs[0].kind, inputs[0].name, jobs[0].output if len(jobs) == 1 else output)
-    for note in notes:
+    if for_a_person and done.written and not done.contents.most:
+        done.notes.append(f"{output}: no animal was found, so there is nothing to correct and nothing was written; lower --min-score.")
+        done.written.clear()
+    if not for_a_person and done.written:
+        done.notes += lost(done.contents, skeleton, jobs[0].kind, name, jobs[0].output if len(jobs) == 1 else output)
+    for note in done.notes:
         reporter.warn(note)
-    for job_output in dict.fromkeys(written):
+    for job_output in dict.fromkeys(done.written):
         reporter.say(f"written: {job_output}")
-    if for_a_person and written:
+    if for_a_person and done.written:
         reporter.say("to correct them: open each folder's machinelabels in deeplabcut.refine_labels, save, call deeplabcut.merge_datasets")
-    if drawn is not None and drawn.writer.begun:
-        reporter.say(f"written: {overlay}")
-    if stopped.is_set():
-        raise KeyboardInterrupt
-    if damage:
-        raise FormatError(f"{' '.join(damage)} What comes before it was predicted and written.")
-    return written if for_a_person else [job.output for job in jobs]
 
 
 def newest_run(folder: Path = Path("runs")) -> Path:
