@@ -156,8 +156,8 @@ def read_labels(path: Path, data: Any, source: Path, annotations: list[dict[str,
 
 _NOTES = {
     "occluded": "{} keypoints are marked as hidden (visibility 1); they have a position and count as labelled.",
-    "crowd": "{} annotations are crowds, which have no keypoints; they are left out, and in their boxes nothing is background.",
-    "bare": "{} animals have no keypoints; they are left out, and in their boxes nothing is background.",
+    "crowd": "{} annotations are crowds without keypoints; they are left out, and smp-train takes nothing in their boxes for background.",
+    "bare": "{} animals have no keypoints; they are left out, and smp-train takes nothing in their boxes for background.",
     "unplaced": "{} crowds or animals without keypoints have no box either; where labels count as complete, they are background.",
     "category": "{} annotations are of other categories and left out.",
     "image": "{} annotations belong to images that the file does not list, and are left out.",

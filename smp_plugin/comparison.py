@@ -20,7 +20,7 @@ import numpy as np
 
 from converters import FormatError, LabeledFrame, Labels, read_project, write_project
 from converters.files import refuse_links
-from converters.originals import write_originals
+from converters.supplement import write_supplement
 from smp_plugin.baselines import DLC, METHODS, OWN, SLEAP, Job, Outcome, own_settings
 from smp_plugin.baselines.__main__ import REFUSED, UNAVAILABLE
 from smp_plugin.comparison_report import write_comparison
@@ -120,13 +120,14 @@ def compare(
     val_file = out / "data" / "val.slp"
     val_file.parent.mkdir(exist_ok=True)
     _write(val_file, judged)
-    table = val_file.with_name("originals.json").absolute()
-    originals = table if write_originals(table, [*train.videos, *judged.videos]) else None
+    beside = val_file.with_name("supplement.json").absolute()
+    supplement = beside if write_supplement(beside, train, judged) else None
     reporter.say(
         f"{len(methods)} methods x {len(fractions)} numbers of labels x {len(seeds)} seeds, {budget} each; "
         f"measured on {len(judged.labelled_frames)} frames, which choose nothing"
     )
-    told = {"predict.max_animals": "1"} if train.one_animal else {}  # as smp-train takes it; DeepLabCut is told, too
+    # As smp-train takes it; DeepLabCut is told, too.
+    settings = {**({"predict.max_animals": "1"} if train.one_animal else {}), **(settings or {})}
     jobs: list[tuple[str, int, Job]] = []
     for fraction, seed in itertools.product(fractions, seeds):
         train_file = out / "data" / f"train_{counts[fraction]}_{seed}.slp"
@@ -135,12 +136,12 @@ def compare(
             folder = cell_folder(out, method, fraction, seed)
             job = Job(
                 method, train_file.absolute(), val_file.absolute(), folder.absolute(), seed, budget.minutes, budget.steps, device, preset,
-                {**told, **(settings or {})}, curve, rule, originals,
+                settings, curve, rule, supplement,
             )  # fmt: skip
             jobs.append((fraction, counts[fraction], job))
 
     def show(problems: list[str]) -> Path:
-        facts = _facts(project, train, judged, budget, rule, out)
+        facts = _facts(project, train, judged, budget, rule, settings.get("predict.max_animals") == "1", out)
         page = write_comparison(out, title=f"Methods on {project.name}", val=judged, facts=facts, notes=[*notes, *problems])
         reporter.say(f"results: {out / 'results.csv'}; report: {page}")
         return page
@@ -156,7 +157,7 @@ def compare(
     return show(problems)
 
 
-def _facts(project: Path, train: Labels, judged: Labels, budget: Budget, rule: str, out: Path) -> dict[str, object]:
+def _facts(project: Path, train: Labels, judged: Labels, budget: Budget, rule: str, one: bool, out: Path) -> dict[str, object]:
     """What was compared, and on which machine, for the page."""
     cells = read_results(out)
     alone = "one, as the project says: this project's methods and DeepLabCut's predict no more, SLEAP's are not told"
@@ -168,7 +169,7 @@ def _facts(project: Path, train: Labels, judged: Labels, budget: Budget, rule: s
         "Labels there": "partial: predictions where nothing is labelled are not judged" if partial else f"complete: {why}",
         "Keypoints": ", ".join(train.skeleton.keypoints),
         "Budget of each training": str(budget),
-        **({"Animals in a frame": alone} if train.one_animal else {}),
+        **({"Animals in a frame": alone} if train.one_animal and one else {}),
         "Seeds": ", ".join(map(str, sorted({cell.seed for cell in cells}))),
         "Machine": "; ".join(said_by(out, cells, lambda outcome: [outcome.machine])) or "not recorded",
     }

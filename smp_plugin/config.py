@@ -26,7 +26,7 @@ class DataConfig:
     projects: tuple[str, ...] = ()  # labelled projects, as named on the command line
     val: str = ""  # project whose labelled frames choose the best model; "": a share of the labelled frames does
     unlabeled: tuple[str, ...] = ()  # videos to take unlabelled frames from; (): those of the projects
-    originals: str = ""  # table (.json) of the videos that images were taken from, where the projects do not say
+    supplement: str = ""  # file (.json) of what the projects' formats cannot say, as `converters.supplement` has it
     video_root: str = ""  # folder where videos that are not found are looked for next
     images: str = ""  # COCO: folder that image names are relative to; "": that of the labels file
     aliases: str = ""  # table of names that mean the same keypoint in different projects (.csv, or a DeepLabCut config.yaml)
@@ -253,7 +253,7 @@ AT_MOST = {
 }  # fmt: skip
 
 
-MAY_MOVE = ("projects", "val", "unlabeled", "originals", "video_root", "images", "aliases")  # of `data`: files and folders
+MAY_MOVE = ("projects", "val", "unlabeled", "supplement", "video_root", "images", "aliases")  # of `data`: files and folders
 
 
 def set_value(config: Config, key: str, value: Any, where: str = "--set") -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from converters import FormatError, Instance, LabeledFrame, Labels, Skeleton, VideoSource, read_project
 from converters.labels import symmetric_pairs
 from converters.mixing import moved, read_aliases, unite
-from converters.originals import with_originals
+from converters.supplement import supplemented
 from converters.video import open_video, video_source
 from smp_plugin.completeness import looks_partial
 from smp_plugin.config import Config, DataConfig, choose, forget_projects, parse_ranges, was_chosen
@@ -90,6 +90,8 @@ def name_sources(
         data.video_root = str(video_root.absolute())
     if unlabeled:
         data.unlabeled = tuple(str(p.absolute()) for p in unlabeled)
+    if data.supplement:
+        data.supplement = str(Path(data.supplement).absolute())
 
 
 def prepare(config: Config, reporter: Reporter, held_out: set[Name] | None = None) -> Material:
@@ -167,7 +169,7 @@ def prepare(config: Config, reporter: Reporter, held_out: set[Name] | None = Non
 def _read(path: Path, data: DataConfig) -> Labels:
     """A project, whose labelled frames are known to exist: a wrong video is better noticed now than within the first steps."""
     root, images = (Path(folder) if folder else None for folder in (data.video_root, data.images))
-    labels = with_originals(read_project(path, root, images=images, category=data.category or None), data.originals)
+    labels = supplemented(read_project(path, root, images=images, category=data.category or None), data.supplement)
     for number, source in enumerate(labels.videos):
         wanted = {f.index for f in labels.labelled_frames if f.video == number}
         if not wanted:

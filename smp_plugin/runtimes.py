@@ -143,53 +143,70 @@ class _Answers(nn.Module):
         return self.model.answers(images)
 
 
-def compiling_pays(settings: TrainConfig, device: torch.device) -> bool:
-    """Whether ``train.compile`` asks for it: `auto` where the run is long beside a minute or two of compiling."""
-    long = settings.minutes >= LONG_MINUTES if settings.minutes else settings.steps >= LONG_STEPS
+def compiling_pays(settings: TrainConfig, step: int, seconds: float, device: torch.device) -> bool:
+    """Whether ``train.compile`` asks for it: `auto` where what is left of the run is long beside a minute or two of compiling."""
+    long = settings.minutes - seconds / 60 >= LONG_MINUTES if settings.minutes else settings.steps - step >= LONG_STEPS
     return settings.compile == "yes" or (settings.compile == "auto" and device.type == "cuda" and long)
 
 
-def for_training(model: PoseModel, images: Tensor, counts: Sequence[int], precision: str, reporter: Reporter) -> Run:
-    """``model.answers``, compiled if its gradients are PyTorch's and come sooner.
+def for_training(
+    model: PoseModel,
+    teacher: PoseModel,
+    images: Tensor,
+    labelled: int,
+    of_teacher: Sequence[int],
+    settings: TrainConfig,
+    reporter: Reporter,
+) -> tuple[Run, Run]:
+    """``answers`` of a network and of its teacher, compiled if the gradients are PyTorch's and come sooner.
 
     Args:
-        model: on the device of ``images``.
+        model, teacher: alike, on the device of ``images``.
         images: (N, 3, H, W) like the largest batch of a step.
-        counts: how many images the batches of a step have.
-        precision: of training.
+        labelled: how many images the batches of the first steps have.
+        of_teacher: how many the teacher's have.
+        settings: precision; whether anybody asked for it.
         reporter: is told what was found.
     """
-    own: Run = model.answers
+    own, device = model.answers, images.device
     parameters = [p for p in model.parameters() if p.requires_grad]
 
-    def gradient(run: Run, images: Tensor, precision: str = precision) -> Tensor:
-        with autocast(images.device, precision):
+    def gradient(run: Run, images: Tensor, precision: str = settings.precision) -> Tensor:
+        with autocast(device, precision):
             answers = run(images)
         # Every answer counts, however large it is.
         random = torch.Generator().manual_seed(0)
-        towards = [torch.randn(a.shape, generator=random).to(a.device) / math.sqrt(a.numel()) for a in answers]
+        towards = [torch.randn(a.shape, generator=random).to(device) / math.sqrt(a.numel()) for a in answers]
         loss = torch.stack([(a * t).sum() for a, t in zip(answers, towards, strict=True)]).sum()
         # Not backward(): several processes would wait for each other's gradients.
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, allow_unused=True) if g is not None])
 
-    reporter.say("train.compile: the network is compiled, which takes a minute or two")
+    reporter.say("train.compile: the network is compiled, which takes a minute or two (train.compile=no leaves it)")
     try:
         run: Run = torch.compile(own, dynamic=False)
-        for count in counts:
-            gradient(run, images[:count])
-        found = gradient(run, images)
-        exact = gradient(own, images, "fp32")  # more memory than a step takes, in mixed precision
-        far, usual = (float((g - exact).norm() / exact.norm()) for g in (found, gradient(own, images)))
+        seen: Run = torch.compile(teacher.answers, dynamic=False)
+        found = gradient(run, images[:labelled])
+        exact = gradient(own, images[:labelled], "fp32")
+        far, usual = (float((g - exact).norm() / exact.norm()) for g in (found, gradient(own, images[:labelled])))
+        plain, compiled = (_best(lambda run=run: gradient(run, images), device) for run in (own, run))  # type: ignore[misc]
+        for count in of_teacher:  # now: what fails in the midst of a run ends it
+            with torch.no_grad(), autocast(device, settings.precision):
+                seen(images[:count])
     except Exception as error:
-        reporter.warn(f"train.compile: it fails here ({_reason(error)}); PyTorch goes on as it is.")
-        return own
+        tell = reporter.warn if settings.compile == "yes" else reporter.say
+        tell(f"train.compile: it fails here ({_reason(error)}); PyTorch goes on as it is.")
+        return own, teacher.answers
+    finally:
+        if device.type == "cuda":  # comparisons tell how much a run took at most
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
     if not far <= max(MOST_ASTRAY, 2 * usual):
         reporter.warn(f"train.compile: its gradients differ by {far:.2g} of their length; PyTorch goes on as it is.")
-        return own
-    plain, compiled = (_best(lambda run=run: gradient(run, images), images.device) for run in (own, run))  # type: ignore[misc]
-    goes_on = "" if compiled < plain else "; PyTorch goes on as it is"
+        return own, teacher.answers
+    better = compiled < plain
+    goes_on = "" if better else "; PyTorch goes on as it is"
     reporter.say(f"train.compile: the network learns {plain / compiled:.2f} times as fast compiled here{goes_on}")
-    return run if compiled < plain else own
+    return (run, seen) if better else (own, teacher.answers)
 
 
 def _reason(error: Exception) -> str:

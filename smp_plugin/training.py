@@ -269,17 +269,17 @@ class PoseTraining(L.LightningModule):
             for group, values in zip(optimizer.param_groups, asked, strict=True):
                 group.update(values)  # the state has those from before, and others may be asked for
             self.optimizer_state = None
-        if compiling_pays(self.config.train, self.device):
+        if compiling_pays(self.config.train, self.step, self.budget.elapsed, self.device):
             self.compile_network()
 
     def compile_network(self) -> None:
         """Let PyTorch's compiler compute student and teacher, if that proves as exact and faster."""
         settings, side = self.config.train, self.config.data.crop
-        labelled, most = settings.batch, settings.batch + (settings.unlabeled_batch if self.unlabelled else 0)
-        images = torch.randint(256, (most, 3, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).to(self.device)
-        self.answers = for_training(self.model, images, (labelled, most), settings.precision, self.reporter)
-        if self.answers != self.model.answers:
-            self.teachers_answers = torch.compile(self.teacher.answers, dynamic=False)
+        labelled, unlabelled = settings.batch, settings.unlabeled_batch if self.unlabelled else 0
+        size = labelled + unlabelled, 3, side, side
+        images = torch.randint(256, size, generator=torch.Generator().manual_seed(0), dtype=torch.uint8).to(self.device)
+        of_teacher = ([unlabelled] if unlabelled else []) + ([labelled] if self.partial else [])
+        self.answers, self.teachers_answers = for_training(self.model, self.teacher, images, labelled, of_teacher, settings, self.reporter)
 
 
 def train(
@@ -304,7 +304,7 @@ def train(
         video_root: where videos that are not found are looked for next.
         unlabeled: videos to take unlabelled frames from; default those of the projects.
         resume: continue the run in ``out`` from its last checkpoint, or from the beginning where it was stopped before the first;
-            ``config`` may change all but its ``model`` and, of its ``data``, all but ``images`` and ``aliases``, which may have moved.
+            ``config`` may change all but its ``model`` and, of its ``data``, all but the files that may have moved.
 
     Returns:
         The run folder, with ``model.pt``, ``last.ckpt``, ``config.yaml``, ``metrics.csv``, pictures, ``report.html`` and ``log.txt``.
@@ -320,7 +320,7 @@ def train(
     if resume:  # the network and its data stay as they were; a longer budget or another device may be asked for
         stored = read_config(out / "config.yaml")
         if config:  # labels and images may have moved
-            moved = {name: value for name in ("images", "aliases") if (value := getattr(config.data, name))}
+            moved = {name: value for name in ("images", "aliases", "supplement") if (value := getattr(config.data, name))}
             stored = replace(config, data=replace(stored.data, **moved), model=stored.model)
         config = stored
     elif (out / "model.pt").exists() or (out / "last.ckpt").exists():

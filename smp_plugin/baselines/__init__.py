@@ -55,7 +55,7 @@ class Job:
         settings: further settings, ``section.name`` -> value; with ``sleap.`` or ``dlc.`` before it, of the peers' configurations.
         curve: how many points of AP over training time are wanted; 0 is none. Their cost is outside of the budget.
         rule: by which AP is measured, as `smp_plugin.evaluation.evaluate` takes it.
-        originals: which videos the images of ``train`` and ``val`` were taken from, as `converters.originals` writes it; None: of none.
+        supplement: what the formats of ``train`` and ``val`` cannot say, as `converters.supplement` writes it; None: nothing.
     """
 
     method: str
@@ -70,7 +70,7 @@ class Job:
     settings: dict[str, str] = field(default_factory=dict)
     curve: int = 6
     rule: str = "auto"
-    originals: Path | None = None
+    supplement: Path | None = None
 
     @property
     def predictions(self) -> Path:
@@ -91,7 +91,7 @@ class Job:
     def read(cls, folder: Path) -> Job:
         """What ``write`` wrote."""
         values = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        return cls(**values | {key: Path(values[key]) for key in ("train", "val", "folder", "originals") if values.get(key)})
+        return cls(**values | {key: Path(values[key]) for key in ("train", "val", "folder", "supplement") if values.get(key)})
 
 
 @dataclass

@@ -38,7 +38,7 @@ def run(job: Job) -> Outcome:
         # What makes the method, and the comparison a fair one, is not for the user to set.
         "data.val_fraction": 0.0, "train.seed": job.seed, "train.device": job.device, "train.keep": "last", **SETTINGS[job.method],
         "train.minutes": job.minutes, "train.steps": job.steps or config.train.steps,  # by minutes it is the preset's, for the warm-up
-        **({"data.originals": str(job.originals)} if job.originals else {}),
+        **({"data.supplement": str(job.supplement)} if job.supplement else {}),
     }  # fmt: skip
     for key, value in settings.items():
         set_value(config, key, value)

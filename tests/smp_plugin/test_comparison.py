@@ -336,9 +336,9 @@ def test_a_project_for_one_animal_stays_one(make_blobs: Callable[..., Any], tmp_
     done = pretend()
     write_project(tmp_path / "dlc", read_project(make_blobs(counts=(1,) * 8, labelled=range(8)).project))
     page = compare(tmp_path / "dlc", out=tmp_path / "a", methods=("smp",), steps=3)
-    compare(tmp_path / "dlc", out=tmp_path / "b", methods=("smp",), steps=3, settings={"predict.max_animals": "3"})
+    other = compare(tmp_path / "dlc", out=tmp_path / "b", methods=("smp",), steps=3, settings={"predict.max_animals": "3"})
     assert [job.settings["predict.max_animals"] for job in done] == ["1", "3"]
-    assert "Animals in a frame" in page.read_text()
+    assert "Animals in a frame" in page.read_text() and "Animals in a frame" not in other.read_text()
 
 
 def test_warnings_of_the_evaluation_stay_with_the_runs_and_are_shown(

@@ -215,6 +215,24 @@ def test_a_compiled_step_is_the_same_step(learnt: Callable[[str], dict[str, torc
         assert torch.equal(weights, compiled[name])
 
 
+def test_a_teacher_that_cannot_be_compiled_is_known_before_the_first_step(
+    learnt: Callable[..., Any], listener: Any, monkeypatch: pytest.MonkeyPatch
+):
+    def compiler(answers: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
+        def compiled(images: torch.Tensor) -> Any:
+            if not torch.is_grad_enabled():
+                raise RuntimeError("no kernel")
+            return answers(images)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    compiled = learnt("yes")
+    assert any("it fails here (RuntimeError: no kernel)" in warning for warning in listener.alarms)
+    for name, weights in learnt("no").items():
+        assert torch.equal(weights, compiled[name])
+
+
 @pytest.mark.parametrize(
     ("compiler", "seconds", "sentence"),
     [
@@ -239,7 +257,10 @@ def test_a_compiled_step_that_is_worse_is_left(
     ("settings", "device", "pays"),
     [
         ({"steps": 3000}, "cuda", True),
+        ({"steps": 2100}, "cuda", False),  # few are left
         ({"steps": 3000}, "cpu", False),
+        ({"minutes": 25.0}, "cuda", True),
+        ({"minutes": 21.0}, "cuda", False),
         ({"steps": 300}, "cuda", False),
         ({"steps": 3000, "minutes": 5.0}, "cuda", False),
         ({"steps": 3000, "compile": "no"}, "cuda", False),
@@ -247,4 +268,4 @@ def test_a_compiled_step_that_is_worse_is_left(
     ],
 )
 def test_compiling_is_tried_where_it_can_pay(settings: dict[str, Any], device: str, pays: bool):
-    assert compiling_pays(TrainConfig(**settings), torch.device(device)) == pays
+    assert compiling_pays(TrainConfig(**settings), step=200, seconds=120, device=torch.device(device)) == pays
