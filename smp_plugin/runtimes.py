@@ -157,8 +157,8 @@ def for_training(
     of_teacher: Sequence[int],
     settings: TrainConfig,
     reporter: Reporter,
-) -> tuple[Run, Run]:
-    """``answers`` of a network and of its teacher, compiled if the gradients are PyTorch's and come sooner.
+) -> dict[PoseModel, Run]:
+    """``answers`` of a network and of its teacher, compiled if the gradients are PyTorch's and come sooner; else nothing.
 
     Args:
         model, teacher: alike, on the device of ``images``.
@@ -195,18 +195,17 @@ def for_training(
     except Exception as error:
         tell = reporter.warn if settings.compile == "yes" else reporter.say
         tell(f"train.compile: it fails here ({_reason(error)}); PyTorch goes on as it is.")
-        return own, teacher.answers
+        return {}
     finally:
         if device.type == "cuda":  # comparisons tell how much a run took at most
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
     if not far <= max(MOST_ASTRAY, 2 * usual):
         reporter.warn(f"train.compile: its gradients differ by {far:.2g} of their length; PyTorch goes on as it is.")
-        return own, teacher.answers
-    better = compiled < plain
-    goes_on = "" if better else "; PyTorch goes on as it is"
+        return {}
+    goes_on = "" if compiled < plain else "; PyTorch goes on as it is"
     reporter.say(f"train.compile: the network learns {plain / compiled:.2f} times as fast compiled here{goes_on}")
-    return (run, seen) if better else (own, teacher.answers)
+    return {model: run, teacher: seen} if compiled < plain else {}
 
 
 def _reason(error: Exception) -> str:

@@ -114,8 +114,7 @@ class PoseTraining(L.LightningModule):
             self.model.backbone.load_torchvision(weights)
         self.model.to(memory_format=torch.channels_last)
         self.teacher = copy.deepcopy(self.model).requires_grad_(False).eval()
-        self.answers: Run = self.model.answers  # these two, or what computes them faster
-        self.teachers_answers: Run = self.teacher.answers
+        self.compiled: dict[PoseModel, Run] = {}  # what computes their answers faster
         self.register_buffer("confidence", torch.tensor(0.3))  # score of a typical labelled animal, moving average
         self.terms: dict[str, list[Tensor]] = defaultdict(list)  # since the last row of metrics.csv
         self.latest: dict[str, Tensor] = {}  # of the last step
@@ -158,7 +157,7 @@ class PoseTraining(L.LightningModule):
         """The weighted terms of the loss, each a scalar."""
         loss, labelled = self.config.loss, len(batch.images)
         way = self.ways[self.step % len(self.ways)]
-        outputs = self.model.outputs(*self.answers(torch.cat((batch.images, turn(batch.strong, way)))))
+        outputs = self.see(self.model, torch.cat((batch.images, turn(batch.strong, way))))
         on_labelled = outputs.images(slice(0, labelled))
         labels = Instances(batch.keypoints, batch.weights, batch.background[:, None, None], batch.own)
         terms = supervised(on_labelled, self.completed(labels, batch), loss, self.typical)
@@ -170,11 +169,16 @@ class PoseTraining(L.LightningModule):
             terms |= self.unlabelled_terms(batch, turn_back(outputs.images(slice(labelled, None)), way, self.mirrored))
         return terms
 
+    def see(self, network: PoseModel, images: Tensor) -> PoseOutputs:
+        """What student or teacher says about images."""
+        compiled = self.compiled.get(network)
+        return network.outputs(*compiled(images)) if compiled else network(images)
+
     def completed(self, labels: Instances, batch: Batch) -> Instances:
         """The labels; where they are partial, later in the run, completed by what the teacher is sure of."""
         if self.partial and self.config.loss.fill and self.ramp(self.config.train.unlabeled_fusion_start):
             with torch.no_grad():
-                seen = self.teacher.outputs(*self.teachers_answers(batch.images))
+                seen = self.see(self.teacher, batch.images)
                 found = pseudo_instances(seen, self.config.loss, self.config.predict, self.typical, self.confidence)
                 background = background_of(seen, batch.background, self.config.loss)
                 return merge_instances(labels, found.of_images(batch.partial), background, self.typical)
@@ -184,7 +188,7 @@ class PoseTraining(L.LightningModule):
         """L_fu, and agreement with the teacher."""
         loss, ramp = self.config.loss, self.ramp(self.config.train.unlabeled_fusion_start)
         with torch.no_grad():
-            teacher = self.teacher.outputs(*self.teachers_answers(batch.weak))
+            teacher = self.see(self.teacher, batch.weak)
         terms = {"fusion_unlabeled": loss.beta * ramp * self.fusion(teacher, student)} if loss.beta else {}
         if loss.agreement:
             terms["agreement"] = loss.agreement * ramp * agreement(student, teacher, self.confidence, loss)
@@ -279,7 +283,7 @@ class PoseTraining(L.LightningModule):
         size = labelled + unlabelled, 3, side, side
         images = torch.randint(256, size, generator=torch.Generator().manual_seed(0), dtype=torch.uint8).to(self.device)
         of_teacher = ([unlabelled] if unlabelled else []) + ([labelled] if self.partial else [])
-        self.answers, self.teachers_answers = for_training(self.model, self.teacher, images, labelled, of_teacher, settings, self.reporter)
+        self.compiled = for_training(self.model, self.teacher, images, labelled, of_teacher, settings, self.reporter)
 
 
 def train(
