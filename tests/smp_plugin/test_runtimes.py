@@ -48,6 +48,19 @@ def faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtimes, "_seconds", lambda *_: next(seconds))
 
 
+def noting(batches: list[int]) -> Callable[..., Any]:
+    """A compiler that leaves all as it is, and notes how many images are computed at once."""
+
+    def compiler(answers: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
+        def compiled(images: torch.Tensor) -> Any:
+            batches.append(len(images))
+            return answers(images)
+
+        return compiled
+
+    return compiler
+
+
 def same(ours: list[FramePoses], theirs: list[FramePoses], most: float) -> bool:
     assert sum(len(poses.poses) for poses in theirs) > 5
     return all(len(a.poses) == len(b.poses) and np.abs(a.poses - b.poses).max(initial=0) <= most for a, b in zip(ours, theirs, strict=True))
@@ -78,16 +91,8 @@ def _with_onnx_only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 @pytest.mark.usefixtures("faster")
 def test_a_compiled_network_that_is_as_good_is_taken(found: Callable[..., list[FramePoses]], listener: Any, monkeypatch: Any):
-    batches = []
-
-    def compiler(answers: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
-        def compiled(images: torch.Tensor) -> Any:
-            batches.append(len(images))
-            return answers(images)
-
-        return compiled
-
-    monkeypatch.setattr(torch, "compile", compiler)
+    batches: list[int] = []
+    monkeypatch.setattr(torch, "compile", noting(batches))
     assert same(found("compile"), found("pytorch"), 0)
     assert len(set(batches)) == 1  # a part of a batch is filled up: another size would be compiled anew
     assert any("times as fast" in sentence for sentence in listener.sentences)
@@ -104,16 +109,8 @@ def test_in_mixed_precision_every_lane_is(trained: Path, frames: list[tuple[int,
 def test_a_small_batch_does_not_decide_for_larger_ones(
     trained: Path, frames: list[tuple[int, np.ndarray]], listener: Any, monkeypatch: Any
 ):
-    batches = []
-
-    def compiler(answers: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
-        def compiled(images: torch.Tensor) -> Any:
-            batches.append(len(images))
-            return answers(images)
-
-        return compiled
-
-    monkeypatch.setattr(torch, "compile", compiler)
+    batches: list[int] = []
+    monkeypatch.setattr(torch, "compile", noting(batches))
     monkeypatch.setattr(runtimes, "_seconds", lambda run, *_: 2.0 if hasattr(run, "__self__") else 1.0)
     predictor = Predictor(load(trained, {"predict.runtime": "compile"}), torch.device("cpu"), listener)
     images = predictor.images([frame for _, frame in frames[:4]])
