@@ -8,6 +8,7 @@ On a CPU processor time is counted, so that other work on the machine disturbs l
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--preset", default="small")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--compile", action="store_true", help="as train.compile=yes does it, the gain of which is printed")
+    parser.add_argument("--compile", action="store_true", help="as train.compile=yes does it, the gain of which is kept as `said`")
     args = parser.parse_args()
     device, _ = choose_device(args.device)
     config, _ = preset(args.preset, cuda=device.type == "cuda")
@@ -81,9 +82,11 @@ def main() -> None:
     material = prepare(config, Reporter(quiet=True))
     module = PoseTraining(config, material.skeleton.mirrored, material.typical_length, material.partial, Budget(1000, 0.0), None).to(device)
     steps = TrainingSteps(material.sources, material.videos, material.skeleton, config, material.unlabeled_videos, material.pool, 0, 1)
+    said: list[str] = []
     if args.compile:
         module.reporter = Reporter()
         module.compile_network()
+        said = [*itertools.chain.from_iterable(module.reporter.take())]
     rows = {name: costs(module, steps, name == "unlabelled", args.steps, device) for name in ("supervised", "unlabelled")}
     ratio = rows["unlabelled"]["step"] / rows["supervised"]["step"]
     extra = rows["unlabelled"]["step"] - rows["supervised"]["step"]
@@ -92,7 +95,7 @@ def main() -> None:
     command = f"python benchmarks/training_step.py DATA/{args.project.name} -o OUT {options}"
     result = {
         "rows": rows, "ratio": ratio, "unlabelled_image_over_labelled_image": per_image,
-        "crop": config.data.crop, "command": command, "machine": machine(),
+        "crop": config.data.crop, "said": said, "command": command, "machine": machine(),
     }  # fmt: skip
     print(json.dumps(result, indent=1))
     if args.output:

@@ -279,7 +279,7 @@ class PoseTraining(L.LightningModule):
     def compile_network(self) -> None:
         """Let PyTorch's compiler compute student and teacher, if that proves as exact and faster."""
         settings, side = self.config.train, self.config.data.crop
-        labelled, unlabelled = settings.batch, settings.unlabeled_batch if self.unlabelled else 0
+        labelled, unlabelled = settings.batch, settings.unlabeled_batch if self.unlabelled and self.config.loss.unlabelled else 0
         size = labelled + unlabelled, 3, side, side
         images = torch.randint(256, size, generator=torch.Generator().manual_seed(0), dtype=torch.uint8).to(self.device)
         of_teacher = ([unlabelled] if unlabelled else []) + ([labelled] if self.partial else [])

@@ -397,6 +397,18 @@ def test_resuming_with_fewer_steps_than_are_done(blobs: Any, make_config: Callab
     assert "nothing is left to train: 4 of 2 steps are done" in listener.sentences
 
 
+def test_what_stands_beside_a_project_may_move(
+    blobs: Any, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("a.json").write_text('{"originals": {}, "unposed": {}}')
+    run = train([blobs.project], config=make_config(data__supplement="a.json"), out=tmp_path / "run")
+    assert read_config(run / "config.yaml").data.supplement == str(tmp_path / "a.json")
+    moved = Path("a.json").rename(tmp_path / "b.json")
+    train(config=make_config(train__steps=4, data__supplement=str(moved)), out=run, resume=True)
+    assert load_model(run).facts["step"] == 4
+
+
 def test_a_resumed_run_takes_the_rates_that_are_asked_for(blobs: Any, make_config: Callable[..., Config], tmp_path: Path):
     """Also where they were equal before, and its optimiser's state holds those."""
 
