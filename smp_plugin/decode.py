@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -97,7 +97,7 @@ def _own_areas(poses: Tensor, typical: float) -> Tensor:
 
 
 def suppress(alike: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Greedy NMS -> (N, S) bool. ``alike`` (N, S, S) and ``scores`` (N, S) are sorted best first; score 0 is never kept.
+    """Greedy NMS -> (N, S) bool, by ``alike`` (N, S, S) and ``scores`` (N, S), of equal ones the first. Score 0 is never kept.
 
     A candidate is dropped when a *kept* better one is too alike. Iterating that rule from "all kept" reaches the greedy solution after
     as many rounds as the longest chain of drops, a handful in practice. Where the host may not look whether that is so, it makes ``ROUNDS``
@@ -105,8 +105,9 @@ def suppress(alike: Tensor, scores: Tensor, threshold: float) -> Tensor:
     is not settled; as rounds keep too many and too few in turn, an odd number of them drops it, and it teaches nothing.
     """
     size = scores.shape[1]
-    earlier = torch.ones(size, size, dtype=torch.bool, device=scores.device).tril(-1)  # [i, j]: j is better than i
-    beats = (alike > threshold) & earlier
+    earlier = torch.ones(size, size, dtype=torch.bool, device=scores.device).tril(-1)
+    mine, other = scores[:, :, None], scores[:, None]
+    beats = (alike > threshold) & ((other > mine) | ((other == mine) & earlier))  # [i, j]: j drops i
     valid = scores > 0
     keep = valid
     look = may_look(scores)
@@ -177,7 +178,9 @@ def _vertex(before: Tensor, peak: Tensor, after: Tensor) -> Tensor:
 
 
 def decode(outputs: PoseOutputs, config: PredictConfig, typical: float) -> Detections:
-    """Animals best first by v, in input pixels. ``typical``: length of the median complete animal, input pixels."""
+    """Animals best first by v, in input pixels; a score is 0 also where refinement shows a double. ``typical``: length of the median
+    complete animal, input pixels.
+    """
     indices, scores = candidates(outputs, MIN_PRESENCE, CANDIDATES, typical, config.min_score)
     poses = gather_poses(outputs, indices)
     keep = suppress(similarity(poses, typical), scores, config.nms)
@@ -189,15 +192,30 @@ def decode(outputs: PoseOutputs, config: PredictConfig, typical: float) -> Detec
     poses = poses.gather(1, order[..., None, None].expand(-1, -1, *poses.shape[2:]))
     radius = config.refine_radius * extents(poses, typical)[1] if config.refine else poses.new_zeros(poses.shape[:2])
     refined, point_scores = refine(torch.sigmoid(outputs.heatmaps), poses, radius, outputs.heatmap_stride)
-    return Detections(refined if config.refine else poses, scores, point_scores)
+    if not config.refine:
+        return Detections(poses, scores, point_scores)
+    return without_doubles(Detections(refined, scores, point_scores), config.nms, typical)
+
+
+def without_doubles(found: Detections, nms: float, typical: float) -> Detections:
+    """Pose NMS again, which sets scores to 0: refinement may have moved poses of one animal to the same maxima.
+
+    The pose is kept that the heatmaps confirm most.
+    """
+    keep = suppress(similarity(found.poses, typical), _confirmed(found.scores, found.point_scores), nms)
+    return replace(found, scores=found.scores * keep)
+
+
+def _confirmed(scores: Tensor, point_scores: Tensor) -> Tensor:
+    """v sqrt(mean point score): v is learnt at an animal's place and never sees the heatmaps, which know better whether its keypoints are
+    there.
+    """
+    return scores * point_scores.mean(dim=-1).sqrt()
 
 
 def ranked(found: Detections, config: PredictConfig) -> Detections:
-    """Animals scored by v sqrt(mean point score), best first, of which ``config`` limits score and number.
-
-    v is learnt at an animal's place and never sees the heatmaps, which know better whether its keypoints are there.
-    """
-    scores = found.scores * found.point_scores.mean(dim=-1).sqrt()
+    """Animals scored by v and their keypoints, best first, of which ``config`` limits score and number."""
+    scores = _confirmed(found.scores, found.point_scores)
     scores, order = torch.where(scores > config.min_score, scores, 0.0).sort(dim=1, descending=True, stable=True)
     poses = found.poses.gather(1, order[..., None, None].expand_as(found.poses))
     point_scores = found.point_scores.gather(1, order[..., None].expand_as(found.point_scores))

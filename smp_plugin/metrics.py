@@ -35,7 +35,6 @@ from smp_plugin.similarity import (
     animal_lengths,
     assign,
     box_sides,
-    match,
     oks,
 )
 
@@ -63,7 +62,6 @@ __all__ = [
     "deeplabcut_ap",
     "evaluate_poses",
     "keypoint_ap",
-    "match",
     "oks",
     "swapped_pairs",
 ]

@@ -24,11 +24,12 @@ from smp_plugin.config import MIN_SCORE, Config
 from smp_plugin.datasets import Batch, FrameReader, TrainingSteps
 from smp_plugin.diagnosis import few_to_validate
 from smp_plugin.inference import FramePoses, infer
-from smp_plugin.metrics import MATCH_OKS, MEDIUM_S2, PAPER_S2, SLEAP_S2, Evaluation, animal_areas, evaluate_poses, match, oks
+from smp_plugin.metrics import MATCH_OKS, MEDIUM_S2, PAPER_S2, SLEAP_S2, Evaluation, animal_areas, evaluate_poses, oks
 from smp_plugin.model import PoseModel
 from smp_plugin.preparation import Material, frame_names
 from smp_plugin.progress import Reporter, Task
 from smp_plugin.report import GalleryItem, frame_title, write_curves, write_gallery, write_report
+from smp_plugin.similarity import found_by
 from smp_plugin.unpickling import load_plain
 
 if TYPE_CHECKING:
@@ -231,18 +232,18 @@ def choose_min_score(truth: list[np.ndarray], found: list[FramePoses], partial: 
 
 
 def good_cuts(truth: list[np.ndarray], found: list[FramePoses], partial: bool) -> tuple[float, float] | None:
-    """The lowest and the highest score that serve well as cut: those within .01 of the best F1; where labels are partial, of the best
-    separation of labelled animals from the rest. None where no animal is found.
+    """The lowest and the highest score that serve well as cut: within .01 of the best F1, the harmonic mean of precision and recall; where
+    labels are partial, within 1 % of the best geometric mean of both. None where no animal is found.
 
-    The rest are then animals without a label and inventions, in unknown shares. If animals were labelled whatever their score, the share
-    of labelled ones kept minus the share of the rest kept (Youden's index) is largest where it would be against inventions alone.
+    Where animals have no label precision is not known, but it is recall, times how many animals there are, over the number of detections
+    kept; so recall squared over that number is largest where the geometric mean is (Lee and Liu, ICML 2003).
     The lowest is where the next detection would be kept as well: a few animals that all stand out say little about how low others score.
 
-    ``truth``: (n, K, 2) per frame. An animal is found by a pose of OKS (s2 = .1) .3 or more.
+    ``truth``: (n, K, 2) per frame; ``found``: best first. An animal is found by a pose of OKS (s2 = .1) .3 or more.
     """
     scores, right = [], []
     for labelled, frame, area in zip(truth, found, animal_areas(truth), strict=True):
-        hits = {column for _, column in match(oks(labelled, frame.poses, area, MEDIUM_S2), MATCH_OKS)}
+        hits = found_by(oks(labelled, frame.poses, area, MEDIUM_S2), MATCH_OKS)
         scores += frame.scores.tolist()
         right += [i in hits for i in range(len(frame.scores))]
     order = np.argsort(scores)[::-1]
@@ -251,7 +252,8 @@ def good_cuts(truth: list[np.ndarray], found: list[FramePoses], partial: bool) -
         return None
     kept = np.arange(1, len(ranked) + 1)
     if partial:
-        merit = hits_so_far / hits_so_far[-1] - (kept - hits_so_far) / max(1, len(ranked) - hits_so_far[-1])
+        merit = hits_so_far / np.sqrt(kept)
+        merit = merit / merit.max()
     else:
         merit = 2 * hits_so_far / (kept + sum(len(t) for t in truth))  # F1
     good = np.flatnonzero(merit >= merit.max() - 0.01)
@@ -260,7 +262,7 @@ def good_cuts(truth: list[np.ndarray], found: list[FramePoses], partial: bool) -
 
 
 def watched(kept: Checkpoint, material: Material, reader: FrameReader) -> tuple[list[np.ndarray], list[FramePoses]]:
-    """Training frames, labels and predictions: what may choose where validation frames may not."""
+    """Training frames, labels and predictions: what may choose where validation frames may not, or not alone."""
     frames = spread(material.frames, kept.config.train.val_frames)
     return truth_of(frames), predict_frames(kept.model, frames, reader, kept.config, kept.typical_length)
 
@@ -303,10 +305,13 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
     found = predict_frames(kept.model, frames, reader, kept.config, kept.typical_length)
     truth = truth_of(frames)
     if kept.config.predict.min_score == 0:
-        on = (truth, found) if may_choose or not material.val_frames else watched(kept, material, reader)
         partial = material.val_partial if may_choose else material.partial
-        kept.config.predict.min_score = choose_min_score(*on, partial)
-        reason = "labelled animals stand out most from the rest" if partial else "the fewest animals are missed or invented"
+        labelled, predicted = (truth, found) if may_choose or not material.val_frames else ([], [])
+        if material.val_frames and (partial or not may_choose):  # validation frames with partial labels hold too few
+            more = watched(kept, material, reader)
+            labelled, predicted = labelled + more[0], predicted + more[1]
+        kept.config.predict.min_score = choose_min_score(labelled, predicted, partial)
+        reason = "most labelled animals are kept, and least else" if partial else "the fewest animals are missed or invented"
         reporter.say(f"--min-score: {kept.config.predict.min_score:g} by default, where {reason}")
         save_model(out / "model.pt", kept)
     if may_choose and "shrunk" not in kept.facts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -209,7 +210,9 @@ def for_training(
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    """What it says first: PyTorch's compiler goes on with how to have more of it printed."""
+    said = " ".join(str(error).split("\n\n")[0].split())
+    return f"{type(error).__name__}: {textwrap.shorten(said, 200, placeholder=' ...')}"
 
 
 def _seconds(run: Run, images: Tensor, lanes: int) -> float:

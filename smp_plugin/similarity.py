@@ -82,6 +82,20 @@ def match(similarity: Array, least: float) -> list[tuple[int, int]]:
     return pairs
 
 
+def found_by(similarity: Array, least: float) -> list[int]:
+    """The columns, best first, that find a row of a similarity matrix: each takes the row it is most like of those that are free.
+
+    As COCO counts: which row a column takes does not depend on the columns after it, as in ``match`` it does.
+    """
+    columns, free = [], np.ones(len(similarity), dtype=bool)
+    for column in range(similarity.shape[1]):
+        likeness = np.where(free, similarity[:, column], 0.0)
+        if len(likeness) and likeness.max() >= least:
+            free[likeness.argmax()] = False
+            columns.append(column)
+    return columns
+
+
 @dataclass(frozen=True, eq=False)
 class Assignment:
     """Which of the m predictions of a frame belong to which of its n labelled animals.

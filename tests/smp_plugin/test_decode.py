@@ -35,6 +35,7 @@ from smp_plugin.model import PoseOutputs
 TYPICAL = 60.0
 CONFIG = PredictConfig(min_score=0.1, nms=0.3, refine=False)
 TRIANGLE = torch.tensor([(-20.0, 0.0), (25.0, 4.0), (0.0, 18.0)], dtype=torch.float64)
+OTHER = torch.tensor([70.0, 30.0], dtype=torch.float64)
 
 
 def logit(p: float) -> float:
@@ -62,6 +63,8 @@ def test_suppression_is_the_greedy_one(seed: int, size: int, threshold: float, p
     scores[0, max(0, size - padding) :] = 0
     keep = suppress(alike, scores, threshold)
     assert keep.tolist() == [naive_nms(alike[i], scores[i], threshold) for i in range(3)]
+    mixed = torch.randperm(size, generator=generator)
+    assert torch.equal(suppress(alike[:, mixed][:, :, mixed], scores[:, mixed], threshold), keep[:, mixed])
 
 
 def test_a_long_chain_of_neighbours_keeps_every_other_one() -> None:
@@ -324,6 +327,30 @@ def test_refinement_moves_poses_to_the_heatmaps_and_scores_points_there(
     assert torch.equal(found.poses[0, 0, 2], plain.poses[0, 0, 2])
     assert found.point_scores[0, 0, :2].min() > 0.7 and found.point_scores[0, 0, 2] < 0.01
     torch.testing.assert_close(plain.poses[0, 0], truth + torch.tensor([3.0, -2.0]))
+
+
+def test_poses_that_refinement_makes_one_come_out_once(make_outputs: Callable[..., PoseOutputs]) -> None:
+    outputs, truth = make_outputs(keypoints=3), TRIANGLE + torch.tensor([40.0, 40.0])
+    place(outputs, 0, truth + OTHER, 0.6, 0.6, apart=0.0)  # another animal
+    for shift, presence in ((-9.0, 0.9), (9.0, 0.7)):
+        place(outputs, 0, truth + shift, presence, 0.9, apart=0.0)
+    with torch.no_grad():
+        for animal in (truth, truth + OTHER):
+            for k, (x, y) in enumerate(((animal + 0.5) / outputs.heatmap_stride - 0.5).tolist()):
+                peak = gaussian(outputs.heatmaps.shape[2], outputs.heatmaps.shape[3], x, y).clamp(min=1e-4).logit()
+                outputs.heatmaps[0, k] = torch.maximum(outputs.heatmaps[0, k], peak)
+        outputs.heatmaps[0, 0] = logit(0.01)
+    config = dataclasses.replace(CONFIG, nms=0.4, refine_radius=0.4)
+    assert (decode(outputs, config, TYPICAL).scores > 0).sum() == 3
+    found = decode(outputs, dataclasses.replace(config, refine=True), TYPICAL)
+    left = found.poses[0, found.scores[0] > 0]
+    assert len(left) == 2 and (left[:, 1:] - torch.stack((truth, truth + OTHER))[:, 1:]).norm(dim=-1).max() < 0.5
+
+
+def test_of_poses_that_refinement_makes_one_the_heatmaps_choose() -> None:
+    alike = torch.ones(1, 2, 2)
+    assert suppress(alike, torch.tensor([[0.3, 0.6]]), 0.4).tolist() == [[False, True]]
+    assert suppress(alike, torch.tensor([[0.6, 0.6]]), 0.4).tolist() == [[True, False]]
 
 
 @pytest.mark.parametrize("max_animals", [0, 1])

@@ -53,6 +53,23 @@ def test_with_partial_labels_it_does_not_matter_how_many_animals_have_one(share:
     assert 0.26 < choose_min_score(labelled, list(found), partial=True) < 0.56
 
 
+def test_a_double_that_is_nearer_to_the_label_does_not_speak_for_low_scores():
+    truth = [np.array([SHAPE + (100 * i, 0) for i in range(4)])] * 10
+    poses, scores = np.concatenate((truth[0] + 2, truth[0])), np.repeat([0.6, 0.1], 4)
+    found = [FramePoses(poses, scores, np.ones((8, 3)))] * 10
+    assert choose_min_score(truth, found, partial=False) > 0.2 and choose_min_score(truth, found, partial=True) > 0.2
+
+
+def test_with_partial_labels_thousands_of_weak_inventions_do_not_hide_dozens_of_surer_ones():
+    rng, truth = np.random.default_rng(2), list[np.ndarray]()
+    found = list[FramePoses]()
+    for _ in range(40):
+        animals, frame = frame_of(rng, 6, 300)
+        frame.scores[6:] = np.sort(np.concatenate((rng.normal(0.3, 0.03, 2), rng.uniform(0.01, 0.1, 298))))[::-1]
+        truth, found = [*truth, animals[rng.random(6) < 0.3]], [*found, frame]
+    assert choose_min_score(truth, found, partial=True) > 0.38
+
+
 @pytest.mark.parametrize("partial", [False, True])
 @pytest.mark.parametrize("junk", [[], [0.03]])
 def test_a_few_animals_that_stand_out_leave_room_for_others_that_score_lower(junk: list[float], partial: bool):

@@ -136,7 +136,7 @@ def blind(answers: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
 
 
 def broken(answers: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
-    raise RuntimeError("no compiler\nanywhere")
+    raise RuntimeError("no compiler\nanywhere\n\nSet this and that for more")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from smp_plugin.similarity import SLEAP_S2, animal_areas, animal_lengths, assign, match, oks
+from smp_plugin.similarity import SLEAP_S2, animal_areas, animal_lengths, assign, found_by, match, oks
 
 NAN = math.nan
 ANIMAL = np.array([[0.0, 0.0], [60.0, 0.0], [30.0, 30.0]])  # 60 x 30 px
@@ -33,6 +33,12 @@ def test_areas():
     assert list(animal_areas([one_point[None]])[0]) == [32 * 32]
     assert list(animal_areas([np.stack([one_point, partial])])[0]) == [100, 100]
     assert animal_lengths([np.stack([ANIMAL, one_point])])[0].tolist() == [60, 60]
+
+
+def test_an_animal_is_found_by_the_first_prediction_that_fits_it():
+    like = np.array([[0.2, 0.6, 0.9, 0.0], [0.1, 0.5, 0.8, 0.4]])
+    assert found_by(like, 0.3) == [1, 2]  # the second and, where the first animal is taken, the third, though more like the first
+    assert found_by(like[:1], 0.3) == [1] and found_by(like, 0.95) == [] == found_by(np.empty((0, 3)), 0.3)
 
 
 def test_match_takes_the_best_first():
