@@ -6,11 +6,15 @@ On honeybee with 25 labels, 600 steps end at AP .896 (s2 = 1) and .720 (.1), tho
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from smp_plugin.config import TrainConfig
+from smp_plugin.heads import LAST_LAYERS
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton-Schulz iteration: steepest at zero (Jordan et al. 2024)
 ITERATIONS = 5
@@ -85,3 +89,28 @@ class Muon(torch.optim.AdamW):
             scale = RMS * max(update.shape) ** 0.5  # an orthogonal (R, C) matrix has a root mean square of max(R, C)^-1/2
             kernel.mul_(1 - group["lr"] * group["weight_decay"])
             kernel.add_(orthogonalized(update).view(kernel.shape), alpha=-group["lr"] * scale)
+
+
+def make_optimizer(network: nn.Module, settings: TrainConfig, fused: bool) -> torch.optim.Optimizer:
+    """The optimiser that ``settings`` ask for; the ``factor`` of a group of parameters multiplies the learning rate."""
+    # By what parameters are, not by rates that may be equal: resumed with others, the run has the same groups.
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in network.named_parameters():
+        kernel = settings.optimizer == "muon" and is_kernel(parameter) and name.split(".")[-2] not in LAST_LAYERS
+        groups[(name.startswith("backbone."), parameter.ndim > 1, kernel)].append(parameter)
+    factor, decay = settings.backbone_lr or 1.0, settings.weight_decay  # no decay of biases and normalisation
+    options = [
+        {"params": p, "factor": factor if backbone else 1.0, "weight_decay": decay if wide else 0.0, "kernels": kernel}
+        for (backbone, wide, kernel), p in groups.items()
+    ]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(options, lr=settings.lr, momentum=0.9)
+    return Muon(options, lr=settings.lr, betas=(0.9, 0.99), fused=fused)
+
+
+def go_on_with(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the state of a stopped run, but keep the rates and decay that are asked for now."""
+    asked = [{name: group[name] for name in ("factor", "weight_decay")} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, values in zip(optimizer.param_groups, asked, strict=True):
+        group.update(values)

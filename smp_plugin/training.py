@@ -39,11 +39,10 @@ from smp_plugin.consistency import (
 from smp_plugin.datasets import NEVER, Batch, StepRange, TrainingSteps
 from smp_plugin.diagnosis import certain, few_to_validate
 from smp_plugin.finite import EVERY, FiniteGuard
-from smp_plugin.heads import LAST_LAYERS
 from smp_plugin.inference import choose_device, in_bf16, out_of_memory, refuse_processes, say_device
 from smp_plugin.losses import supervised
 from smp_plugin.model import LEVEL_STRIDES, PoseModel, PoseOutputs
-from smp_plugin.optimizer import Muon, is_kernel
+from smp_plugin.optimizer import go_on_with, make_optimizer
 from smp_plugin.preparation import Material, frame_sizes, name_sources, prepare
 from smp_plugin.progress import Reporter
 from smp_plugin.run_folder import RunFolder, WholeCheckpoints, dated_folder, finish, open_folder, read_checkpoint
@@ -235,20 +234,7 @@ class PoseTraining(L.LightningModule):
             raise KeyboardInterrupt
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        train = self.config.train
-        # By what parameters are, not by rates that may be equal: resumed with others, the run has the same groups.
-        groups: dict[tuple[bool, bool, bool], list[torch.nn.Parameter]] = defaultdict(list)
-        for name, parameter in self.model.named_parameters():
-            kernel = train.optimizer == "muon" and is_kernel(parameter) and name.split(".")[-2] not in LAST_LAYERS
-            groups[(name.startswith("backbone."), parameter.ndim > 1, kernel)].append(parameter)
-        factor, decay = train.backbone_lr or 1.0, train.weight_decay  # no decay of biases and normalisation
-        options = [
-            {"params": p, "factor": factor if backbone else 1.0, "weight_decay": decay if wide else 0.0, "kernels": kernel}
-            for (backbone, wide, kernel), p in groups.items()
-        ]
-        if train.optimizer == "sgd":
-            return torch.optim.SGD(options, lr=train.lr, momentum=0.9)
-        return Muon(options, lr=train.lr, betas=(0.9, 0.99), fused=self.device.type != "mps")
+        return make_optimizer(self.model, self.config.train, fused=self.device.type != "mps")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint |= written_by() | {"step": self.step, "seconds": self.budget.elapsed}
@@ -265,13 +251,10 @@ class PoseTraining(L.LightningModule):
         self.terms.update({name: [value.to(self.device) for value in values] for name, values in self.terms.items()})
         if self.optimizer_state is not None:
             optimizer: torch.optim.Optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
-            asked = [{name: group[name] for name in ("factor", "weight_decay")} for group in optimizer.param_groups]
             try:
-                optimizer.load_state_dict(self.optimizer_state)
+                go_on_with(optimizer, self.optimizer_state)
             except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
                 raise unfit(error) from error
-            for group, values in zip(optimizer.param_groups, asked, strict=True):
-                group.update(values)  # the state has those from before, and others may be asked for
             self.optimizer_state = None
         if compiling_pays(self.config.train, self.step, self.budget.elapsed, self.device):
             self.compile_network()
