@@ -54,6 +54,7 @@ def measure(model_file: Path, val: Path) -> dict[str, float]:
             "pixel_error_median": result.pixel_error[50],
             "missed": result.missed,
             "invented": result.invented,
+            "doubled": result.doubled,
             "frames_per_second": len(frames) / seconds,
         }
     )

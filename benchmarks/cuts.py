@@ -2,9 +2,9 @@
 
     python benchmarks/cuts.py DATA/val30.slp RUN... -o benchmarks/results/cuts.json
 
-RUN are folders of runs without validation frames, on projects whose labels are complete. On their training frames many scores serve as cut
-(`smp_plugin.run_folder.good_cuts`); their middle is what a run chooses. Beside it the lowest of them, half of that (the rule before), and
-what would be best on the frames tried.
+RUN are folders of runs without validation frames, or on projects whose labels are partial. On their labelled frames many scores serve as
+cut (`smp_plugin.run_folder.good_cuts`); their middle is what a run chooses. Beside it the lowest of them, half of that (a rule of before),
+and what would be best on the frames tried, all animals of which have labels.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def main() -> None:
     for run in args.runs:
         kept = load_model(run)
         learnt, (truth, found) = predicted(run, [Path(p) for p in kept.config.data.projects]), predicted(run, [args.labels])
-        good, best = good_cuts(*learnt, partial=False), good_cuts(truth, found, partial=False)
+        partial = kept.config.data.labels == "partial"
+        good, best = good_cuts(*learnt, partial=partial), good_cuts(truth, found, partial=False)
         assert good is not None and best is not None, f"{run.name} finds no animal"
         cuts = {
             "middle (as it is)": math.sqrt(good[0] * good[1]),
