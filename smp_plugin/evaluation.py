@@ -18,6 +18,7 @@ from smp_plugin.completeness import looks_partial
 from smp_plugin.metrics import DEFAULT_S2, Evaluation, evaluate_poses
 from smp_plugin.pairing import frame_pairs, same_by_name_alone
 from smp_plugin.peer_figures import PACKAGES, PeerFrame, installed, peer_figures, remedy
+from smp_plugin.similarity import on_boxes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,7 +71,7 @@ def evaluate(
     partial, said = _completeness(truth, rule)
     common, left_out = _common_keypoints(truth, guess, truth_name, guess_name)
     warnings = [*truth.notes, *guess.notes, *left_out]
-    frames = _with_point_scores(_frames(_paired(truth, guess, guess_name, warnings), truth, guess, common))
+    frames = _with_point_scores(_frames(_paired(truth, guess, guess_name, warnings), truth, guess, common, warnings))
     predicted, point_scores = _arrays(frames, len(common))
     found = evaluate_poses(
         [frame.truth for frame in frames],
@@ -145,15 +146,24 @@ def _paired(truth: Labels, guess: Labels, guess_name: object, warnings: list[str
     return pairs
 
 
-def _frames(pairs: list[tuple[list[LabeledFrame], list[LabeledFrame]]], truth: Labels, guess: Labels, common: list[str]) -> list[PeerFrame]:
-    """Both files' animals in the common keypoints; of an animal no point may be left."""
+def _frames(
+    pairs: list[tuple[list[LabeledFrame], list[LabeledFrame]]], truth: Labels, guess: Labels, common: list[str], warnings: list[str]
+) -> list[PeerFrame]:
+    """Both files' animals in the common keypoints; of an animal no point may be left. Predictions that nothing can judge are left out, and
+    a warning says how many.
+    """
     columns = [truth.skeleton.keypoints.index(name) for name in common]
     order = [guess.skeleton.keypoints.index(name) for name in common]
-    frames = []
+    frames, unjudged = [], 0
     for labelled, guesses in pairs:
-        points = [i.points[columns] for f in labelled for i in f.instances]
+        points = _stack([i.points[columns] for f in labelled for i in f.instances], len(common))
         animals = [dataclasses.replace(p, points=p.points[order], point_scores=p.point_scores[order]) for f in guesses for p in f.predicted]
-        frames.append(PeerFrame(_stack(points, len(common)), animals if guesses else None))
+        left_out = on_boxes(_stack([p.points for p in animals], len(common)), points, [box for f in labelled for box in f.unposed])
+        unjudged += int(left_out.sum())
+        animals = [p for p, out in zip(animals, left_out, strict=True) if not out]
+        frames.append(PeerFrame(points, animals if guesses else None))
+    if unjudged:
+        warnings.append(f"{unjudged} predictions lie on animals or crowds that have a box and no keypoints, and are not judged.")
     return frames
 
 

@@ -29,7 +29,7 @@ from smp_plugin.model import PoseModel
 from smp_plugin.preparation import Material, frame_names
 from smp_plugin.progress import Reporter, Task
 from smp_plugin.report import GalleryItem, frame_title, write_curves, write_gallery, write_report
-from smp_plugin.similarity import found_by
+from smp_plugin.similarity import found_by, on_boxes
 from smp_plugin.unpickling import load_plain
 
 if TYPE_CHECKING:
@@ -202,11 +202,11 @@ def truth_of(frames: list[LabeledFrame]) -> list[np.ndarray]:
 
 
 def predict_frames(model: PoseModel, frames: list[LabeledFrame], reader: FrameReader, config: Config, typical: float) -> list[FramePoses]:
-    """Predictions for labelled frames, one by one: frames of a project may differ in size."""
-    return [
-        infer(model, reader.get(f.video, f.index)[0][None], config.data.input_scale, config.predict, typical, config.train.precision)[0]
-        for f in frames
-    ]
+    """Predictions for labelled frames that can be judged by the labels, one by one: frames of a project may differ in size."""
+    scale, precision = config.data.input_scale, config.train.precision
+    found = [infer(model, reader.get(f.video, f.index)[0][None], scale, config.predict, typical, precision)[0] for f in frames]
+    judged = [~on_boxes(p.poses, truth, f.unposed) for f, truth, p in zip(frames, truth_of(frames), found, strict=True)]
+    return [FramePoses(p.poses[j], p.scores[j], p.point_scores[j]) for p, j in zip(found, judged, strict=True)]
 
 
 def append_row(path: Path, row: dict[str, object]) -> None:

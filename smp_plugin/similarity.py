@@ -96,6 +96,19 @@ def found_by(similarity: Array, least: float) -> list[int]:
     return columns
 
 
+def on_boxes(poses: Array, truth: Array, boxes: Sequence[Array]) -> Mask:
+    """(m,) which poses (m, K, 2) lie on ``boxes`` (left, top, right, bottom) of animals that nobody knows the keypoints of: with half of
+    their points or more, and fitting no labelled animal, (n, K, 2). COCO leaves such predictions out, too, there within twice the box.
+    """
+    inside = np.zeros(len(poses), dtype=bool)
+    for left, top, right, bottom in boxes:
+        within = ((poses >= (left, top)) & (poses <= (right, bottom))).all(axis=-1).sum(axis=1)
+        inside |= (within > 0) & (2 * within >= np.isfinite(poses[..., 0]).sum(axis=1))
+    if inside.any():
+        inside &= ~(oks(truth, poses, animal_areas([truth])[0], MEDIUM_S2) >= MATCH_OKS).any(axis=0)
+    return inside
+
+
 @dataclass(frozen=True, eq=False)
 class Assignment:
     """Which of the m predictions of a frame belong to which of its n labelled animals.

@@ -211,6 +211,17 @@ def test_negative_frames_count():
     assert found.frames == 2 and found.invented == 1
 
 
+def test_what_is_predicted_on_a_box_without_keypoints_is_not_judged():
+    videos, crowd, elsewhere = [_video("/a/one.mp4")], np.array([200.0, 200, 300, 300]), np.array([600.0, 600, 700, 700])
+    truth, guess = _labels(videos, [(0, 0)]), _guess(videos, [(0, 0)])
+    truth.frames[0].unposed = [crowd, elsewhere, np.array([-5.0, -5, 65, 35])]  # the last around the labelled animal
+    two_in, one_in = ANIMAL + 270, ANIMAL + [280.0, 290.0]  # of three points
+    guess.frames[0].predicted += [PredictedInstance(pose, score=0.9) for pose in (ANIMAL + 220, two_in, one_in, ANIMAL + 400)]
+    found = evaluate(truth, guess)
+    assert (found.predictions, found.missed, found.invented, found.doubled) == (3, 0, 2, 0) and found.ap[SLEAP_S2].ap < 0.6
+    assert [w for w in found.warnings if "2 predictions lie on animals or crowds" in w]
+
+
 def test_no_predictions_is_zero_with_a_warning():
     video = [_video("/a/one.mp4")]
     found = evaluate(_labels(video, [(0, 1)]), _labels(video, [(0, 1)]))

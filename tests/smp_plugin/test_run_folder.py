@@ -24,7 +24,7 @@ from smp_plugin.metrics import evaluate_poses
 from smp_plugin.model import PoseModel
 from smp_plugin.page import write_page
 from smp_plugin.report import write_curves, write_gallery
-from smp_plugin.run_folder import RunFolder, WholeCheckpoints, append_row, choose_min_score, open_folder, with_counts
+from smp_plugin.run_folder import RunFolder, WholeCheckpoints, append_row, choose_min_score, open_folder, predict_frames, with_counts
 
 SHAPE = np.array([[0.0, 0.0], [20.0, 0.0], [40.0, 10.0]])
 
@@ -110,6 +110,16 @@ def test_a_model_that_finds_animals_without_a_label_is_not_taken_for_a_worse_one
         chosen_by[partial], figures = RunFolder(tmp_path, Config(), material, None, task, {}).validate(module)  # type: ignore[arg-type]
         assert figures["val_ap"] == ("1.0000" if partial else "0.5000")
     assert chosen_by[True] == pytest.approx(1) and chosen_by[False] == pytest.approx(0.5)
+
+
+def test_what_a_model_finds_on_a_box_without_keypoints_is_not_judged(monkeypatch: pytest.MonkeyPatch):
+    found = FramePoses(np.stack([SHAPE + (200, 0), SHAPE]), np.array([0.9, 0.5]), np.ones((2, 3)))
+    monkeypatch.setattr(run_folder, "infer", lambda *_: [found])
+    reader: Any = SimpleNamespace(get=lambda *_: (np.zeros((3, 8, 8)), None))
+    box = np.array([200.0, -5, 300, 30])
+    frames = [LabeledFrame(0, 0, [Instance(SHAPE)], unposed=boxes) for boxes in ([], [box], [box - (200, 0, 200, 0)])]
+    judged = predict_frames(None, frames, reader, Config(), 40.0)  # type: ignore[arg-type]
+    assert [p.scores.tolist() for p in judged] == [[0.9, 0.5], [0.5], [0.9, 0.5]]  # the last box is around the labelled animal
 
 
 # --- files ---
