@@ -433,7 +433,7 @@ def _environment() -> dict[str, str]:
 def _row(job: Job, labels: int, fraction: str) -> dict[str, object]:
     """AP over all predictions, which AP weighs by score; counts and pixel errors over those that a person would be shown."""
     outcome = Outcome.read(job.folder)
-    found, truth = read_project(job.predictions, require_videos=False), read_project(job.val, require_videos=False)
+    found, truth = read_project(job.predictions, require_videos=False), job.truth()
     every = read_project(job.everything, require_videos=False) if job.everything.exists() else found
     full = evaluate(truth, every, rule=job.rule)
     seen = evaluate(truth, shown(found, outcome.min_score), rule=job.rule)

@@ -13,7 +13,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from converters.labels import Labels
 
 OWN = ("directpose", "smp-labeled", "smp")
 SLEAP = ("sleap-bottomup", "sleap-topdown")
@@ -81,6 +84,13 @@ class Job:
     def everything(self) -> Path:
         """The same with what the package leaves out as too unsure, for AP, which weighs by scores. Only where a package leaves out any."""
         return self.folder / "everything.slp"
+
+    def truth(self) -> Labels:
+        """What the predictions are measured on: ``val``, with what its format cannot say."""
+        from converters.project import read_project
+        from converters.supplement import supplemented
+
+        return supplemented(read_project(self.val, require_videos=False), str(self.supplement or ""))
 
     def write(self) -> None:
         """As ``job.json`` in the job's folder."""
@@ -163,5 +173,5 @@ def curve_point(job: Job, predictions: Path, seconds: float, step: int, phase: s
     """Measure unfinished predictions the way the finished ones are measured."""
     from smp_plugin.evaluation import evaluate
 
-    found = evaluate(job.val, predictions, rule=job.rule)
+    found = evaluate(job.truth(), predictions, rule=job.rule)
     return CurvePoint(seconds, step, phase, {f"{s2:g}": figures.ap for s2, figures in (found.partial or found).ap.items()})

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converters import FormatError, LabeledFrame, PredictedInstance, read_project, write_project
+from converters import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, read_project, write_project
+from converters.supplement import write_supplement
 from smp_plugin import comparison
 from smp_plugin.baselines import Job, Outcome, curve_point, own
 from smp_plugin.cli.compare import main
@@ -497,3 +498,17 @@ def test_what_an_earlier_run_left_is_not_taken_for_the_new_one(child: Callable[[
     for path in (job.predictions, job.everything, job.folder / "outcome.json"):
         path.touch()
     assert comparison._run(job, lambda _: None) is None
+
+
+def test_what_lies_on_a_held_out_box_without_keypoints_is_not_judged(tmp_path: Path, make_images: Callable[..., list[Path]]):
+    """Although SLEAP's format, in which held-out frames are kept, has no such boxes."""
+    images, nose = VideoSource(tuple(make_images(tmp_path / "images", 1))), np.array([[20.0, 20], [40, 30]])
+    skeleton, box = Skeleton(("nose", "tail")), np.array([80.0, 80, 130, 130])
+    held_out = Labels(skeleton, [images], [LabeledFrame(0, 0, [Instance(nose)], unposed=[box])])
+    write_project(tmp_path / "val.slp", held_out)
+    assert write_supplement(tmp_path / "supplement.json", held_out)
+    found = [PredictedInstance(nose, score=0.5), PredictedInstance(nose + 70, score=0.9)]
+    write_project(tmp_path / "found.slp", Labels(skeleton, [images], [LabeledFrame(0, 0, predicted=found)]))
+    job = Job("smp", tmp_path / "train.slp", tmp_path / "val.slp", tmp_path, rule="complete", supplement=tmp_path / "supplement.json")
+    assert curve_point(job, tmp_path / "found.slp", 1.0, 1).ap["1"] == 1
+    assert curve_point(replace(job, supplement=None), tmp_path / "found.slp", 1.0, 1).ap["1"] < 0.6
