@@ -35,6 +35,7 @@ METHODS: dict[str, dict[str, object]] = {
     "teacher-0.99": {"train.ema": 0.99},
     "teacher-0.9995": {"train.ema": 0.9995},
     "adamw": {"train.optimizer": "adamw", "train.lr": 1e-3},
+    "resnet34": {"model.backbone": "resnet34"},
     "resnet50": {"model.backbone": "resnet50"},
 }
 

@@ -29,6 +29,7 @@ from smp_plugin.decode import (
     refine,
     similarity,
     suppress,
+    without_doubles,
 )
 from smp_plugin.model import PoseOutputs
 
@@ -347,10 +348,16 @@ def test_poses_that_refinement_makes_one_come_out_once(make_outputs: Callable[..
     assert len(left) == 2 and (left[:, 1:] - torch.stack((truth, truth + OTHER))[:, 1:]).norm(dim=-1).max() < 0.5
 
 
+def test_of_two_poses_that_are_as_good_the_first_is_kept() -> None:
+    assert suppress(torch.ones(1, 2, 2), torch.tensor([[0.6, 0.6]]), 0.4).tolist() == [[True, False]]
+
+
 def test_of_poses_that_refinement_makes_one_the_heatmaps_choose() -> None:
-    alike = torch.ones(1, 2, 2)
-    assert suppress(alike, torch.tensor([[0.3, 0.6]]), 0.4).tolist() == [[False, True]]
-    assert suppress(alike, torch.tensor([[0.6, 0.6]]), 0.4).tolist() == [[True, False]]
+    alike, scores = TRIANGLE.expand(1, 2, 3, 2), torch.tensor([[0.6, 0.5]])
+    for seen, kept in ((0.9, [0.0, 0.5]), (0.2, [0.6, 0.0])):  # the second one's keypoints, clearly or as little as the first one's
+        point_scores = torch.tensor([0.2, seen])[None, :, None].expand(1, 2, 3)
+        found = without_doubles(Detections(alike, scores, point_scores), 0.4, TYPICAL)
+        assert torch.equal(found.scores, torch.tensor([kept]))
 
 
 @pytest.mark.parametrize("max_animals", [0, 1])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from converters import FormatError, read_project
 from converters.mixing import read_aliases
@@ -62,10 +63,11 @@ def test_no_project_is_named(make_config: Callable[..., Any]) -> None:
 def test_no_unlabelled_frame_can_be_read(blobs: Any, make_config: Callable[..., Any], tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
-    for number in range(3):
+    Image.new("L", (64, 64)).save(images / "0.png")
+    for number in (1, 2):
         (images / f"{number}.png").write_bytes(b"no image")
-    config = make_config(train__unlabeled_fusion_start=0.0, train__labeled_fusion_start=0.0)
-    with pytest.raises(FormatError, match=r"0\.png|no unlabelled frame can be read; convert the video to MP4, or name another"):
+    config = make_config(train__unlabeled_fusion_start=0.0, train__labeled_fusion_start=0.0, data__unlabeled_frames="1-2")
+    with pytest.raises(FormatError, match="no unlabelled frame can be read; convert the video to MP4, or name another"):
         learn([blobs.project], config=config, out=tmp_path / "run", unlabeled=[images])
 
 
