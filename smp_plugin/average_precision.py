@@ -88,7 +88,8 @@ def checked(truth: Sequence[Array], predicted: Sequence[Predicted]) -> tuple[lis
             f"{len(truth)} labelled frames and {len(predicted)} predicted ones; give an empty array for a frame without predictions."
         )
     shapes = [np.shape(poses) for poses in (*truth, *(poses for poses, _ in predicted)) if np.ndim(poses) == 3]
-    keypoints = next((k for count, k, _ in shapes if count), shapes[0][1] if shapes else 1)  # an empty frame need not know how many
+    # An empty frame need not know how many.
+    keypoints = next((k for count, k, _ in shapes if count), max((k for _, k, _ in shapes), default=1))
     poses = [np.asarray(p, dtype=np.float64).reshape(-1, keypoints, 2) for p in truth]
     poses = [p[_points(p) > 0] for p in poses]
     return poses, [

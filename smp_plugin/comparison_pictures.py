@@ -23,6 +23,7 @@ from smp_plugin.drawing import Verdict, draw_errors, draw_poses, judge, line_wid
 from smp_plugin.metrics import MEDIUM_S2, animal_areas, keypoint_ap
 from smp_plugin.pairing import frame_pairs
 from smp_plugin.report import Crop, frame_title
+from smp_plugin.similarity import on_boxes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -252,18 +253,21 @@ class ShownFrame:
 
 
 def aligned(val: Labels, guess: Labels) -> list[tuple[Array, Array]]:
-    """Predictions on each labelled frame of ``val``, in its order: poses (m, K, 2) with the keypoints of ``val``, and scores (m,).
+    """Predictions on each labelled frame of ``val`` that its labels can judge, in its order: poses (m, K, 2) with the keypoints of ``val``,
+    and scores (m,).
 
     Raises FormatError where the two have no video in common.
     """
     order = [guess.skeleton.keypoints.index(name) if name in guess.skeleton.keypoints else -1 for name in val.skeleton.keypoints]
-    found = []
-    for _, guesses in frame_pairs(val, guess):
+    found, pairs = [], frame_pairs(val, guess)
+    for _, guesses in pairs:
         animals = [p for f in guesses for p in f.predicted]
         wider = [np.concatenate([p.points, [[np.nan, np.nan]]])[order] for p in animals]  # -1 is the added row: not predicted
         poses = np.stack(wider) if wider else np.empty((0, len(order), 2))
         found.append((poses, np.array([p.score for p in animals], dtype=np.float64)))
-    return found
+    boxes = [[box for f in frames for box in f.unposed] for frames, _ in pairs]
+    left_out = on_boxes([animals for _, _, animals in labelled(val)], [poses for poses, _ in found], boxes)
+    return [(poses[~out], scores[~out]) for (poses, scores), out in zip(found, left_out, strict=True)]
 
 
 def labelled(val: Labels) -> list[tuple[int, int, Array]]:

@@ -301,7 +301,7 @@ class TrainingSteps(Dataset[Batch]):
         matrix = transforms.random_matrix(rng, centre, size, config.augment)
         crop = transforms.warp(image, matrix, size, size)
         keypoints = np.array([self._moved(p, matrix) for p in unsure + points]).reshape(-1, len(self.skeleton), 2)
-        boxes = stand_ins(frame.unposed, matrix @ to_input, len(self.skeleton), size)
+        boxes = stand_ins(frame.unposed, matrix @ to_input, len(self.skeleton), size, self.typical)
         keypoints = np.concatenate((boxes, keypoints))
         partial = source.partial and not frame.negative
         if self.donors and rng.random() < (1.0 if partial and config.augment.paste else config.augment.paste):
@@ -436,20 +436,26 @@ def clip_animals(keypoints: np.ndarray, weights: np.ndarray, size: int) -> tuple
     return keypoints, weights * ((middle >= 0) & (middle <= size - 1)).all(axis=1)
 
 
-def stand_ins(boxes: list[np.ndarray], matrix: np.ndarray, count: int, size: int) -> np.ndarray:
+def stand_ins(boxes: list[np.ndarray], matrix: np.ndarray, count: int, size: int, typical: float) -> np.ndarray:
     """Animals (M, ``count``, 2) in place of those in ``boxes`` (4,), moved by ``matrix``, that reach into the crop.
 
-    Two of their keypoints are opposite corners of what is seen of the box; of a skeleton of one there is only the middle.
+    Two of their keypoints are opposite corners of what is seen of the box. Of a skeleton of one there are as many animals as cover it,
+    each of them a square of ``typical`` input pixels.
     """
     made = []
     for box in boxes:
         corners = transforms.apply_matrix(matrix, box[[[0, 1], [2, 1], [2, 3], [0, 3]]])
         low, high = corners.min(axis=0), corners.max(axis=0)
         if (high >= 0).all() and (low <= size - 1).all():
-            ends = np.clip((low, high), 0, size - 1)
-            made.append(np.full((count, 2), np.nan))
-            made[-1][:2] = ends if count > 1 else ends.mean(axis=0)
-    return np.array(made).reshape(-1, count, 2)
+            low, high = np.clip((low, high), 0, size - 1)
+            if count > 1:
+                made.append(np.full((1, count, 2), np.nan))
+                made[-1][0, :2] = low, high
+            else:
+                parts = np.maximum(1, np.ceil((high - low) / typical)).astype(int)
+                at = [low[axis] + (np.arange(n) + 0.5) * (high - low)[axis] / n for axis, n in enumerate(parts)]
+                made.append(np.stack(np.meshgrid(*at), axis=-1).reshape(-1, 1, 2))
+    return np.concatenate([np.empty((0, count, 2)), *made])
 
 
 def uncorrected(frame: LabeledFrame, near: float) -> list[np.ndarray]:

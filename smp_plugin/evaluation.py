@@ -7,6 +7,7 @@ is said in ``metrics``.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -154,17 +155,19 @@ def _frames(
     """
     columns = [truth.skeleton.keypoints.index(name) for name in common]
     order = [guess.skeleton.keypoints.index(name) for name in common]
-    frames, unjudged = [], 0
-    for labelled, guesses in pairs:
-        points = _stack([i.points[columns] for f in labelled for i in f.instances], len(common))
-        animals = [dataclasses.replace(p, points=p.points[order], point_scores=p.point_scores[order]) for f in guesses for p in f.predicted]
-        left_out = on_boxes(_stack([p.points for p in animals], len(common)), points, [box for f in labelled for box in f.unposed])
-        unjudged += int(left_out.sum())
-        animals = [p for p, out in zip(animals, left_out, strict=True) if not out]
-        frames.append(PeerFrame(points, animals if guesses else None))
-    if unjudged:
+    points = [_stack([i.points[columns] for f in labelled for i in f.instances], len(common)) for labelled, _ in pairs]
+    found = [
+        [dataclasses.replace(p, points=p.points[order], point_scores=p.point_scores[order]) for f in guesses for p in f.predicted]
+        for _, guesses in pairs
+    ]
+    poses = [_stack([p.points for p in animals], len(common)) for animals in found]
+    left_out = on_boxes(points, poses, [[box for f in labelled for box in f.unposed] for labelled, _ in pairs])
+    if unjudged := sum(int(out.sum()) for out in left_out):
         warnings.append(f"{unjudged} predictions lie on animals or crowds that have a box and no keypoints, and are not judged.")
-    return frames
+    return [
+        PeerFrame(labelled, list(itertools.compress(animals, ~out)) if guesses else None)
+        for labelled, animals, out, (_, guesses) in zip(points, found, left_out, pairs, strict=True)
+    ]
 
 
 def _with_point_scores(frames: list[PeerFrame]) -> list[PeerFrame]:

@@ -205,8 +205,8 @@ def predict_frames(model: PoseModel, frames: list[LabeledFrame], reader: FrameRe
     """Predictions for labelled frames that can be judged by the labels, one by one: frames of a project may differ in size."""
     scale, precision = config.data.input_scale, config.train.precision
     found = [infer(model, reader.get(f.video, f.index)[0][None], scale, config.predict, typical, precision)[0] for f in frames]
-    judged = [~on_boxes(p.poses, truth, f.unposed) for f, truth, p in zip(frames, truth_of(frames), found, strict=True)]
-    return [FramePoses(p.poses[j], p.scores[j], p.point_scores[j]) for p, j in zip(found, judged, strict=True)]
+    left_out = on_boxes(truth_of(frames), [p.poses for p in found], [f.unposed for f in frames])
+    return [FramePoses(p.poses[~out], p.scores[~out], p.point_scores[~out]) for p, out in zip(found, left_out, strict=True)]
 
 
 def append_row(path: Path, row: dict[str, object]) -> None:
@@ -232,8 +232,8 @@ def choose_min_score(truth: list[np.ndarray], found: list[FramePoses], partial: 
 
 
 def good_cuts(truth: list[np.ndarray], found: list[FramePoses], partial: bool) -> tuple[float, float] | None:
-    """The lowest and the highest score that serve well as cut: within .01 of the best F1, the harmonic mean of precision and recall; where
-    labels are partial, within 1 % of the best geometric mean of both. None where no animal is found.
+    """The lowest and the highest score around the best cut that serve well, with all between: within .01 of the best F1, the harmonic mean
+    of precision and recall; where labels are partial, within 1 % of the best geometric mean of both. None where no animal is found.
 
     Where animals have no label precision is not known, but it is recall, times how many animals there are, over the number of detections
     kept; so recall squared over that number is largest where the geometric mean is (Lee and Liu, ICML 2003).
@@ -256,9 +256,10 @@ def good_cuts(truth: list[np.ndarray], found: list[FramePoses], partial: bool) -
         merit = merit / merit.max()
     else:
         merit = 2 * hits_so_far / (kept + sum(len(t) for t in truth))  # F1
-    good = np.flatnonzero(merit >= merit.max() - 0.01)
+    best, bad = merit.argmax(), np.flatnonzero(merit < merit.max() - 0.01)
+    first, behind = bad[bad < best].max(initial=-1) + 1, bad[bad > best].min(initial=len(ranked))
     below = np.append(ranked, min(ranked[-1], LOW))
-    return float(below[good[-1] + 1]), float(ranked[good[0]])
+    return float(below[behind]), float(ranked[first])
 
 
 def watched(kept: Checkpoint, material: Material, reader: FrameReader) -> tuple[list[np.ndarray], list[FramePoses]]:

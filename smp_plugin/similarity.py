@@ -96,19 +96,6 @@ def found_by(similarity: Array, least: float) -> list[int]:
     return columns
 
 
-def on_boxes(poses: Array, truth: Array, boxes: Sequence[Array]) -> Mask:
-    """(m,) which poses (m, K, 2) lie on ``boxes`` (left, top, right, bottom) of animals that nobody knows the keypoints of: with half of
-    their points or more, and fitting no labelled animal, (n, K, 2). COCO leaves such predictions out, too, there within twice the box.
-    """
-    inside = np.zeros(len(poses), dtype=bool)
-    for left, top, right, bottom in boxes:
-        within = ((poses >= (left, top)) & (poses <= (right, bottom))).all(axis=-1).sum(axis=1)
-        inside |= (within > 0) & (2 * within >= np.isfinite(poses[..., 0]).sum(axis=1))
-    if inside.any():
-        inside &= ~(oks(truth, poses, animal_areas([truth])[0], MEDIUM_S2) >= MATCH_OKS).any(axis=0)
-    return inside
-
-
 @dataclass(frozen=True, eq=False)
 class Assignment:
     """Which of the m predictions of a frame belong to which of its n labelled animals.
@@ -149,3 +136,26 @@ def assign(truth: Array, poses: Array, areas: Array, *, empty: bool = False, s2:
             alike = oks(poses[first : first + 1], poses[spare : spare + 1], areas[animal : animal + 1], MEDIUM_S2)
             again[spare] |= bool(alike[0, 0] >= MATCH_OKS)
     return Assignment(pairs, near, again, np.ones_like(paired) if empty else paired | again)
+
+
+def on_boxes(truth: Sequence[Array], predicted: Sequence[Array], boxes: Sequence[Sequence[Array]]) -> list[Mask]:
+    """Which predictions nothing can judge: per frame (m,) those that lie on animals whose keypoints nobody knows, with half of their points
+    or more, and belong to no labelled animal.
+
+    To belong to one it is enough that they would at the paper's tolerance, so that none is left out that counts as found at any. Of
+    several in reach the best belongs to it, and what resembles that one, as in ``assign``. COCO leaves out what it matches to no labelled
+    animal, there within three times a box's sides.
+
+    Args:
+        truth: per frame the labelled animals (n, K, 2), frame pixels.
+        predicted: per frame poses (m, K, 2).
+        boxes: per frame (4,) arrays: left, top, right, bottom.
+    """
+    masks = []
+    for labelled, poses, areas, unknown in zip(truth, predicted, animal_areas(truth), boxes, strict=True):
+        inside = np.zeros(len(poses), dtype=bool)
+        for left, top, right, bottom in unknown:
+            within = ((poses >= (left, top)) & (poses <= (right, bottom))).all(axis=-1).sum(axis=1)
+            inside |= (within > 0) & (2 * within >= np.isfinite(poses[..., 0]).sum(axis=1))
+        masks.append(inside & ~assign(labelled, poses, areas, s2=PAPER_S2).judged if inside.any() else inside)
+    return masks

@@ -86,7 +86,9 @@ def build_targets(outputs: PoseOutputs, instances: Instances, config: LossConfig
     placed = known.sum(dim=-1) > 0.5 * had
     weight = torch.where(_inside(boxes, placed & (instances.weights > 0), xs, ys), 1.0, weight)
     weight = torch.where(_inside(_reach(boxes, lengths, typical, 0.0), exists & ~placed, xs, ys), 0.0, weight)
-    weight = torch.where(_inside(_grow(boxes, 0.1 * lengths), exists & (instances.weights == 0), xs, ys), 0.0, weight)
+    # The box of an animal of one keypoint says nothing about its size.
+    margin = torch.where((boxes[..., :2] == boxes[..., 2:]).all(dim=-1), 0.5, 0.1) * lengths
+    weight = torch.where(_inside(_grow(boxes, margin), exists & (instances.weights == 0), xs, ys), 0.0, weight)
     weight = torch.where(positive, instances.weights.gather(1, assigned.clamp(min=0)), weight)
     return PoseTargets(heatmaps, heatmap_weights, positive.float(), weight, assigned)
 

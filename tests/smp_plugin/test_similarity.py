@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from smp_plugin.similarity import SLEAP_S2, animal_areas, animal_lengths, assign, found_by, match, oks
+from smp_plugin.similarity import SLEAP_S2, animal_areas, animal_lengths, assign, found_by, match, oks, on_boxes
 
 NAN = math.nan
 ANIMAL = np.array([[0.0, 0.0], [60.0, 0.0], [30.0, 30.0]])  # 60 x 30 px
@@ -69,3 +69,34 @@ def test_one_keypoint_is_matched_within_half_the_root_of_the_typical_area():
     area = np.array([1800.0])
     assert len(assign(nose, ANIMAL[None] + [20.5, 0.0], area).pairs) == 1
     assert len(assign(nose, ANIMAL[None] + [21.0, 0.0], area).pairs) == 0
+
+
+BOX = np.array([100.0, 100.0, 300.0, 200.0])
+
+
+def test_with_half_of_its_points_on_a_box_a_prediction_cannot_be_judged():
+    inside = ANIMAL + [150.0, 130.0]
+    half, less = np.where([[1], [0], [0]], inside, 500.0), np.where([[1], [0], [0]], inside, [[NAN], [500.0], [NAN]])
+    nothing = np.full((3, 2), NAN)
+    poses = np.stack([inside, half, less, np.where([[1], [0], [0]], inside, NAN), nothing, ANIMAL + 400])
+    (found,) = on_boxes([np.empty((0, 3, 2))], [poses], [[BOX + 1000, BOX]])
+    assert found.tolist() == [True, False, True, True, False, False]
+    assert not on_boxes([ANIMAL[None]], [poses], [[]])[0].any()
+
+
+def test_what_belongs_to_a_labelled_animal_is_judged_on_a_box_too():
+    """30 px off a 60 x 30 animal OKS is .78 at the paper's tolerance and .08 at the one at which animals are counted."""
+    truth = ANIMAL + [150.0, 130.0]
+    near, far = truth + [30.0, 0.0], truth - [45.0, 0.0]
+    assert on_boxes([truth[None]], [near[None]], [[BOX]])[0].tolist() == [False]
+    # Of several that would do the best one belongs to it, and what resembles that one.
+    assert on_boxes([truth[None]], [np.stack([far, near, near + 1])], [[BOX]])[0].tolist() == [True, False, False]
+    assert on_boxes([truth[None]], [np.stack([near, truth])], [[BOX]])[0].tolist() == [True, False]
+
+
+@pytest.mark.parametrize(("size", "judged"), [(4.0, True), (0.25, False)])
+def test_how_large_an_animal_of_one_point_is_other_frames_say(size: float, judged: bool):
+    nose = np.full((3, 2), NAN)
+    nose[0] = [200.0, 150.0]
+    away = ANIMAL * size + nose[0] + [40.0, 0.0]
+    assert on_boxes([ANIMAL[None] * size, nose[None]], [np.empty((0, 3, 2)), away[None]], [[], [BOX]])[1].tolist() == [not judged]

@@ -143,6 +143,17 @@ def test_an_ignored_animal_teaches_nothing_and_nothing_is_background_around_it(m
     assert (targets.presence_weights[0, (x < 20) | (x > 130)] == 1).all()
 
 
+def test_around_an_ignored_animal_of_one_keypoint_a_typical_animal_has_room(make_outputs: Callable[..., PoseOutputs]) -> None:
+    outputs = make_outputs(keypoints=1)
+    nose = torch.tensor([60.0, 50.0])
+    ignored = Instances(nose.view(1, 1, 1, 2), torch.zeros(1, 1), torch.ones(1, 1, 1))
+    targets = build_targets(outputs, ignored, CONFIG, TYPICAL)
+    away = (outputs.locations - nose).abs().amax(dim=1)
+    assert torch.equal(targets.presence_weights[0] == 0, away <= TYPICAL / 2)
+    counted = build_targets(outputs, Instances(nose.view(1, 1, 1, 2), torch.ones(1, 1), torch.ones(1, 1, 1)), CONFIG, TYPICAL)
+    assert (targets.presence_weights[counted.presence > 0] == 0).all()
+
+
 def test_a_doubtful_animal_counts_as_much_as_its_weight(make_outputs: Callable[..., PoseOutputs]) -> None:
     outputs = make_outputs(keypoints=3)
     targets = build_targets(outputs, instances_of([ANIMAL], [0.25]), CONFIG, TYPICAL)
