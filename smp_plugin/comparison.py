@@ -310,7 +310,7 @@ def _claim(
         out.mkdir(parents=True, exist_ok=True)
         refuse_links(itertools.chain(*map(out.glob, ("*", "data/*", "cells/*", "cells/*/*"))))
         if path.exists():
-            theirs = {"device": mine["device"], **dict(json.loads(path.read_text(encoding="utf-8")))}  # older folders do not say it
+            theirs = dict(json.loads(path.read_text(encoding="utf-8")))
             if other := [key for key in mine if theirs.get(key) != mine[key]]:
                 what = {"val": "--val", "preset": "--preset", "settings": "choice of --set", "device": "--device"}.get(other[0], other[0])
                 before, now = (_in_words(values.get(other[0])) for values in (theirs, mine))

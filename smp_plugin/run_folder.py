@@ -73,11 +73,10 @@ def read_checkpoint(out: Path) -> dict[str, Any] | None:
     except (ValueError, TypeError) as error:
         raise FormatError(f"--resume: {path} is damaged; {remedy}.") from error
     check_version(f"--resume: {path}", saved)
-    if absent := {"state_dict", "optimizer_states", "callbacks", "step", "seconds"} - {*saved}:
+    if absent := {"state_dict", "optimizer_states", "callbacks", "step", "seconds", "terms", "held_out"} - {*saved}:
         raise FormatError(f"--resume: {path} is damaged (it has no {', '.join(sorted(absent))}); {remedy}.")
     try:
-        if "held_out" in saved:
-            saved["held_out"] = {(str(folder), str(file), str(group), int(number)) for folder, file, group, number in saved["held_out"]}
+        saved["held_out"] = {(str(folder), str(file), str(group), int(number)) for folder, file, group, number in saved["held_out"]}
     except (TypeError, ValueError) as error:
         raise FormatError(f"--resume: {path} is damaged (it does not say which frames were held out); {remedy}.") from error
     return saved
@@ -110,7 +109,7 @@ class RunFolder(L.Callback):
         return {"best": self.best, "best_step": self.best_step, "chooses": self.chooses}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        alike = state.get("chooses", state["best"] <= 1) == self.chooses  # else one is a figure of merit, and the other counts steps
+        alike = state["chooses"] == self.chooses  # else one is a figure of merit, and the other counts steps
         self.best, self.best_step = float(state["best"]) if alike else -math.inf, int(state["best_step"])
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: PoseTraining, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]

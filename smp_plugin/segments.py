@@ -197,7 +197,7 @@ class Work:
             self.length = before["length"]
 
     def finished(self, model: Path) -> bool:
-        """Whether an earlier run has finished the output. Without a record, which older versions did not keep, dates decide: whether it is
+        """Whether an earlier run has finished the output. Without a record (the output was moved here alone), dates decide: whether it is
         newer than the model and all that is predicted.
 
         Raises:
@@ -225,7 +225,7 @@ class Work:
             settings, mine = (json.loads(made["settings"]) for made in (before, self.made_from))
             if all(settings.get(key, value) == value for key, value in mine.items()):
                 before["settings"] = self.made_from["settings"]
-            before["length"], before["damage"] = int(before["length"]), [str(each) for each in before.get("damage", [])]
+            before["length"], before["damage"] = int(before["length"]), [str(each) for each in before["damage"]]
             return before, ", ".join(words for key, words in _OTHER.items() if key in keys and before[key] != self.made_from[key])
         except (ValueError, KeyError, TypeError, AttributeError, OSError):
             return {}, "in a way that can't be read"

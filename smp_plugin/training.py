@@ -245,7 +245,7 @@ class PoseTraining(L.LightningModule):
         self.load_state_dict(checkpoint["state_dict"])
         self.first_step, self.optimizer_state = checkpoint["step"], checkpoint["optimizer_states"][0]
         self.budget.spent = checkpoint["seconds"]
-        self.terms.update({name: list(values) for name, values in checkpoint.get("terms", {}).items()})
+        self.terms.update({name: list(values) for name, values in checkpoint["terms"].items()})
 
     def on_train_start(self) -> None:
         self.terms.update({name: [value.to(self.device) for value in values] for name, values in self.terms.items()})
@@ -322,7 +322,7 @@ def train(
         reporter.say(f"{out} was stopped before its first checkpoint: from the beginning, with its settings ({out / 'config.yaml'})")
     device, why = choose_device(config.train.device)
     refuse_processes(device, config.train.devices, config.train.num_nodes)
-    material = prepare(config, reporter, saved.get("held_out") if saved else None)
+    material = prepare(config, reporter, saved["held_out"] if saved else None)
     where = frame_sizes(material.labels), config.data.input_scale, config.data.crop, LEVEL_STRIDES[0]
     for finding in certain(material.training, material.validation, *where):
         reporter.warn(finding.sentence)

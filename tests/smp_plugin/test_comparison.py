@@ -247,18 +247,13 @@ def test_a_folder_holds_one_comparison(blobs: Any, tmp_path: Path, pretend: Call
         compare(blobs.project, out=tmp_path, methods=("smp",), minutes=2)
 
 
-def test_devices_are_not_mixed_and_folders_that_do_not_say_theirs_are_accepted(
-    blobs: Any, tmp_path: Path, pretend: Callable[..., list[Job]]
-) -> None:
+def test_devices_are_not_mixed(blobs: Any, tmp_path: Path, pretend: Callable[..., list[Job]]) -> None:
     pretend()
     arguments: dict[str, Any] = {"out": tmp_path, "methods": ("smp",), "steps": 3}
     compare(blobs.project, **arguments, device="cuda:1")
     compare(blobs.project, **arguments, device="cuda")
     with pytest.raises(FormatError, match=r"another --device \(cuda, now cpu\); choose another folder"):
         compare(blobs.project, **arguments, device="cpu")
-    path = tmp_path / "comparison.json"
-    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "device"}))
-    compare(blobs.project, **arguments, device="cpu")
 
 
 def test_frames_that_are_learnt_from_and_measured_on_are_counted(
