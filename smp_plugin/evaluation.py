@@ -33,7 +33,6 @@ def evaluate(
     predictions: Labels | Path | str,
     *,
     video_root: Path | None = None,
-    padding: float = 0.0,
     s2: Sequence[float] = DEFAULT_S2,
     rule: str = "auto",
     peers: bool = False,
@@ -48,7 +47,6 @@ def evaluate(
         predictions: predictions, or their path, in any format. People's labels in it are not judged. COCO results belong to the COCO labels
             that ``labels`` names.
         video_root: where videos named in the files are looked for next.
-        padding: see ``similarity.animal_areas``.
         s2: tolerances at which AP is wanted.
         rule: whether animals without a label are to be expected: ``complete``, ``partial``, or ``auto`` as in training, see
             ``completeness``. Where labels are partial, the figures of both rules are given; see ``metrics``.
@@ -77,7 +75,6 @@ def evaluate(
         [frame.truth for frame in frames],
         predicted,
         common,
-        padding=padding,
         s2=s2,
         symmetries=_symmetries(truth, guess, common),
         partial=partial,

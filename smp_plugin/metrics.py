@@ -151,7 +151,6 @@ def evaluate_poses(
     predicted: Sequence[Predicted],
     keypoints: Sequence[str],
     *,
-    padding: float = 0.0,
     s2: Sequence[float] = DEFAULT_S2,
     symmetries: Sequence[tuple[int, int]] = (),
     partial: bool = False,
@@ -166,7 +165,6 @@ def evaluate_poses(
         truth: per frame the labelled animals, (n, K, 2) frame pixels, NaN where not labelled; n = 0 where it is known that there are none.
         predicted: per frame poses (m, K, 2), NaN where missing, and scores (m,).
         keypoints: K names.
-        padding: px added to the keypoint box; see ``animal_areas``.
         s2: tolerances at which AP is wanted.
         symmetries: pairs of keypoints that are each other's left and right, indices.
         partial: give the figures of the rule for partial labels, too.
@@ -174,7 +172,7 @@ def evaluate_poses(
     """
     empty = [not len(poses) for poses in truth]
     truth, predicted = checked(truth, predicted)
-    areas, lengths = animal_areas(truth, padding), animal_lengths(truth)
+    areas, lengths = animal_areas(truth), animal_lengths(truth)
     assigned = _assigned(truth, predicted, areas, empty)
     ranked = predicted if point_scores is None else [(p, s) for (p, _), s in zip(predicted, point_scores, strict=True)]
     table = _errors(truth, predicted, assigned).reshape(-1, len(keypoints))  # animals, K
@@ -184,7 +182,7 @@ def evaluate_poses(
     unknown = bool(len(table)) and not any((box_sides(poses) > 0).any() for poses in truth)
     swapped, symmetric = swapped_pairs(truth, predicted, assigned, symmetries) if symmetries else (None, None)
     return Evaluation(
-        ap={tolerance: keypoint_ap(truth, predicted, tolerance, padding=padding) for tolerance in s2},
+        ap={tolerance: keypoint_ap(truth, predicted, tolerance) for tolerance in s2},
         deeplabcut=deeplabcut_ap(truth, ranked),
         pck=_pck(relative),
         pck_curve=_curve(table, relative, typical),
@@ -203,7 +201,7 @@ def evaluate_poses(
         warnings=[UNKNOWN_SIZE] if unknown else [],
         symmetric_pairs=symmetric,
         swapped_pairs=swapped,
-        partial=_partial_figures(truth, predicted, ranked, assigned, empty, padding, s2) if partial else None,
+        partial=_partial_figures(truth, predicted, ranked, assigned, areas, empty, s2) if partial else None,
     )
 
 
@@ -268,15 +266,14 @@ def _partial_figures(
     predicted: Sequence[Predicted],
     ranked: Sequence[Predicted],
     assigned: list[Assignment],
+    areas: list[Array],
     empty: list[bool],
-    padding: float,
     s2: Sequence[float],
 ) -> PartialFigures:
-    areas = animal_areas(truth, padding)
     # DeepLabCut leaves animals with one labelled point out: what is predicted there must not count as wrong, either.
     proper = [poses[(~np.isnan(poses[..., 0])).sum(axis=1) > 1] for poses in truth]
     return PartialFigures(
-        ap={t: keypoint_ap(truth, _judged(truth, predicted, areas, empty, t), t, padding=padding) for t in s2},
+        ap={t: keypoint_ap(truth, _judged(truth, predicted, areas, empty, t), t) for t in s2},
         deeplabcut=deeplabcut_ap(proper, _judged(proper, ranked, animal_areas(proper), empty)),
         ignored=sum(int((~a.judged).sum()) for a in assigned),
         invented=sum(len(a.judged) for bare, a in zip(empty, assigned, strict=True) if bare),
