@@ -267,14 +267,14 @@ def _charts(folder: Path, cells: Sequence[Cell], looks: Mapping[str, Look]) -> s
     for fraction, labels in fractions.items():
         runs = {m: [curve for (method, share, _), curve in curves.items() if (method, share) == (m, fraction)] for m in looks}
         heading = f"AP, s2 = 0.1, {labels} labelled frames"
-        training.append((over_time(runs, "0.1", heading, looks), heading))
+        training.append((over_time(runs, heading, looks), heading))
     costs = []
     for name, heading, unit in (
         ("frames_per_second", "Speed of prediction", "frames per second"),
         ("peak_memory_gb", "Memory at its peak, training included", "GB"),
     ):
         values = {m: mean_and_error([cell.figures[name] for cell in cells if cell.method == m]) for m in looks}
-        costs.append((by_method(values, f"{heading}, {unit}", "", looks), heading))
+        costs.append((by_method(values, f"{heading}, {unit}", looks), heading))
     text = _chart_row(accuracy_heading, accuracy, "", _legend(looks) if len(fractions) > 1 else "")
     without = [m for m in looks if not any(key[0] == m for key in curves)]
     aside = f"No curve was recorded for {', '.join(without)}." if without else ""
