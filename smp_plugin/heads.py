@@ -40,7 +40,6 @@ class HeatmapHead(nn.Module):
 
     def __init__(self, fine_channels: int, channels: int, width: int, keypoints: int, stride: int) -> None:
         super().__init__()
-        self.stride = stride
         self.from_pyramid = nn.Conv2d(channels, width, 1, bias=False)
         self.from_fine = nn.Conv2d(fine_channels, width, 1, bias=False) if stride == 4 else None
         self.mix = nn.Sequential(group_norm(width), nn.ReLU(inplace=True), *_tower(width, 2))
@@ -80,7 +79,7 @@ class VectorHead(nn.Module):
         self, channels: int, fine_channels: int, depth: int, keypoints: int, groups: int, kpalign: bool, strides: tuple[int, ...]
     ) -> None:
         super().__init__()
-        self.keypoints, self.kpalign, self.strides = keypoints, kpalign, strides
+        self.kpalign, self.strides = kpalign, strides
         groups = min(groups or keypoints, keypoints)
         # Neighbouring keypoints share a group where there are fewer groups than keypoints.
         self.register_buffer("group_of", torch.arange(keypoints) * groups // keypoints, persistent=False)

@@ -242,8 +242,6 @@ def swapped_pairs(
     labels is at most half as great with left and right exchanged: so clearly better, whatever the size of the animal, and impossible where
     both predicted points lie on the same label or left and right are closer together than the errors.
     """
-    if not symmetries:
-        return 0, 0
     left, right = (list(side) for side in zip(*symmetries, strict=True))
     swapped = told = 0
     for labelled, (poses, _), assignment in zip(truth, predicted, assigned, strict=True):

@@ -421,7 +421,7 @@ def _unlabeled(
             frames.append(opened.frame_numbers if source.kind == "embedded" else opened.n_frames)
         sources.append(source)
         labelled.append(_known_in(source, known))
-    pool = UnlabeledPool(frames, labelled, ranges) if sources else UnlabeledPool([0], [set()], None)
+    pool = UnlabeledPool(frames, labelled, ranges)
     if len(pool) and config.train.unlabeled_batch > 0:
         reporter.say(f"unlabelled frames: {len(pool):,} in {len(sources)} video{'s' if len(sources) > 1 else ''}")
     elif config.loss.unlabelled:
