@@ -182,7 +182,7 @@ def write_project(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -> li
 
         write_slp_package(path, labels, inputs)
     elif kind == DLC:
-        from converters.deeplabcut import write_dlc
+        from converters.deeplabcut_writing import write_dlc
 
         return write_dlc(path.parent if path.suffix.lower() in (".yaml", ".yml") else path, labels)
     elif kind == COCO:

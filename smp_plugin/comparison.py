@@ -28,9 +28,9 @@ from smp_plugin.comparison_results import append_result, cell_folder, read_resul
 from smp_plugin.completeness import looks_partial
 from smp_plugin.config import Config, set_value
 from smp_plugin.evaluation import evaluate
-from smp_plugin.metrics import MEDIUM_S2, PAPER_S2, SLEAP_S2
 from smp_plugin.pairing import frame_pairs
 from smp_plugin.progress import Reporter
+from smp_plugin.similarity import MEDIUM_S2, PAPER_S2, SLEAP_S2
 
 DEFAULT = (*OWN, *SLEAP)
 CAMPS = (OWN, SLEAP, DLC)  # what is not available for one method is not for its camp

@@ -17,12 +17,13 @@ from PIL import Image
 
 from converters.labels import FormatError, Labels, Skeleton
 from converters.video import open_video
+from smp_plugin.average_precision import keypoint_ap
 from smp_plugin.baselines import DLC, OWN, SLEAP, CurvePoint
 from smp_plugin.comparison_results import Summary
 from smp_plugin.drawing import Verdict, draw_errors, draw_poses, judge, line_width
-from smp_plugin.metrics import MEDIUM_S2, animal_areas, keypoint_ap
 from smp_plugin.pairing import frame_pairs
 from smp_plugin.report import Crop, frame_title
+from smp_plugin.similarity import MEDIUM_S2, animal_areas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

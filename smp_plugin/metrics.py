@@ -22,11 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smp_plugin.average_precision import COCO_THRESHOLDS, KeypointAP, checked, deeplabcut_ap, keypoint_ap
+from smp_plugin.average_precision import KeypointAP, checked, deeplabcut_ap, keypoint_ap
 from smp_plugin.similarity import (
-    DEEPLABCUT_S2,
     LAST_RESORT_AREA,
-    MATCH_OKS,
     MEDIUM_S2,
     PAPER_S2,
     SLEAP_S2,
@@ -35,7 +33,6 @@ from smp_plugin.similarity import (
     animal_lengths,
     assign,
     box_sides,
-    oks,
 )
 
 if TYPE_CHECKING:
@@ -43,28 +40,6 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
     Predicted = tuple[Array, Array]
-
-__all__ = [
-    "COCO_THRESHOLDS",
-    "DEEPLABCUT_S2",
-    "DEFAULT_S2",
-    "MATCH_OKS",
-    "MEDIUM_S2",
-    "PAPER_S2",
-    "SLEAP_S2",
-    "Evaluation",
-    "KeypointAP",
-    "KeypointErrors",
-    "PartialFigures",
-    "PckCurve",
-    "animal_areas",
-    "animal_lengths",
-    "deeplabcut_ap",
-    "evaluate_poses",
-    "keypoint_ap",
-    "oks",
-    "swapped_pairs",
-]
 
 DEFAULT_S2 = (PAPER_S2, MEDIUM_S2, SLEAP_S2)
 PCK_FRACTIONS = (0.05, 0.1, 0.2)  # of the animal's length

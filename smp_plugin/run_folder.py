@@ -24,12 +24,12 @@ from smp_plugin.config import MIN_SCORE, Config
 from smp_plugin.datasets import Batch, FrameReader, TrainingSteps
 from smp_plugin.diagnosis import few_to_validate
 from smp_plugin.inference import FramePoses, infer
-from smp_plugin.metrics import MATCH_OKS, MEDIUM_S2, PAPER_S2, SLEAP_S2, Evaluation, animal_areas, evaluate_poses, oks
+from smp_plugin.metrics import Evaluation, evaluate_poses
 from smp_plugin.model import PoseModel
 from smp_plugin.preparation import Material, frame_names
 from smp_plugin.progress import Reporter, Task
 from smp_plugin.report import GalleryItem, frame_title, write_curves, write_gallery, write_report
-from smp_plugin.similarity import found_by, on_boxes
+from smp_plugin.similarity import MATCH_OKS, MEDIUM_S2, PAPER_S2, SLEAP_S2, animal_areas, found_by, oks, on_boxes
 from smp_plugin.unpickling import load_plain
 
 if TYPE_CHECKING:

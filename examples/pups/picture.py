@@ -9,9 +9,10 @@ import numpy as np
 
 from converters import read_project
 from converters.video import open_video
-from smp_plugin.metrics import MEDIUM_S2, evaluate_poses
+from smp_plugin.metrics import evaluate_poses
 from smp_plugin.pairing import frame_pairs
 from smp_plugin.report import GalleryItem, write_gallery
+from smp_plugin.similarity import MEDIUM_S2
 
 
 def main(labels_path: Path, predictions_path: Path, png: Path) -> None:
