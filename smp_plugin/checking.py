@@ -20,7 +20,7 @@ from smp_plugin.model import LEVEL_STRIDES
 from smp_plugin.page import CSS, Html, bullets, escape, picture, table, write_page
 from smp_plugin.preparation import Material, name_sources, prepare
 from smp_plugin.progress import Reporter
-from smp_plugin.report import Crop, frame_title
+from smp_plugin.report import Crop
 from smp_plugin.run_folder import dated_folder, open_folder, spread
 
 if TYPE_CHECKING:
@@ -172,6 +172,6 @@ def _pictures(labels: Labels, spots: Sequence[Spot], reader: FrameReader, least:
         crop = Crop(image, poses.reshape(-1, 2), WIDTH, least)
         file = io.BytesIO()
         Image.fromarray(draw_poses(crop.image, labels.skeleton, crop.placed(poses, len(labels.skeleton)))).save(file, "jpeg", quality=88)
-        title = frame_title(labels.videos[spot.frame.video], spot.frame.index)
+        title = labels.videos[spot.frame.video].title(spot.frame.index)
         figures.append(f'<figure>{picture(file.getvalue(), title, "jpeg")}<figcaption class="faint">{escape(title)}</figcaption></figure>')
     return Html(f'<div class="spots">{"".join(figures)}</div>' if figures else "")

@@ -22,7 +22,7 @@ from smp_plugin.baselines import DLC, OWN, SLEAP, CurvePoint
 from smp_plugin.comparison_results import Summary
 from smp_plugin.drawing import Verdict, draw_errors, draw_poses, judge, line_width
 from smp_plugin.pairing import frame_pairs
-from smp_plugin.report import Crop, frame_title
+from smp_plugin.report import Crop
 from smp_plugin.similarity import MEDIUM_S2, animal_areas
 
 if TYPE_CHECKING:
@@ -307,7 +307,7 @@ def show_frames(
             missing.append(str(error))
             continue
         poses = {method: found[place][0] for method, found in predicted.items()}
-        title = frame_title(val.videos[video], index)
+        title = val.videos[video].title(index)
         shown.append(_shown(image, title, val.skeleton, animals, areas[place], poses))
     return shown, list(dict.fromkeys(missing))
 

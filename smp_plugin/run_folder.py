@@ -28,7 +28,7 @@ from smp_plugin.metrics import Evaluation, evaluate_poses
 from smp_plugin.model import PoseModel
 from smp_plugin.preparation import Material, frame_names
 from smp_plugin.progress import Reporter, Task
-from smp_plugin.report import GalleryItem, frame_title, write_curves, write_gallery, write_report
+from smp_plugin.report import GalleryItem, write_curves, write_gallery, write_report
 from smp_plugin.similarity import MATCH_OKS, MEDIUM_S2, PAPER_S2, SLEAP_S2, animal_areas, found_by, oks, on_boxes
 from smp_plugin.unpickling import load_plain
 
@@ -325,7 +325,7 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
         GalleryItem(
             reader.get(f.video, f.index)[0].permute(1, 2, 0).numpy(), t, drawn,
             evaluate_poses([t], [(p.poses, p.scores)], material.skeleton.keypoints).ap[MEDIUM_S2].ap,
-            frame_title(material.videos[f.video], f.index),
+            material.videos[f.video].title(f.index),
         )
         for f, t, p, drawn in zip(frames, truth, found, kept_only, strict=True)
     ]  # fmt: skip
