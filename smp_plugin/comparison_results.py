@@ -9,13 +9,13 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from converters.files import written_whole
 from converters.labels import FormatError, Labels
 from smp_plugin.baselines import METHODS, Outcome
 
@@ -145,12 +145,10 @@ def append_result(folder: Path, row: Mapping[str, object]) -> None:
         raise ValueError(f"A row of results without a method, labels or seed: {dict(row)}.")
     folder.mkdir(parents=True, exist_ok=True)
     kept = [other for other in read_results(folder) if other.key != cell.key]
-    partial = folder / ".results.csv.partial"
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with written_whole(folder / "results.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(_row(each) for each in [*kept, cell])
-    os.replace(partial, folder / "results.csv")
 
 
 def shown(found: Labels, min_score: float) -> Labels:

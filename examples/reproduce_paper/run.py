@@ -21,6 +21,7 @@ from machine import machine  # type: ignore[import-not-found]  # noqa: E402
 from protocol import METHODS, PAPER, collect, gains, markdown, runs_of, summarise  # type: ignore[import-not-found]  # noqa: E402
 
 from converters import FormatError  # noqa: E402
+from converters.files import written_whole  # noqa: E402
 from smp_plugin.comparison import compare  # noqa: E402
 from smp_plugin.progress import Reporter  # noqa: E402
 
@@ -143,9 +144,8 @@ def reproduce(made: argparse.Namespace, command: str, reporter: Reporter) -> Pat
 def write(path: Path, text: str) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

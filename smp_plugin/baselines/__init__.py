@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from converters.files import written_whole
 
 if TYPE_CHECKING:
     from converters.labels import Labels
@@ -146,9 +147,8 @@ class Outcome:
 
     def write(self, folder: Path) -> None:
         """As ``outcome.json`` in the job's folder, whole or not at all."""
-        partial = folder / ".outcome.json.partial"
-        partial.write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
-        os.replace(partial, folder / "outcome.json")
+        with written_whole(folder / "outcome.json") as partial:
+            partial.write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Outcome:
