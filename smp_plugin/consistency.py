@@ -57,7 +57,7 @@ def fusion_loss(outputs: PoseOutputs, indices: Tensor, scores: Tensor, config: L
         on_grid = ((cells >= 0) & (cells <= numbers((w - 1, h - 1), cells))).all(dim=-1)
         norm = (scores[..., None] * on_grid).sum().clamp(min=1)
     if config.fusion == "quality":
-        target = draw_gaussians(tuple(heatmaps.shape), cells, on_grid & (scores > 0)[..., None], scores, config.heatmap_sigma, "gaussian")  # type: ignore[arg-type]
+        target = draw_gaussians(tuple(heatmaps.shape), cells, on_grid & (scores > 0)[..., None], scores, config.heatmap_sigma)  # type: ignore[arg-type]
         return quality_focal(heatmaps, target, config.gamma).sum() / norm
     blur = config.fusion_blur and config.fusion != "release"
     if config.fusion == "release":
