@@ -125,6 +125,11 @@ class Instance:
         return ~np.isnan(self.points[:, 0])
 
 
+def stacked(points: Sequence[np.ndarray], keypoints: int) -> np.ndarray:
+    """Points (K, 2) of n animals as one array (n, K, 2), also of none."""
+    return np.array(points, dtype=np.float64).reshape(-1, keypoints, 2)
+
+
 @dataclass(eq=False)
 class PredictedInstance(Instance):
     """One predicted animal. ``score`` and ``point_scores`` (K,) are in [0, 1] when this project's models made them.

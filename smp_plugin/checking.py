@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from converters.labels import Labels
+from converters.labels import Labels, stacked
 from smp_plugin.config import Config
 from smp_plugin.datasets import FrameReader
 from smp_plugin.diagnosis import Finding, Spot, alike, certain, likely, thumbnail
@@ -168,7 +168,7 @@ def _pictures(labels: Labels, spots: Sequence[Spot], reader: FrameReader, least:
     figures = []
     for spot in spots:
         image = reader.video(spot.frame.video).read(spot.frame.index)
-        poses = np.array([spot.frame.instances[n].points for n in spot.animals]).reshape(-1, len(labels.skeleton), 2)
+        poses = stacked([spot.frame.instances[n].points for n in spot.animals], len(labels.skeleton))
         crop = Crop(image, poses.reshape(-1, 2), WIDTH, least)
         file = io.BytesIO()
         Image.fromarray(draw_poses(crop.image, labels.skeleton, crop.placed(poses, len(labels.skeleton)))).save(file, "jpeg", quality=88)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from converters.labels import FormatError, Labels, Skeleton
+from converters.labels import FormatError, Labels, Skeleton, stacked
 from converters.video import open_video
 from smp_plugin.average_precision import keypoint_ap
 from smp_plugin.baselines import DLC, OWN, SLEAP, CurvePoint
@@ -259,8 +259,7 @@ def aligned(val: Labels, guess: Labels) -> list[tuple[Array, Array]]:
     for _, guesses in frame_pairs(val, guess):
         animals = [p for f in guesses for p in f.predicted]
         wider = [np.concatenate([p.points, [[np.nan, np.nan]]])[order] for p in animals]  # -1 is the added row: not predicted
-        poses = np.stack(wider) if wider else np.empty((0, len(order), 2))
-        found.append((poses, np.array([p.score for p in animals], dtype=np.float64)))
+        found.append((stacked(wider, len(order)), np.array([p.score for p in animals], dtype=np.float64)))
     return found
 
 
@@ -269,8 +268,7 @@ def labelled(val: Labels) -> list[tuple[int, int, Array]]:
     frames: dict[tuple[int, int], list[Array]] = {}
     for frame in val.labelled_frames:
         frames.setdefault((frame.video, frame.index), []).extend(i.points for i in frame.instances if i.labelled.any())
-    empty = np.empty((0, len(val.skeleton), 2))
-    return [(video, index, np.stack(animals) if animals else empty) for (video, index), animals in frames.items()]
+    return [(video, index, stacked(animals, len(val.skeleton))) for (video, index), animals in frames.items()]
 
 
 def worst_first(truth: Sequence[Array], predicted: Sequence[tuple[Array, Array]]) -> list[int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from converters.labels import FormatError, LabeledFrame, Labels
+from converters.labels import FormatError, LabeledFrame, Labels, stacked
 from smp_plugin.completeness import looks_partial
 from smp_plugin.metrics import DEFAULT_S2, Evaluation, evaluate_poses
 from smp_plugin.pairing import frame_pairs, same_by_name_alone
@@ -153,9 +153,9 @@ def _frames(
     order = [guess.skeleton.keypoints.index(name) for name in common]
     frames, unjudged = [], 0
     for labelled, guesses in pairs:
-        points = _stack([i.points[columns] for f in labelled for i in f.instances], len(common))
+        points = stacked([i.points[columns] for f in labelled for i in f.instances], len(common))
         animals = [dataclasses.replace(p, points=p.points[order], point_scores=p.point_scores[order]) for f in guesses for p in f.predicted]
-        left_out = on_boxes(_stack([p.points for p in animals], len(common)), points, [box for f in labelled for box in f.unposed])
+        left_out = on_boxes(stacked([p.points for p in animals], len(common)), points, [box for f in labelled for box in f.unposed])
         unjudged += int(left_out.sum())
         animals = [p for p, out in zip(animals, left_out, strict=True) if not out]
         frames.append(PeerFrame(points, animals if guesses else None))
@@ -181,14 +181,10 @@ def _with_point_scores(frames: list[PeerFrame]) -> list[PeerFrame]:
 def _arrays(frames: list[PeerFrame], keypoints: int) -> tuple[list[tuple[Array, Array]], list[Array]]:
     """Per frame poses (m, K, 2) with scores (m,), and the mean scores of their points (m,)."""
     found = [frame.predicted or [] for frame in frames]
-    poses = [_stack([p.points for p in animals], keypoints) for animals in found]
+    poses = [stacked([p.points for p in animals], keypoints) for animals in found]
     scores = [np.array([p.score for p in animals], dtype=np.float64) for animals in found]
     means = [np.array([p.point_scores[p.labelled].mean() if p.labelled.any() else 0.0 for p in animals]) for animals in found]
     return list(zip(poses, scores, strict=True)), means
-
-
-def _stack(points: list[Array], keypoints: int) -> Array:
-    return np.stack(points) if points else np.empty((0, keypoints, 2))
 
 
 def _ask(frames: list[PeerFrame], warnings: list[str]) -> dict[str, dict[str, float]]:

@@ -25,7 +25,7 @@ from safetensors.numpy import load, save
 from converters.deeplabcut_predictions import SCORER
 from converters.deeplabcut_writing import video_names
 from converters.files import written_whole
-from converters.labels import FormatError, LabeledFrame, PredictedInstance, VideoSource
+from converters.labels import FormatError, LabeledFrame, PredictedInstance, VideoSource, stacked
 from converters.project import COCO, DLC_PREDICTIONS
 from smp_plugin import __version__
 from smp_plugin.config import Config, to_dict
@@ -99,7 +99,7 @@ class Found:
         return cls(
             np.array([number for number, _ in found], np.int64),
             np.array([len(animals.scores) for _, animals in found], np.int64),
-            np.array([pose for _, animals in found for pose in animals.poses], np.float64).reshape(-1, keypoints, 2),
+            stacked([pose for _, animals in found for pose in animals.poses], keypoints),
             np.array([score for _, animals in found for score in animals.scores], np.float64),
             np.array([scores for _, animals in found for scores in animals.point_scores], np.float64).reshape(-1, keypoints),
             np.array(length, np.int64),
