@@ -1,4 +1,4 @@
-"""The pyramid and the four heads: keypoint heatmaps A, presence B, quality C, keypoint vectors D (with KPAlign).
+"""The four heads: keypoint heatmaps A, presence B, quality C, keypoint vectors D (with KPAlign).
 
 Names and shapes follow the method: SemiMultiPose (arXiv 2204.07072), section 3.1; KPAlign is DirectPose's (arXiv 1911.07451), section 3.2.
 """
