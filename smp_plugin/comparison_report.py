@@ -11,7 +11,7 @@ from pathlib import Path
 
 from converters.labels import FormatError, Labels
 from converters.project import read_project
-from smp_plugin.baselines import DLC, OWN, Job, own_settings
+from smp_plugin.baselines import DLC, OWN, Job, budget_in_words, own_settings
 from smp_plugin.comparison_pictures import (
     Look,
     ShownFrame,
@@ -384,7 +384,7 @@ def _settings(folder: Path, cell: Cell) -> str:
     """The job's, as far as its file can be read."""
     try:
         job = Job.read(cell.folder(folder))
-        budget = f"{job.minutes:g} minutes" if job.minutes else f"{job.steps} steps"
+        budget = budget_in_words(job.minutes, job.steps)
         peer = f"{cell.method.partition('-')[0]}."
         given = own_settings(job.settings) if cell.method in OWN else {n: v for n, v in job.settings.items() if n.startswith(peer)}
         preset = [f"preset {job.preset}"] if cell.method in OWN else []

@@ -24,6 +24,7 @@ SLEAP = ("sleap-bottomup", "sleap-topdown")
 DLC = ("dlc-dekr_w18", "dlc-top_down_resnet_50", "dlc-rtmpose_s")
 PEERS = ("sleap.", "dlc.")  # how the names of their settings begin
 METHODS = (*OWN, *SLEAP, *DLC)
+DEFAULT = (*OWN, *SLEAP)  # what is compared unless others are named
 
 
 def own_settings(settings: Mapping[str, str]) -> dict[str, str]:
@@ -40,6 +41,11 @@ def peer_settings(settings: Mapping[str, str], peer: str) -> dict[str, Any]:
     texts = {key.removeprefix(peer): text.strip() for key, text in settings.items() if key.startswith(peer)}
     values = {key: yaml.safe_load(text) for key, text in texts.items()}
     return {key: float(texts[key]) if value == texts[key] and is_number(value) else value for key, value in values.items()}
+
+
+def budget_in_words(minutes: float, steps: int) -> str:
+    """What a training may spend: minutes of wall-clock, or else optimiser steps."""
+    return f"{minutes:g} minutes" if minutes else f"{steps} steps"
 
 
 @dataclass(frozen=True)
