@@ -8,7 +8,6 @@ import math
 import os
 import signal
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from torch.utils.data import DataLoader
 from converters.labels import FormatError
 from smp_plugin import __version__
 from smp_plugin.backbone import find_weights
+from smp_plugin.budget import Budget
 from smp_plugin.checkpoint import load_model, written_by
 from smp_plugin.config import Config, TrainConfig, choose, read_config, was_chosen, write_config
 from smp_plugin.consistency import (
@@ -50,39 +50,6 @@ from smp_plugin.runtimes import Run, compiling_pays, for_training
 from smp_plugin.stopping import stoppable
 from smp_plugin.targets import Instances
 from smp_plugin.turning import WAYS, turn, turn_back
-
-
-class Budget:
-    """How far the run is, 0 to 1: by steps, or by wall-clock where ``minutes`` are given (time before a resume counts).
-
-    Several processes go by the first one's clock: by clocks of their own they would take different steps, and their weights drift apart.
-    """
-
-    def __init__(self, steps: int, minutes: float) -> None:
-        self.steps, self.seconds = steps, 60 * minutes
-        self.started, self.spent = time.monotonic(), 0.0
-        self.agreed: tuple[int, float, float] | None = None  # a step, the first process's seconds before it, and those it takes for a step
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of training so far."""
-        return self.spent + time.monotonic() - self.started
-
-    def progress(self, step: int) -> float:
-        """Share of the run that is over before ``step``."""
-        if not self.seconds:
-            return min(1.0, step / self.steps)
-        since, elapsed, pace = self.agreed or (step, self.elapsed, 0.0)
-        return min(1.0, (elapsed + (step - since) * pace) / self.seconds)
-
-    def agree(self, step: int, of_first: Callable[[tuple[int, float, float]], tuple[int, float, float]], paused: bool) -> None:
-        """Before ``step``, in all processes: set the clock by the first one's, which ``of_first`` sends, and go on by its pace.
-
-        ``paused``: something else than training was done since the last time, so the pace stays.
-        """
-        elapsed = self.elapsed
-        since, then, pace = self.agreed or (step, elapsed, 0.0)
-        self.agreed = of_first((step, elapsed, pace if paused or step == since else (elapsed - then) / (step - since)))
 
 
 class PoseTraining(L.LightningModule):
@@ -460,7 +427,7 @@ def fit(
             done, wanted = (budget.spent / 60, settings.minutes) if budget.seconds else (module.step, settings.steps)
             reporter.say(f"nothing is left to train: {done:g} of {wanted:g} {'minutes' if budget.seconds else 'steps'} are done")
             return False
-        budget.started = time.monotonic()
+        budget.start()
         try:
             # Several processes are hardly ever asked within the same step, and would wait for each other.
             with stoppable(at_once=trainer.world_size > 1) as module.stopped:

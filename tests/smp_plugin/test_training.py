@@ -19,7 +19,8 @@ from torchvision.models import get_model
 
 import smp_plugin
 from converters import FormatError
-from smp_plugin import backbone, run_folder, stopping, training
+from smp_plugin import backbone, budget, run_folder, stopping, training
+from smp_plugin.budget import Budget
 from smp_plugin.checkpoint import load_model
 from smp_plugin.cli.train import main
 from smp_plugin.config import Config, from_dict, read_config, to_dict
@@ -147,7 +148,7 @@ def test_a_short_run_does_not_learn_from_unlabelled_frames_before_their_first_st
     budget: dict[str, Any], first: int, phases: list[str], blobs: Any, make_config: Callable[..., Config], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, listener: Any,
 ):  # fmt: skip
-    monkeypatch.setattr("smp_plugin.training.Budget.progress", lambda self, step: min(1.0, step / 6))  # a clock that is never late
+    monkeypatch.setattr("smp_plugin.budget.Budget.progress", lambda self, step: min(1.0, step / 6))  # a clock that is never late
     config = make_config(**budget, train__val_every=1, train__unlabeled_fusion_start=0.33, train__unlabeled_first_step=first)
     rows = rows_of(train([blobs.project], config=config, out=tmp_path / "run", reporter=listener))
     late = [""] if "train__minutes" in budget else []  # where a clock decides, the batch at hand has been made
@@ -426,7 +427,7 @@ def test_a_resumed_run_takes_the_rates_that_are_asked_for(blobs: Any, make_confi
 
 @pytest.mark.parametrize(("clip", "kept"), [(0.0, 1.0), (0.5, 0.5), (20.0, 1.0)])
 def test_gradients_are_clipped_unless_that_is_switched_off(make_config: Callable[..., Config], clip: float, kept: float):
-    module = training.PoseTraining(make_config(train__clip=clip), range(3), 28.0, False, training.Budget(10, 0.0), None)
+    module = training.PoseTraining(make_config(train__clip=clip), range(3), 28.0, False, Budget(10, 0.0), None)
     first = next(module.model.parameters())
     first.grad = torch.full_like(first, first.numel() ** -0.5)
     module.on_before_optimizer_step(module.configure_optimizers())
@@ -488,7 +489,7 @@ def test_minutes_are_a_budget(blobs: Any, make_config: Callable[..., Config], tm
         def __getattr__(self, name: str) -> Any:
             return monotonic if name == "monotonic" else getattr(__import__("time"), name)
 
-    for module in (training, run_folder):  # what validation takes is taken off by the same clock
+    for module in (budget, run_folder):  # what validation takes is taken off by the same clock
         monkeypatch.setattr(module, "time", Clock())
     config = make_config(train__minutes=0.01, train__steps=2, train__val_every=15, train__unlabeled_fusion_start=0.5)
     run = train([blobs.project], config=config, out=tmp_path / "run")
@@ -537,7 +538,7 @@ def test_model_can_be_read_by_whom_the_umask_lets(trained: Path):
 
 def test_last_layers_learn_by_adamw_however_many_keypoints_there_are(make_config: Callable[..., Config]):
     config = make_config(model__channels=32, model__heatmap_channels=32, train__optimizer="muon")
-    module = training.PoseTraining(config, range(70), 28.0, False, training.Budget(10, 1.0), None)
+    module = training.PoseTraining(config, range(70), 28.0, False, Budget(10, 1.0), None)
     by_muon = {id(p) for group in module.configure_optimizers().param_groups if group["kernels"] for p in group["params"]}
     names = {name for name, p in module.model.named_parameters() if id(p) in by_muon}
     assert {n for n in names if not n.startswith("backbone.")} and {n for n in names if n.startswith("backbone.")}
@@ -548,7 +549,7 @@ def test_last_layers_learn_by_adamw_however_many_keypoints_there_are(make_config
 def test_processes_go_by_the_first_ones_clock():
     """And, between two looks at it, by its pace, to which the time that it validates does not belong."""
 
-    class Clock(training.Budget):
+    class Clock(Budget):
         elapsed = 0.0
 
     first, other = Clock(10, 1.0), Clock(10, 1.0)
@@ -585,6 +586,7 @@ def in_processes(*command: str, folder: Path) -> str:
 NOTING = """
 import os, sys
 from smp_plugin import training
+from smp_plugin.budget import Budget
 from smp_plugin.cli.train import main
 
 rank, steps = int(os.environ.get("LOCAL_RANK", 0)), 0
@@ -599,7 +601,7 @@ def noted(self, *arguments):
         print(self.step, rate, weights, self.phase, file=file)
 
 # However busy the machine: .3 seconds for a step by the first one's clock; the second one's is a second ahead, and faster.
-training.Budget.elapsed = property(lambda self: rank + steps * (0.3 + 0.1 * rank))
+Budget.elapsed = property(lambda self: rank + steps * (0.3 + 0.1 * rank))
 training.PoseTraining.on_train_batch_end = noted
 sys.exit(main())
 """
