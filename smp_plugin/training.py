@@ -341,7 +341,7 @@ def _initial_weights(
 ) -> tuple[dict[str, Tensor] | None, str]:
     """Those that the backbone begins with, None where there are none or a checkpoint has better ones, and a sentence about them.
 
-    What depends on them is chosen in ``config``. Raises FormatError where the run in ``out`` is of another animal.
+    What depends on them is chosen in ``config``. Raises FormatError where the run in ``out`` has other keypoints.
     """
     if not resumed:
         weights, sentence = find_weights(config.model.weights, config.model.backbone)

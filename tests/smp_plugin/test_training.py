@@ -17,7 +17,6 @@ import torch
 import yaml
 from torchvision.models import get_model
 
-import smp_plugin
 from converters import FormatError
 from smp_plugin import backbone, budget, run_folder, stopping, training
 from smp_plugin.budget import Budget
@@ -573,9 +572,8 @@ def test_processes_go_by_the_first_ones_clock():
     assert first.progress(34) == other.progress(34) == pytest.approx(37 / 60)
 
 
-def in_processes(*command: str, folder: Path) -> str:
+def in_processes(*command: str, folder: Path, environment: dict[str, str]) -> str:
     """What a program said that starts processes of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(smp_plugin.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)
     done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
@@ -607,16 +605,16 @@ sys.exit(main())
 """
 
 
-def test_two_processes_take_the_same_steps_whatever_their_clocks_say(blobs: Any, tmp_path: Path):
+def test_two_processes_take_the_same_steps_whatever_their_clocks_say(blobs: Any, tmp_path: Path, environment: dict[str, str]):
     sets = [argument for text in [*TINY, "train.val_every=7"] for argument in ("--set", text)]
     (tmp_path / "noting.py").write_text(NOTING)
     arguments = ["--slp", str(blobs.project), "--minutes", "0.06", "--weights", "none", "--device", "cpu", "--devices", "2", *sets]
-    in_processes("noting.py", *arguments, folder=tmp_path)
+    in_processes("noting.py", *arguments, folder=tmp_path, environment=environment)
     first, second = ((tmp_path / f"steps{rank}.txt").read_text().splitlines() for rank in (0, 1))
     assert first == second and len(first) == 12
 
 
-def test_two_processes(blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_two_processes(blobs: Any, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch):
     """Two processes step along the mean of their gradients.
 
     Their losses are not those of one process with the batch of both, though the crops are the same: each term is a mean over the animals or
@@ -625,7 +623,7 @@ def test_two_processes(blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """
     sets = [argument for text in [*TINY, "train.val_every=2", "train.unlabeled_fusion_start=0.5"] for argument in ("--set", text)]
     arguments = ["--slp", str(blobs.project), "--steps", "4", "--weights", "none", "--device", "cpu", "--devices", "2", *sets]
-    said = in_processes("-m", "smp_plugin.cli.train", *arguments, folder=tmp_path)
+    said = in_processes("-m", "smp_plugin.cli.train", *arguments, folder=tmp_path, environment=environment)
     (run,) = (tmp_path / "runs").iterdir()  # the second process made no folder of its own
     assert {path.name for path in run.iterdir()} == RUN_FILES
     assert [row["step"] for row in rows_of(run)] == ["2", "4"]
