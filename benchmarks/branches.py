@@ -23,7 +23,7 @@ import torch
 from accuracy import measure, read_results, summary
 from machine import machine
 
-from smp_plugin import training
+from smp_plugin import budget
 from smp_plugin.checkpoint import load_model
 from smp_plugin.config import preset, read_config, set_value
 from smp_plugin.progress import Reporter
@@ -89,7 +89,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's jobs in the background have it switched off
-    training.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[attr-defined]
+    budget.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[attr-defined]
     for project in sorted(arguments.data.glob(f"{arguments.train}.slp")):
         begun = arguments.output.parent / f"trunk_{project.stem}"
         if not (begun / "last.ckpt").exists():

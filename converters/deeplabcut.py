@@ -23,11 +23,8 @@ from typing import Any
 import numpy as np
 
 from converters.deeplabcut_tables import UNIQUE, Table, predicted_instance, read_table
-from converters.deeplabcut_writing import write_dlc
 from converters.files import Finder, natural_order
 from converters.labels import IMAGE_SUFFIXES, FormatError, Instance, LabeledFrame, Labels, Skeleton, VideoSource
-
-__all__ = ["bodyparts", "is_multi_animal", "read_config", "read_dlc", "write_dlc"]
 
 Box = tuple[int, int, int, int]
 

@@ -27,7 +27,7 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 _MOST_TRACKS = 20
 
 
-def write_dlc(folder: Path, labels: Labels, inputs: Sequence[Path] = ()) -> list[str]:
+def write_dlc(folder: Path, labels: Labels) -> list[str]:
     """Write a complete DeepLabCut project: settings as ``create_new_project`` writes them, images, and labels as ``.h5`` and ``.csv``.
 
     The project is for one animal where no frame has more than one and none has a track, and for several otherwise. Its folder appears
@@ -37,7 +37,6 @@ def write_dlc(folder: Path, labels: Labels, inputs: Sequence[Path] = ()) -> list
     Args:
         folder: must not exist yet; the folder above it must.
         labels: what to write; frames that hold only predictions are left out.
-        inputs: for the sake of one call for all formats; a new folder overwrites nothing.
 
     Returns:
         What the format cannot hold or what was changed, a sentence each.

@@ -125,6 +125,11 @@ class Instance:
         return ~np.isnan(self.points[:, 0])
 
 
+def stacked(points: Sequence[np.ndarray], keypoints: int) -> np.ndarray:
+    """Points (K, 2) of n animals as one array (n, K, 2), also of none."""
+    return np.array(points, dtype=np.float64).reshape(-1, keypoints, 2)
+
+
 @dataclass(eq=False)
 class PredictedInstance(Instance):
     """One predicted animal. ``score`` and ``point_scores`` (K,) are in [0, 1] when this project's models made them.
@@ -143,6 +148,9 @@ class PredictedInstance(Instance):
             raise FormatError(f"An instance of {len(self.points)} keypoints has point scores of shape {self.point_scores.shape}.")
         self.point_scores = np.where(np.isfinite(self.point_scores), self.point_scores, 0.0)
         self.score = float(self.score) if np.isfinite(self.score) else 0.0
+
+
+Place = tuple[Path, str | None, int]  # file with links followed, HDF5 group in a package, number there (0 of an image)
 
 
 @dataclass(frozen=True)
@@ -184,6 +192,24 @@ class VideoSource:
             return self.original, index
         digits = re.search(r"([0-9]+)$", self.paths[index].stem) if index < len(self.paths) else None
         return (self.original, int(digits[1])) if digits else (self, index)
+
+    def place(self, index: int) -> Place:
+        """What tells a frame from all others: an image's file, or the video's (links followed), with its group in a package and number."""
+        if self.kind == "images" and index < len(self.paths):
+            return self.paths[index].resolve(), None, 0
+        return (self.paths[0].resolve() if self.paths else Path()), self.embedded, index
+
+    def places(self, index: int) -> set[Place]:
+        """A frame's place, and that in the video it was taken from: several projects may share a video."""
+        source, number = self.in_original(index)
+        return {self.place(index), source.place(number)}
+
+    def title(self, index: int) -> str:
+        """What a person calls a frame: the image's name, with its folder, or the video's with the number."""
+        if self.kind == "images" and index < len(self.paths):
+            return "/".join(self.paths[index].parts[-2:])
+        source, number = self.in_original(index)
+        return f"{source.paths[0].name if source.paths else source.name}, frame {number}"
 
     @property
     def written(self) -> list[str]:

@@ -182,9 +182,9 @@ def write_project(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -> li
 
         write_slp_package(path, labels, inputs)
     elif kind == DLC:
-        from converters.deeplabcut import write_dlc
+        from converters.deeplabcut_writing import write_dlc
 
-        return write_dlc(path.parent if path.suffix.lower() in (".yaml", ".yml") else path, labels, list(inputs))
+        return write_dlc(path.parent if path.suffix.lower() in (".yaml", ".yml") else path, labels)
     elif kind == COCO:
         from converters.coco import write_coco
 

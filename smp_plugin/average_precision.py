@@ -37,29 +37,21 @@ class KeypointAP:
     """COCO figures at one ``s2``, all in [0, 1]; NaN when there is no labelled animal."""
 
     ap: float  # mean over the thresholds
-    ap50: float  # NaN when .5 is not among the thresholds
+    ap50: float
     ap75: float
     ar: float  # recall, mean over the thresholds
 
 
-def keypoint_ap(
-    truth: Sequence[Array],
-    predicted: Sequence[Predicted],
-    s2: float = PAPER_S2,
-    thresholds: Sequence[float] = COCO_THRESHOLDS,
-    padding: float = 0.0,
-) -> KeypointAP:
+def keypoint_ap(truth: Sequence[Array], predicted: Sequence[Predicted], s2: float = PAPER_S2) -> KeypointAP:
     """COCO keypoint AP and AR.
 
     Args:
         truth: per frame the labelled animals, (n, K, 2) frame pixels, NaN where not labelled. Animals without any point are left out.
         predicted: per frame poses (m, K, 2), NaN where missing, and scores (m,).
-        s2: squared tolerance, in units of the animal's area.
-        thresholds: of OKS.
-        padding: px added to each side of the keypoint box whose area OKS is relative to; see ``animal_areas``.
+        s2: squared tolerance, in units of the animal's area; see ``animal_areas``.
     """
     truth, predicted = checked(truth, predicted)
-    return _average_precision(truth, animal_areas(truth, padding), predicted, s2, thresholds)
+    return _average_precision(truth, animal_areas(truth), predicted, s2)
 
 
 def deeplabcut_ap(truth: Sequence[Array], predicted: Sequence[Predicted]) -> KeypointAP:
@@ -78,7 +70,7 @@ def deeplabcut_ap(truth: Sequence[Array], predicted: Sequence[Predicted]) -> Key
     predicted = [(poses[_points(poses) > 1], scores[_points(poses) > 1]) for poses, scores in predicted]
     areas = [box_sides(poses).prod(axis=1) for poses in truth]
     truth = [np.where(area[:, None, None] <= NO_AREA, poses - FAR, poses) for poses, area in zip(truth, areas, strict=True)]
-    return _average_precision(truth, areas, predicted, DEEPLABCUT_S2, COCO_THRESHOLDS, first_choice=True)
+    return _average_precision(truth, areas, predicted, DEEPLABCUT_S2, first_choice=True)
 
 
 def checked(truth: Sequence[Array], predicted: Sequence[Predicted]) -> tuple[list[Array], list[Predicted]]:
@@ -104,7 +96,7 @@ def _points(poses: Array) -> NDArray[np.int64]:
 
 
 def _average_precision(
-    truth: list[Array], areas: list[Array], predicted: list[Predicted], s2: float, thresholds: Sequence[float], first_choice: bool = False
+    truth: list[Array], areas: list[Array], predicted: list[Predicted], s2: float, first_choice: bool = False
 ) -> KeypointAP:
     """``first_choice``: a prediction can only be matched to the animal it is most similar to."""
     from pycocotools.cocoeval import COCOeval
@@ -114,7 +106,7 @@ def _average_precision(
     with contextlib.redirect_stdout(io.StringIO()):
         run = COCOeval(*_as_coco(truth, areas, predicted), "keypoints")
         run.params.kpt_oks_sigmas = np.full(truth[0].shape[1], math.sqrt(s2) / 2)
-        run.params.iouThrs = np.array(thresholds, dtype=np.float64)
+        run.params.iouThrs = np.array(COCO_THRESHOLDS)
         run.params.maxDets = [max(1, *(len(poses) for poses, _ in predicted))]
         run.params.areaRng, run.params.areaRngLbl = [[0.0, math.inf]], ["all"]
         if first_choice:
@@ -123,8 +115,8 @@ def _average_precision(
         run.evaluate()
         run.accumulate()
     precision = run.eval["precision"][:, :, 0, 0, 0].mean(axis=1)  # thresholds x 101 recalls -> thresholds
-    at = {round(float(t), 4): _rounded(p) for t, p in zip(thresholds, precision, strict=True)}
-    return KeypointAP(_rounded(precision.mean()), at.get(0.5, math.nan), at.get(0.75, math.nan), _rounded(run.eval["recall"].mean()))
+    at = {t: _rounded(p) for t, p in zip(COCO_THRESHOLDS, precision, strict=True)}
+    return KeypointAP(_rounded(precision.mean()), at[0.5], at[0.75], _rounded(run.eval["recall"].mean()))
 
 
 def _best_of_each_row(similarity: Array) -> Array:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from converters.labels import Labels
+from converters.labels import Labels, stacked
 from smp_plugin.config import Config
 from smp_plugin.datasets import FrameReader
 from smp_plugin.diagnosis import Finding, Spot, alike, certain, likely, thumbnail
@@ -20,7 +20,7 @@ from smp_plugin.model import LEVEL_STRIDES
 from smp_plugin.page import CSS, Html, bullets, escape, picture, table, write_page
 from smp_plugin.preparation import Material, name_sources, prepare
 from smp_plugin.progress import Reporter
-from smp_plugin.report import Crop, frame_title
+from smp_plugin.report import Crop
 from smp_plugin.run_folder import dated_folder, open_folder, spread
 
 if TYPE_CHECKING:
@@ -168,10 +168,10 @@ def _pictures(labels: Labels, spots: Sequence[Spot], reader: FrameReader, least:
     figures = []
     for spot in spots:
         image = reader.video(spot.frame.video).read(spot.frame.index)
-        poses = np.array([spot.frame.instances[n].points for n in spot.animals]).reshape(-1, len(labels.skeleton), 2)
+        poses = stacked([spot.frame.instances[n].points for n in spot.animals], len(labels.skeleton))
         crop = Crop(image, poses.reshape(-1, 2), WIDTH, least)
         file = io.BytesIO()
         Image.fromarray(draw_poses(crop.image, labels.skeleton, crop.placed(poses, len(labels.skeleton)))).save(file, "jpeg", quality=88)
-        title = frame_title(labels.videos[spot.frame.video], spot.frame.index)
+        title = labels.videos[spot.frame.video].title(spot.frame.index)
         figures.append(f'<figure>{picture(file.getvalue(), title, "jpeg")}<figcaption class="faint">{escape(title)}</figcaption></figure>')
     return Html(f'<div class="spots">{"".join(figures)}</div>' if figures else "")

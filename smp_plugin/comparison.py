@@ -21,32 +21,20 @@ import numpy as np
 from converters import FormatError, LabeledFrame, Labels, read_project, write_project
 from converters.files import refuse_links
 from converters.supplement import write_supplement
-from smp_plugin.baselines import DLC, METHODS, OWN, SLEAP, Job, Outcome, own_settings
+from smp_plugin.baselines import DEFAULT, DLC, METHODS, OWN, SLEAP, Job, Outcome, budget_in_words, own_settings
 from smp_plugin.baselines.__main__ import REFUSED, UNAVAILABLE
 from smp_plugin.comparison_report import write_comparison
 from smp_plugin.comparison_results import append_result, cell_folder, read_results, said_by, shown
 from smp_plugin.completeness import looks_partial
 from smp_plugin.config import Config, set_value
 from smp_plugin.evaluation import evaluate
-from smp_plugin.metrics import MEDIUM_S2, PAPER_S2, SLEAP_S2
 from smp_plugin.pairing import frame_pairs
 from smp_plugin.progress import Reporter
+from smp_plugin.similarity import MEDIUM_S2, PAPER_S2, SLEAP_S2
 
-DEFAULT = (*OWN, *SLEAP)
 CAMPS = (OWN, SLEAP, DLC)  # what is not available for one method is not for its camp
 TRIES = 2  # failures in a row after which a method is left out of the rest
 SAVING = 300.0  # seconds that an interrupted run has to keep what it has; a second Ctrl-C ends it at once
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What every method may spend: ``minutes`` of wall-clock, or else optimiser ``steps``."""
-
-    minutes: float
-    steps: int
-
-    def __str__(self) -> str:
-        return f"{self.minutes:g} minutes" if self.minutes else f"{self.steps} steps"
 
 
 def compare(
@@ -102,7 +90,8 @@ def compare(
     for key, value in own_settings(settings or {}).items():  # a wrong one is better said now than in every run
         set_value(chosen, key, value)
     rule = chosen.data.labels  # one for the curves and figures of all methods
-    budget = Budget(minutes, 0 if minutes else steps)
+    steps = 0 if minutes else steps
+    budget = budget_in_words(minutes, steps)
     labels = read_project(project, video_root)
     held = read_project(val, video_root) if isinstance(val, Path) else None
     train, judged = _split(labels, held, val if isinstance(val, float) else 0.0)
@@ -135,7 +124,7 @@ def compare(
         for method in sorted(set(methods), key=METHODS.index):
             folder = cell_folder(out, method, fraction, seed)
             job = Job(
-                method, train_file.absolute(), val_file.absolute(), folder.absolute(), seed, budget.minutes, budget.steps, device, preset,
+                method, train_file.absolute(), val_file.absolute(), folder.absolute(), seed, minutes, steps, device, preset,
                 settings, curve, rule, supplement,
             )  # fmt: skip
             jobs.append((fraction, counts[fraction], job))
@@ -157,7 +146,7 @@ def compare(
     return show(problems)
 
 
-def _facts(project: Path, train: Labels, judged: Labels, budget: Budget, rule: str, one: bool, out: Path) -> dict[str, object]:
+def _facts(project: Path, train: Labels, judged: Labels, budget: str, rule: str, one: bool, out: Path) -> dict[str, object]:
     """What was compared, and on which machine, for the page."""
     cells = read_results(out)
     alone = "one, as the project says: this project's methods and DeepLabCut's predict no more, SLEAP's are not told"
@@ -168,7 +157,7 @@ def _facts(project: Path, train: Labels, judged: Labels, budget: Budget, rule: s
         "Frames measured": f"{len(judged.labelled_frames)} ({sum(len(f.instances) for f in judged.labelled_frames)} animals)",
         "Labels there": "partial: predictions where nothing is labelled are not judged" if partial else f"complete: {why}",
         "Keypoints": ", ".join(train.skeleton.keypoints),
-        "Budget of each training": str(budget),
+        "Budget of each training": budget,
         **({"Animals in a frame": alone} if train.one_animal and one else {}),
         "Seeds": ", ".join(map(str, sorted({cell.seed for cell in cells}))),
         "Machine": "; ".join(said_by(out, cells, lambda outcome: [outcome.machine])) or "not recorded",
@@ -290,7 +279,7 @@ def _claim(
     project: Path,
     val: Path | float,
     labels: tuple[Labels, Labels],
-    budget: Budget,
+    budget: str,
     preset: str,
     settings: Mapping[str, str],
     device: str,
@@ -300,7 +289,7 @@ def _claim(
         "project": str(project.absolute()),
         "val": str(val.absolute()) if isinstance(val, Path) else val,
         "set of labels": " and ".join(map(_digest, labels)),
-        "budget": str(budget),
+        "budget": budget,
         "preset": preset,
         "settings": dict(settings),
         "device": _kind_of(device),
@@ -310,7 +299,7 @@ def _claim(
         out.mkdir(parents=True, exist_ok=True)
         refuse_links(itertools.chain(*map(out.glob, ("*", "data/*", "cells/*", "cells/*/*"))))
         if path.exists():
-            theirs = {"device": mine["device"], **dict(json.loads(path.read_text(encoding="utf-8")))}  # older folders do not say it
+            theirs = dict(json.loads(path.read_text(encoding="utf-8")))
             if other := [key for key in mine if theirs.get(key) != mine[key]]:
                 what = {"val": "--val", "preset": "--preset", "settings": "choice of --set", "device": "--device"}.get(other[0], other[0])
                 before, now = (_in_words(values.get(other[0])) for values in (theirs, mine))

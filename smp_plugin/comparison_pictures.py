@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from converters.labels import FormatError, Labels, Skeleton
+from converters.labels import FormatError, Labels, Skeleton, stacked
 from converters.video import open_video
+from smp_plugin.average_precision import keypoint_ap
 from smp_plugin.baselines import DLC, OWN, SLEAP, CurvePoint
 from smp_plugin.comparison_results import Summary
 from smp_plugin.drawing import Verdict, draw_errors, draw_poses, judge, line_width
-from smp_plugin.metrics import MEDIUM_S2, animal_areas, keypoint_ap
 from smp_plugin.pairing import frame_pairs
-from smp_plugin.report import Crop, frame_title
-from smp_plugin.similarity import on_boxes
+from smp_plugin.report import Crop
+from smp_plugin.similarity import MEDIUM_S2, animal_areas, on_boxes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 PANEL = 560  # width of one picture of a frame, pixels: twice what it has on the page, so that it may be enlarged
 THIN = 2.4  # width of the thinnest line in it, pixels
 FIGURE = (4.9, 3.3)  # inches, of a chart; at 170 dots per inch
+CURVE_S2 = "0.1"  # which AP is drawn over time, a key of ``CurvePoint.ap``
 COLOURS = ("#7db8dc", "#2f9fd8", "#00519e", "#e69f00", "#c4570a", "#9a7fd1", "#c667a5", "#6b6b72")  # in the order of baselines.METHODS
 OTHERS = ("#3f8f5f", "#8a6d3b", "#b03060", "#4f4f57")  # of methods this module knows nothing of
 
@@ -94,7 +95,7 @@ def over_labels(summaries: Sequence[Summary], figure: str, title: str, looks: Ma
     counts = sorted({s.labels for s in known})
     if len(counts) < 2:
         values = {s.method: (s.mean[figure], s.error[figure]) for s in known}
-        return by_method(values, title, "", looks, bars=False)
+        return by_method(values, title, looks, bars=False)
     picture, [axes] = _figure(title)
     methods = [method for method in looks if any(s.method == method for s in known)]
     for n, method in enumerate(methods):
@@ -121,9 +122,7 @@ def _between_0_and_1(axes: Axes) -> None:
     axes.set_ylim(max(low, -0.02), min(high, 1.02))
 
 
-def by_method(
-    values: Mapping[str, tuple[float, float]], title: str, unit: str, looks: Mapping[str, Look], bars: bool = True
-) -> bytes | None:
+def by_method(values: Mapping[str, tuple[float, float]], title: str, looks: Mapping[str, Look], bars: bool = True) -> bytes | None:
     """One line per method with mean and standard error, as bars from 0 or as points; None where nothing is known."""
     from matplotlib.ticker import MaxNLocator
 
@@ -146,7 +145,6 @@ def by_method(
     for tick, method in zip(axes.get_yticklabels(), known, strict=True):
         tick.set_fontweight("bold" if looks[method].layer == 5 else "normal")
     axes.set_ylim(len(known) - 0.4, -0.6)
-    axes.set_xlabel(unit, fontsize=9)
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.15)
     axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -155,26 +153,25 @@ def by_method(
     return _png(picture)
 
 
-def over_time(curves: Mapping[str, Sequence[Sequence[CurvePoint]]], s2: str, title: str, looks: Mapping[str, Look]) -> bytes | None:
-    """AP over the minutes of training: thin lines are runs, thick ones their mean. Below it, the phases of the methods that have some.
+def over_time(curves: Mapping[str, Sequence[Sequence[CurvePoint]]], title: str, looks: Mapping[str, Look]) -> bytes | None:
+    """AP (s2 = .1) by minutes of training: thin lines are runs, thick ones their mean. Below it, the phases of the methods that have some.
 
     Args:
         curves: method -> one curve per run.
-        s2: which AP, a key of ``CurvePoint.ap``.
         title: of the chart.
         looks: method -> how it is drawn.
 
     Returns:
         PNG; None where there is no curve.
     """
-    runs = {method: [curve for curve in curves.get(method, ()) if any(s2 in point.ap for point in curve)] for method in looks}
+    runs = {method: [curve for curve in curves.get(method, ()) if any(CURVE_S2 in point.ap for point in curve)] for method in looks}
     runs = {method: kept for method, kept in runs.items() if kept}
     if not runs:
         return None
     phases = {method: found for method, kept in runs.items() if len(found := _phases(kept[0])) > 1}
     picture, [axes, *below] = _figure(title, strips=len(phases))
     for method, kept in runs.items():
-        style, lines = looks[method], [_line(curve, s2) for curve in kept]
+        style, lines = looks[method], [_line(curve) for curve in kept]
         for line in lines if len(lines) > 1 else []:
             axes.plot(*line.T, color=style.colour, linewidth=0.8, alpha=0.35, linestyle=style.dash, zorder=2)
         axes.plot(*mean_line(lines).T, color=style.colour, marker=style.marker, markersize=4.5, linestyle=style.dash, linewidth=style.width,
@@ -187,9 +184,9 @@ def over_time(curves: Mapping[str, Sequence[Sequence[CurvePoint]]], s2: str, tit
     return _png(picture)
 
 
-def _line(curve: Sequence[CurvePoint], s2: str) -> Array:
+def _line(curve: Sequence[CurvePoint]) -> Array:
     """(n, 2): minutes, AP."""
-    return np.array([(point.seconds / 60, point.ap[s2]) for point in curve if s2 in point.ap], dtype=np.float64)
+    return np.array([(point.seconds / 60, point.ap[CURVE_S2]) for point in curve if CURVE_S2 in point.ap], dtype=np.float64)
 
 
 def mean_line(lines: Sequence[Array]) -> Array:
@@ -263,8 +260,7 @@ def aligned(val: Labels, guess: Labels) -> list[tuple[Array, Array]]:
     for _, guesses in pairs:
         animals = [p for f in guesses for p in f.predicted]
         wider = [np.concatenate([p.points, [[np.nan, np.nan]]])[order] for p in animals]  # -1 is the added row: not predicted
-        poses = np.stack(wider) if wider else np.empty((0, len(order), 2))
-        found.append((poses, np.array([p.score for p in animals], dtype=np.float64)))
+        found.append((stacked(wider, len(order)), np.array([p.score for p in animals], dtype=np.float64)))
     boxes = [[box for f in frames for box in f.unposed] for frames, _ in pairs]
     left_out = on_boxes([animals for _, _, animals in labelled(val)], [poses for poses, _ in found], boxes)
     return [(poses[~out], scores[~out]) for (poses, scores), out in zip(found, left_out, strict=True)]
@@ -275,8 +271,7 @@ def labelled(val: Labels) -> list[tuple[int, int, Array]]:
     frames: dict[tuple[int, int], list[Array]] = {}
     for frame in val.labelled_frames:
         frames.setdefault((frame.video, frame.index), []).extend(i.points for i in frame.instances if i.labelled.any())
-    empty = np.empty((0, len(val.skeleton), 2))
-    return [(video, index, np.stack(animals) if animals else empty) for (video, index), animals in frames.items()]
+    return [(video, index, stacked(animals, len(val.skeleton))) for (video, index), animals in frames.items()]
 
 
 def worst_first(truth: Sequence[Array], predicted: Sequence[tuple[Array, Array]]) -> list[int]:
@@ -313,7 +308,7 @@ def show_frames(
             missing.append(str(error))
             continue
         poses = {method: found[place][0] for method, found in predicted.items()}
-        title = frame_title(val.videos[video], index)
+        title = val.videos[video].title(index)
         shown.append(_shown(image, title, val.skeleton, animals, areas[place], poses))
     return shown, list(dict.fromkeys(missing))
 

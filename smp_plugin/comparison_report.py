@@ -11,7 +11,7 @@ from pathlib import Path
 
 from converters.labels import FormatError, Labels
 from converters.project import read_project
-from smp_plugin.baselines import DLC, OWN, Job, own_settings
+from smp_plugin.baselines import DLC, OWN, Job, budget_in_words, own_settings
 from smp_plugin.comparison_pictures import (
     Look,
     ShownFrame,
@@ -267,14 +267,14 @@ def _charts(folder: Path, cells: Sequence[Cell], looks: Mapping[str, Look]) -> s
     for fraction, labels in fractions.items():
         runs = {m: [curve for (method, share, _), curve in curves.items() if (method, share) == (m, fraction)] for m in looks}
         heading = f"AP, s2 = 0.1, {labels} labelled frames"
-        training.append((over_time(runs, "0.1", heading, looks), heading))
+        training.append((over_time(runs, heading, looks), heading))
     costs = []
     for name, heading, unit in (
         ("frames_per_second", "Speed of prediction", "frames per second"),
         ("peak_memory_gb", "Memory at its peak, training included", "GB"),
     ):
         values = {m: mean_and_error([cell.figures[name] for cell in cells if cell.method == m]) for m in looks}
-        costs.append((by_method(values, f"{heading}, {unit}", "", looks), heading))
+        costs.append((by_method(values, f"{heading}, {unit}", looks), heading))
     text = _chart_row(accuracy_heading, accuracy, "", _legend(looks) if len(fractions) > 1 else "")
     without = [m for m in looks if not any(key[0] == m for key in curves)]
     aside = f"No curve was recorded for {', '.join(without)}." if without else ""
@@ -384,7 +384,7 @@ def _settings(folder: Path, cell: Cell) -> str:
     """The job's, as far as its file can be read."""
     try:
         job = Job.read(cell.folder(folder))
-        budget = f"{job.minutes:g} minutes" if job.minutes else f"{job.steps} steps"
+        budget = budget_in_words(job.minutes, job.steps)
         peer = f"{cell.method.partition('-')[0]}."
         given = own_settings(job.settings) if cell.method in OWN else {n: v for n, v in job.settings.items() if n.startswith(peer)}
         preset = [f"preset {job.preset}"] if cell.method in OWN else []

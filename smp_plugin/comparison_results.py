@@ -9,13 +9,14 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from scipy.special import stdtrit
 
+from converters.files import written_whole
 from converters.labels import FormatError, Labels
 from smp_plugin.baselines import METHODS, Outcome
 
@@ -26,11 +27,6 @@ COLUMNS = (
 FIGURES = COLUMNS[4:-1]  # the numbers of which means are taken
 HEADLINE = "ap_s2_0.1"  # by which methods are ranked: animals found and positions both count in it
 ALIKE = 0.0005  # AP that differs by less looks the same as it is written
-# Student's t, 97.5 %, for 1, 2, ... degrees of freedom (NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.2).
-STUDENT = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093,
-    2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -145,12 +141,10 @@ def append_result(folder: Path, row: Mapping[str, object]) -> None:
         raise ValueError(f"A row of results without a method, labels or seed: {dict(row)}.")
     folder.mkdir(parents=True, exist_ok=True)
     kept = [other for other in read_results(folder) if other.key != cell.key]
-    partial = folder / ".results.csv.partial"
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with written_whole(folder / "results.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(_row(each) for each in [*kept, cell])
-    os.replace(partial, folder / "results.csv")
 
 
 def shown(found: Labels, min_score: float) -> Labels:
@@ -271,7 +265,7 @@ def _compared(best: Summary, second: Summary, level: str, behind: Mapping[str, D
         lead = f"its lead over {_listed(equal)} is within its standard error"
         return f"no method is clearly best: {best.method} has the highest mean, {level}, but {lead}."
     ahead = f"{by} ahead of {second.method} ({_runs(difference.pairs)} paired)"
-    needed = STUDENT[min(difference.pairs - 1, len(STUDENT)) - 1]
+    needed = float(stdtrit(difference.pairs - 1, 0.975))  # Student's t
     if -difference.mean[HEADLINE] < needed * difference.error[HEADLINE]:
         why = f"less than the {needed:.1f} standard errors that so many pairs need, so that it may still be chance"
         return f"{best.method} has the highest mean, {level}, {ahead}: {why}."

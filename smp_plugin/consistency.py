@@ -21,6 +21,7 @@ from torch import Tensor
 
 from smp_plugin.config import LossConfig, PredictConfig
 from smp_plugin.decode import candidates, decode, gather_poses, similarity, suppress
+from smp_plugin.heads import sample_keypoints
 from smp_plugin.losses import focal_terms, quality_focal
 from smp_plugin.model import PoseOutputs
 from smp_plugin.targets import Instances, draw_gaussians
@@ -57,7 +58,7 @@ def fusion_loss(outputs: PoseOutputs, indices: Tensor, scores: Tensor, config: L
         on_grid = ((cells >= 0) & (cells <= numbers((w - 1, h - 1), cells))).all(dim=-1)
         norm = (scores[..., None] * on_grid).sum().clamp(min=1)
     if config.fusion == "quality":
-        target = draw_gaussians(tuple(heatmaps.shape), cells, on_grid & (scores > 0)[..., None], scores, config.heatmap_sigma, "gaussian")  # type: ignore[arg-type]
+        target = draw_gaussians(tuple(heatmaps.shape), cells, on_grid & (scores > 0)[..., None], scores, config.heatmap_sigma)  # type: ignore[arg-type]
         return quality_focal(heatmaps, target, config.gamma).sum() / norm
     blur = config.fusion_blur and config.fusion != "release"
     if config.fusion == "release":
@@ -66,7 +67,7 @@ def fusion_loss(outputs: PoseOutputs, indices: Tensor, scores: Tensor, config: L
     difference = positive - negative
     if blur:
         difference = _blur(difference, config.heatmap_sigma)
-    values = _sample(difference, cells)
+    values = sample_keypoints(difference, cells, 1)[..., 0]  # map k at cell position u_sk: N, S, K
     weights = scores[..., None] * on_grid
     weights = weights / _overlap(weights, cells, h, w, config.heatmap_sigma if blur else 0.0)
     return (negative.sum() + (weights * values).sum()) / norm
@@ -83,15 +84,6 @@ def _blur(maps: Tensor, sigma: float) -> Tensor:
     kernel = (line[:, None] * line).expand(maps.shape[1], 1, 3, 3)
     with torch.autocast(maps.device.type, enabled=False):
         return F.conv2d(maps, kernel, padding=1, groups=maps.shape[1])
-
-
-def _sample(maps: Tensor, cells: Tensor) -> Tensor:
-    """Map k at cell position u_sk, bilinear: maps (N, K, h, w), cells (N, S, K, 2) -> (N, S, K)."""
-    n, k, h, w = maps.shape
-    grid = (cells + 0.5) * (2 / numbers((w, h), cells)) - 1
-    grid = grid.permute(0, 2, 1, 3).reshape(n * k, -1, 1, 2)
-    sampled = F.grid_sample(maps.reshape(n * k, 1, h, w), grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return sampled.view(n, k, -1).transpose(1, 2)
 
 
 @torch.no_grad()

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from converters.labels import LabeledFrame, Labels, VideoSource, symmetric_pairs
+from converters.labels import LabeledFrame, Labels, Place, symmetric_pairs
 from smp_plugin.preparation import FEW_VALIDATION
-from smp_plugin.report import frame_title
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -93,9 +92,10 @@ def likely(training: Labels, validation: Labels, thumbnails: Mapping[tuple[int, 
 
 def frames_twice(labels: Labels) -> Finding | None:
     """One frame of one video, labelled more than once."""
-    frames: dict[object, list[LabeledFrame]] = defaultdict(list)
+    frames: dict[Place, list[LabeledFrame]] = defaultdict(list)
     for frame in labels.frames:
-        frames[_identity(labels.videos[frame.video], frame.index)].append(frame)
+        source, number = labels.videos[frame.video].in_original(frame.index)  # whatever name it has
+        frames[source.place(number)].append(frame)
     spots = [Spot(several[1]) for several in frames.values() if len(several) > 1]
     return _finding(
         labels,
@@ -360,7 +360,7 @@ def _many(things: Sequence[object], noun: str) -> str:
 
 
 def _name(labels: Labels, frame: LabeledFrame) -> str:
-    return frame_title(labels.videos[frame.video], frame.index)
+    return labels.videos[frame.video].title(frame.index)
 
 
 def _names(labels: Labels, keypoints: Sequence[int]) -> str:
@@ -370,12 +370,6 @@ def _names(labels: Labels, keypoints: Sequence[int]) -> str:
 def _animals(labels: Labels) -> list[tuple[LabeledFrame, int, Array]]:
     """Frame, number in it, and points (K, 2) of every animal with a labelled point."""
     return [(f, n, i.points) for f in labels.frames for n, i in enumerate(f.instances) if i.labelled.any()]
-
-
-def _identity(video: VideoSource, index: int) -> object:
-    """The same for the same frame, under whatever name it is labelled."""
-    source, number = video.in_original(index)
-    return source.paths[number] if source.kind == "images" and number < len(source.paths) else (source, number)
 
 
 def _box(pose: Array) -> float:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from converters.labels import FormatError, LabeledFrame, Labels
+from converters.labels import FormatError, LabeledFrame, Labels, stacked
 from smp_plugin.completeness import looks_partial
 from smp_plugin.metrics import DEFAULT_S2, Evaluation, evaluate_poses
 from smp_plugin.pairing import frame_pairs, same_by_name_alone
@@ -34,7 +34,6 @@ def evaluate(
     predictions: Labels | Path | str,
     *,
     video_root: Path | None = None,
-    padding: float = 0.0,
     s2: Sequence[float] = DEFAULT_S2,
     rule: str = "auto",
     peers: bool = False,
@@ -49,7 +48,6 @@ def evaluate(
         predictions: predictions, or their path, in any format. People's labels in it are not judged. COCO results belong to the COCO labels
             that ``labels`` names.
         video_root: where videos named in the files are looked for next.
-        padding: see ``similarity.animal_areas``.
         s2: tolerances at which AP is wanted.
         rule: whether animals without a label are to be expected: ``complete``, ``partial``, or ``auto`` as in training, see
             ``completeness``. Where labels are partial, the figures of both rules are given; see ``metrics``.
@@ -78,7 +76,6 @@ def evaluate(
         [frame.truth for frame in frames],
         predicted,
         common,
-        padding=padding,
         s2=s2,
         symmetries=_symmetries(truth, guess, common),
         partial=partial,
@@ -155,12 +152,12 @@ def _frames(
     """
     columns = [truth.skeleton.keypoints.index(name) for name in common]
     order = [guess.skeleton.keypoints.index(name) for name in common]
-    points = [_stack([i.points[columns] for f in labelled for i in f.instances], len(common)) for labelled, _ in pairs]
+    points = [stacked([i.points[columns] for f in labelled for i in f.instances], len(common)) for labelled, _ in pairs]
     found = [
         [dataclasses.replace(p, points=p.points[order], point_scores=p.point_scores[order]) for f in guesses for p in f.predicted]
         for _, guesses in pairs
     ]
-    poses = [_stack([p.points for p in animals], len(common)) for animals in found]
+    poses = [stacked([p.points for p in animals], len(common)) for animals in found]
     left_out = on_boxes(points, poses, [[box for f in labelled for box in f.unposed] for labelled, _ in pairs])
     if unjudged := sum(int(out.sum()) for out in left_out):
         warnings.append(f"{unjudged} predictions lie on animals or crowds that have a box and no keypoints, and are not judged.")
@@ -187,14 +184,10 @@ def _with_point_scores(frames: list[PeerFrame]) -> list[PeerFrame]:
 def _arrays(frames: list[PeerFrame], keypoints: int) -> tuple[list[tuple[Array, Array]], list[Array]]:
     """Per frame poses (m, K, 2) with scores (m,), and the mean scores of their points (m,)."""
     found = [frame.predicted or [] for frame in frames]
-    poses = [_stack([p.points for p in animals], keypoints) for animals in found]
+    poses = [stacked([p.points for p in animals], keypoints) for animals in found]
     scores = [np.array([p.score for p in animals], dtype=np.float64) for animals in found]
     means = [np.array([p.point_scores[p.labelled].mean() if p.labelled.any() else 0.0 for p in animals]) for animals in found]
     return list(zip(poses, scores, strict=True)), means
-
-
-def _stack(points: list[Array], keypoints: int) -> Array:
-    return np.stack(points) if points else np.empty((0, keypoints, 2))
 
 
 def _ask(frames: list[PeerFrame], warnings: list[str]) -> dict[str, dict[str, float]]:

@@ -19,7 +19,6 @@ from converters.files import written_whole
 from converters.labels import FormatError
 from smp_plugin.datasets import Batch, TrainingSteps
 from smp_plugin.progress import Reporter
-from smp_plugin.report import frame_title
 
 if TYPE_CHECKING:
     from smp_plugin.training import PoseTraining
@@ -79,8 +78,8 @@ class FiniteGuard(L.Callback):
         """Keep the batch, and raise FormatError saying which terms and frames it was."""
         labelled, unlabelled = self.steps.crops_of(step.number, len(step.batch.strong))
         videos, others = self.steps.reader.videos, self.steps.unlabeled_reader.videos
-        names = [f"{frame_title(videos[f.video], f.index)} of {source.path}" for source, f in labelled]
-        names += [f"{frame_title(others[video], index)} (without labels)" for video, index in unlabelled]
+        names = [f"{videos[f.video].title(f.index)} of {source.path}" for source, f in labelled]
+        names += [f"{others[video].title(index)} (without labels)" for video, index in unlabelled]
         _save(self.out / FILE, step, names)
         terms = [f"{name.removeprefix('loss_')} {float(v)}" for name, v in step.terms.items() if name != "loss" and not v.isfinite()]
         if terms:

@@ -1,4 +1,4 @@
-"""The pyramid and the four heads: keypoint heatmaps A, presence B, quality C, keypoint vectors D (with KPAlign).
+"""The four heads: keypoint heatmaps A, presence B, quality C, keypoint vectors D (with KPAlign).
 
 Names and shapes follow the method: SemiMultiPose (arXiv 2204.07072), section 3.1; KPAlign is DirectPose's (arXiv 1911.07451), section 3.2.
 """
@@ -40,7 +40,6 @@ class HeatmapHead(nn.Module):
 
     def __init__(self, fine_channels: int, channels: int, width: int, keypoints: int, stride: int) -> None:
         super().__init__()
-        self.stride = stride
         self.from_pyramid = nn.Conv2d(channels, width, 1, bias=False)
         self.from_fine = nn.Conv2d(fine_channels, width, 1, bias=False) if stride == 4 else None
         self.mix = nn.Sequential(group_norm(width), nn.ReLU(inplace=True), *_tower(width, 2))
@@ -80,7 +79,7 @@ class VectorHead(nn.Module):
         self, channels: int, fine_channels: int, depth: int, keypoints: int, groups: int, kpalign: bool, strides: tuple[int, ...]
     ) -> None:
         super().__init__()
-        self.keypoints, self.kpalign, self.strides = keypoints, kpalign, strides
+        self.kpalign, self.strides = kpalign, strides
         groups = min(groups or keypoints, keypoints)
         # Neighbouring keypoints share a group where there are fewer groups than keypoints.
         self.register_buffer("group_of", torch.arange(keypoints) * groups // keypoints, persistent=False)
@@ -111,7 +110,7 @@ class VectorHead(nn.Module):
                 source, conv = (fine, self.fine_predictor) if index == 0 else (towers[index - 1], self.predictor)
                 source_stride = fine_stride if index == 0 else self.strides[index - 1]
                 points = locations(h, w, stride, tower.device)[:, None] + stride * coarse  # input pixels
-                vectors.append(coarse + sample_residuals(conv(source), points, source_stride))
+                vectors.append(coarse + sample_keypoints(conv(source), points, source_stride))
             else:
                 vectors.append(coarse)
         return qualities, vectors
@@ -125,21 +124,21 @@ def locations(height: int, width: int, stride: int, device: torch.device) -> Ten
     return torch.stack((xs, ys), dim=-1).view(-1, 2) * stride + (stride - 1) / 2
 
 
-def sample_residuals(residuals: Tensor, points: Tensor, stride: int) -> Tensor:
-    """Sample keypoint k's two residual channels at keypoint k's point.
+def sample_keypoints(maps: Tensor, points: Tensor, stride: int) -> Tensor:
+    """Sample keypoint k's C channels at keypoint k's point, bilinear.
 
     Args:
-        residuals: (N, 2 K, h, w), channel order x0, y0, x1, y1, ...
+        maps: (N, K C, h, w), channel order x0, y0, x1, y1, ... where C is 2.
         points: (N, P, K, 2) input pixels; outside the map the border value is taken.
-        stride: input pixels per cell of ``residuals``.
+        stride: input pixels per cell of ``maps``.
 
     Returns:
-        (N, P, K, 2).
+        (N, P, K, C).
     """
-    n, channels, h, w = residuals.shape
-    keypoints, count = channels // 2, points.shape[1]
+    n, channels, h, w = maps.shape
+    count, keypoints = points.shape[1:3]
     grid = (points + 0.5) * (2 / (stride * numbers((w, h), points))) - 1  # cell centres at (p + .5) / stride - .5, in grid_sample's unit
     grid = grid.permute(0, 2, 1, 3).reshape(n * keypoints, count, 1, 2)
-    maps = residuals.float().reshape(n * keypoints, 2, h, w)
+    maps = maps.to(points.dtype).reshape(n * keypoints, channels // keypoints, h, w)
     sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return sampled.view(n, keypoints, 2, count).permute(0, 3, 1, 2)
+    return sampled.view(n, keypoints, channels // keypoints, count).permute(0, 3, 1, 2)

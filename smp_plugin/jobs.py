@@ -211,19 +211,11 @@ def _numbers(source: VideoSource, frames: str, labelled: set[int]) -> Numbers:
 def _without_labels(job: Job) -> Job:
     """The same without frames that are labelled in the project, under whatever name."""
     labels = read_project(job.config, predicted=False, require_videos=False)
-    labelled = {place for frame in labels.labelled_frames for place in _places(labels.videos[frame.video], frame.index)}
+    labelled = {place for frame in labels.labelled_frames for place in labels.videos[frame.video].places(frame.index)}
     wanted: list[Numbers] = []
     for video, numbers in zip(job.videos, job.wanted, strict=True):
-        wanted.append([number for number in numbers if not _places(video, number) & labelled])
+        wanted.append([number for number in numbers if not video.places(number) & labelled])
     return _only_wanted(replace(job, wanted=wanted))
-
-
-def _places(video: VideoSource, index: int) -> set[tuple[Path, int]]:
-    """A frame as an image, and as a frame of the video that the image was taken from."""
-    here = (video.paths[index], 0) if video.kind == "images" else (video.paths[0], index)
-    original, number = video.in_original(index)
-    there = [(original.paths[0], number)] if original.kind == "file" else []
-    return {(path.resolve(), number) for path, number in [here, *there]}
 
 
 def check(jobs: list[Job], skeleton: Skeleton) -> None:

@@ -19,7 +19,7 @@ def focal_terms(logits: Tensor, gamma: float, kappa: float) -> tuple[Tensor, Ten
 
 
 def quality_focal(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
-    """|t - p|^gamma BCE(p, t) for soft targets t in [0, 1] (arXiv 2006.04388, eq. 3): smallest at p = t."""
+    """|t - p|^gamma BCE(p, t) for soft targets t in [0, 1] (arXiv 2006.04388, eq. 2): smallest at p = t."""
     p = torch.sigmoid(logits)
     return (target - p).abs() ** gamma * (F.softplus(logits) - target * logits)
 

@@ -22,11 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smp_plugin.average_precision import COCO_THRESHOLDS, KeypointAP, checked, deeplabcut_ap, keypoint_ap
+from smp_plugin.average_precision import KeypointAP, checked, deeplabcut_ap, keypoint_ap
 from smp_plugin.similarity import (
-    DEEPLABCUT_S2,
     LAST_RESORT_AREA,
-    MATCH_OKS,
     MEDIUM_S2,
     PAPER_S2,
     SLEAP_S2,
@@ -35,7 +33,6 @@ from smp_plugin.similarity import (
     animal_lengths,
     assign,
     box_sides,
-    oks,
 )
 
 if TYPE_CHECKING:
@@ -43,28 +40,6 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
     Predicted = tuple[Array, Array]
-
-__all__ = [
-    "COCO_THRESHOLDS",
-    "DEEPLABCUT_S2",
-    "DEFAULT_S2",
-    "MATCH_OKS",
-    "MEDIUM_S2",
-    "PAPER_S2",
-    "SLEAP_S2",
-    "Evaluation",
-    "KeypointAP",
-    "KeypointErrors",
-    "PartialFigures",
-    "PckCurve",
-    "animal_areas",
-    "animal_lengths",
-    "deeplabcut_ap",
-    "evaluate_poses",
-    "keypoint_ap",
-    "oks",
-    "swapped_pairs",
-]
 
 DEFAULT_S2 = (PAPER_S2, MEDIUM_S2, SLEAP_S2)
 PCK_FRACTIONS = (0.05, 0.1, 0.2)  # of the animal's length
@@ -151,7 +126,6 @@ def evaluate_poses(
     predicted: Sequence[Predicted],
     keypoints: Sequence[str],
     *,
-    padding: float = 0.0,
     s2: Sequence[float] = DEFAULT_S2,
     symmetries: Sequence[tuple[int, int]] = (),
     partial: bool = False,
@@ -166,7 +140,6 @@ def evaluate_poses(
         truth: per frame the labelled animals, (n, K, 2) frame pixels, NaN where not labelled; n = 0 where it is known that there are none.
         predicted: per frame poses (m, K, 2), NaN where missing, and scores (m,).
         keypoints: K names.
-        padding: px added to the keypoint box; see ``animal_areas``.
         s2: tolerances at which AP is wanted.
         symmetries: pairs of keypoints that are each other's left and right, indices.
         partial: give the figures of the rule for partial labels, too.
@@ -174,7 +147,7 @@ def evaluate_poses(
     """
     empty = [not len(poses) for poses in truth]
     truth, predicted = checked(truth, predicted)
-    areas, lengths = animal_areas(truth, padding), animal_lengths(truth)
+    areas, lengths = animal_areas(truth), animal_lengths(truth)
     assigned = _assigned(truth, predicted, areas, empty)
     ranked = predicted if point_scores is None else [(p, s) for (p, _), s in zip(predicted, point_scores, strict=True)]
     table = _errors(truth, predicted, assigned).reshape(-1, len(keypoints))  # animals, K
@@ -184,7 +157,7 @@ def evaluate_poses(
     unknown = bool(len(table)) and not any((box_sides(poses) > 0).any() for poses in truth)
     swapped, symmetric = swapped_pairs(truth, predicted, assigned, symmetries) if symmetries else (None, None)
     return Evaluation(
-        ap={tolerance: keypoint_ap(truth, predicted, tolerance, padding=padding) for tolerance in s2},
+        ap={tolerance: keypoint_ap(truth, predicted, tolerance) for tolerance in s2},
         deeplabcut=deeplabcut_ap(truth, ranked),
         pck=_pck(relative),
         pck_curve=_curve(table, relative, typical),
@@ -203,7 +176,7 @@ def evaluate_poses(
         warnings=[UNKNOWN_SIZE] if unknown else [],
         symmetric_pairs=symmetric,
         swapped_pairs=swapped,
-        partial=_partial_figures(truth, predicted, ranked, assigned, empty, padding, s2) if partial else None,
+        partial=_partial_figures(truth, predicted, ranked, assigned, areas, empty, s2) if partial else None,
     )
 
 
@@ -244,8 +217,6 @@ def swapped_pairs(
     labels is at most half as great with left and right exchanged: so clearly better, whatever the size of the animal, and impossible where
     both predicted points lie on the same label or left and right are closer together than the errors.
     """
-    if not symmetries:
-        return 0, 0
     left, right = (list(side) for side in zip(*symmetries, strict=True))
     swapped = told = 0
     for labelled, (poses, _), assignment in zip(truth, predicted, assigned, strict=True):
@@ -268,15 +239,14 @@ def _partial_figures(
     predicted: Sequence[Predicted],
     ranked: Sequence[Predicted],
     assigned: list[Assignment],
+    areas: list[Array],
     empty: list[bool],
-    padding: float,
     s2: Sequence[float],
 ) -> PartialFigures:
-    areas = animal_areas(truth, padding)
     # DeepLabCut leaves animals with one labelled point out: what is predicted there must not count as wrong, either.
     proper = [poses[(~np.isnan(poses[..., 0])).sum(axis=1) > 1] for poses in truth]
     return PartialFigures(
-        ap={t: keypoint_ap(truth, _judged(truth, predicted, areas, empty, t), t, padding=padding) for t in s2},
+        ap={t: keypoint_ap(truth, _judged(truth, predicted, areas, empty, t), t) for t in s2},
         deeplabcut=deeplabcut_ap(proper, _judged(proper, ranked, animal_areas(proper), empty)),
         ignored=sum(int((~a.judged).sum()) for a in assigned),
         invented=sum(len(a.judged) for bare, a in zip(empty, assigned, strict=True) if bare),

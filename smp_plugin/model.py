@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -59,15 +59,12 @@ class PoseOutputs:
 
     def images(self, which: slice) -> PoseOutputs:
         """The same for some of the images."""
-        return PoseOutputs(
-            self.heatmaps[which],
-            self.presence[which],
-            self.quality[which],
-            self.vectors[which],
-            self.locations,
-            self.strides,
-            self.heatmap_stride,
-            self.level_strides,
+        return replace(
+            self,
+            heatmaps=self.heatmaps[which],
+            presence=self.presence[which],
+            quality=self.quality[which],
+            vectors=self.vectors[which],
         )
 
 

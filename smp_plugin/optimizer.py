@@ -18,6 +18,7 @@ from smp_plugin.heads import LAST_LAYERS
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton-Schulz iteration: steepest at zero (Jordan et al. 2024)
 ITERATIONS = 5
+MOMENTUM = 0.95
 RMS = 0.2  # of an update before the learning rate, as AdamW's is in practice: one learning rate serves both (arXiv 2502.16982, eq. 4)
 LARGEST = 256  # output channels; wider kernels are few, and orthogonalising them would take as long as the rest of a step on a CPU
 SMALLEST = 32  # a map to a few outputs has no directions to even out
@@ -53,9 +54,8 @@ class Muon(torch.optim.AdamW):
     Each kernel (O, I, h, w) is a matrix (O, I h w). torch.optim.Muon takes matrices only, and needs another optimiser for the rest.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float = 0.95, **options: Any) -> None:
+    def __init__(self, groups: list[dict[str, Any]], lr: float, **options: Any) -> None:
         super().__init__([{"kernels": False, **group} for group in groups], lr=lr, **options)
-        self.momentum = momentum
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -84,8 +84,8 @@ class Muon(torch.optim.AdamW):
                 state["step"] = torch.zeros(())  # AdamW looks for it wherever there is a state
                 state["momentum"] = torch.zeros_like(kernel)
             state["step"] += 1
-            state["momentum"].lerp_(kernel.grad, 1 - self.momentum)
-            update = kernel.grad.lerp(state["momentum"], self.momentum).flatten(1).float()
+            state["momentum"].lerp_(kernel.grad, 1 - MOMENTUM)
+            update = kernel.grad.lerp(state["momentum"], MOMENTUM).flatten(1).float()
             scale = RMS * max(update.shape) ** 0.5  # an orthogonal (R, C) matrix has a root mean square of max(R, C)^-1/2
             kernel.mul_(1 - group["lr"] * group["weight_decay"])
             kernel.add_(orthogonalized(update).view(kernel.shape), alpha=-group["lr"] * scale)

@@ -200,11 +200,11 @@ def _tell(done: _Done, jobs: list[Job], skeleton: Skeleton, name: str, output: P
         reporter.say("to correct them: open each folder's machinelabels in deeplabcut.refine_labels, save, call deeplabcut.merge_datasets")
 
 
-def newest_run(folder: Path = Path("runs")) -> Path:
+def newest_run() -> Path:
     """The newest run that smp-train ended, or that Ctrl-C did (report.html is written last). FormatError where there is none."""
-    runs = [p.parent for p in folder.glob("**/model.pt") if (p.parent / "report.html").exists()]
+    runs = [p.parent for p in Path("runs").glob("**/model.pt") if (p.parent / "report.html").exists()]
     if not runs:
-        raise FormatError(f"there is no finished run under {folder}/; train one with smp-train, or name a model with --model.")
+        raise FormatError("there is no finished run under runs/; train one with smp-train, or name a model with --model.")
     return max(runs, key=lambda run: (run / "model.pt").stat().st_mtime)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from converters import FormatError, Instance, LabeledFrame, Labels, Skeleton, VideoSource, read_project
-from converters.labels import symmetric_pairs
+from converters.labels import Place, symmetric_pairs
 from converters.mixing import moved, read_aliases, unite
 from converters.supplement import supplemented
 from converters.video import open_video, video_source
@@ -27,7 +27,6 @@ LEAST_FRAME = 256  # input pixels of the largest frame's longer side: of smaller
 MOST_ENLARGED = 120  # input pixels to which the median animal is enlarged for that: from 128 on, a coarser level looks for it
 FRAMES_A_CROP = 1.25  # sides of the largest frame in that of a crop, at most: the rest would be padding
 
-Place = tuple[Path, str | None, int]  # file with links followed, HDF5 group in a package, number there (0 of an image)
 Name = tuple[str, str, str, int]  # folder, file, HDF5 group in a package or "", number there (0 of an image)
 
 
@@ -133,8 +132,8 @@ def prepare(config: Config, reporter: Reporter, held_out: set[Name] | None = Non
         val_frames = _held_out(held, skeleton, aliases, len(videos))
         videos += held.videos
         reporter.say(f"validation: {len(val_frames)} frames of {val}")
-        seen = _places(labelled, videos)
-        if twice := sum(bool(seen & _places({(f.video, f.index)}, videos)) for f in val_frames):
+        seen = {place for number, index in labelled for place in videos[number].places(index)}
+        if twice := sum(bool(seen & videos[f.video].places(f.index)) for f in val_frames):
             reporter.warn(f"{twice} of the {len(val_frames)} validation frames are trained on too, so figures on them flatter")
     else:
         frames, val_frames = _split(frames, videos, held_out, config, reporter)
@@ -283,7 +282,7 @@ def _pictures(frames: list[LabeledFrame], videos: list[VideoSource]) -> list[int
             place = following
         return place
 
-    every = [list(_places({(frame.video, frame.index)}, videos)) for frame in frames]
+    every = [list(videos[frame.video].places(frame.index)) for frame in frames]
     for first, *others in every:
         for place in others:
             same[end(place)] = end(first)
@@ -364,24 +363,11 @@ def _is_partial(config: Config, frames: list[LabeledFrame], keypoints: int, proj
     return partial
 
 
-def _place(video: VideoSource, index: int) -> Place:
-    """What tells a frame from all others, whatever names it: an image by its file, any other by its video's file and its number."""
-    if video.kind == "images" and index < len(video.paths):
-        return video.paths[index].resolve(), None, 0
-    return (video.paths[0].resolve() if video.paths else Path()), video.embedded, index
-
-
-def _places(numbers: set[tuple[int, int]], videos: list[VideoSource]) -> set[Place]:
-    """Frames by the video itself and by the one that images were taken from: several projects may share a video."""
-    own = {_place(videos[number], index) for number, index in numbers if videos[number].kind != "embedded"}
-    return own | {_place(*videos[number].in_original(index)) for number, index in numbers}
-
-
 def _known_in(source: VideoSource, known: set[Place]) -> set[int]:
     """Which frames of a video, or images of a sequence, are among ``known``."""
     if source.kind == "images":
-        return {index for index in range(len(source.paths)) if _place(source, index) in known}
-    file = _place(source, 0)[0]
+        return {index for index in range(len(source.paths)) if source.place(index) in known}
+    file = source.place(0)[0]
     own = {index for path, embedded, index in known if path == file and embedded == source.embedded}
     if source.kind == "embedded" and source.original is not None:  # the same frames, labelled in the video or in another package
         own |= _known_in(source.original, known)
@@ -412,7 +398,7 @@ def _unlabeled(
             f"unlabelled frames: of {package}, only images that it holds without labels; {lost} not found "
             f"(name {it} with --unlabeled VIDEO)"
         )
-    known = _places(taken, videos) | {_place(videos[number], index) for number, index in taken}
+    known = {place for number, index in taken for place in videos[number].places(index)}
     sources, frames, labelled = [], [], []
     for source in {(*(path.resolve() for path in source.paths), source.embedded): source for source in named}.values():
         with open_video(source) as opened:
@@ -421,7 +407,7 @@ def _unlabeled(
             frames.append(opened.frame_numbers if source.kind == "embedded" else opened.n_frames)
         sources.append(source)
         labelled.append(_known_in(source, known))
-    pool = UnlabeledPool(frames, labelled, ranges) if sources else UnlabeledPool([0], [set()], None)
+    pool = UnlabeledPool(frames, labelled, ranges)
     if len(pool) and config.train.unlabeled_batch > 0:
         reporter.say(f"unlabelled frames: {len(pool):,} in {len(sources)} video{'s' if len(sources) > 1 else ''}")
     elif config.loss.unlabelled:

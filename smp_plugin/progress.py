@@ -35,10 +35,9 @@ class Reporter:
     Args:
         quiet: nothing but warnings is shown. The log is not affected.
         json: JSON lines on stdout instead of text on stderr.
-        log: a file to append to; ``log_to`` names it later.
     """
 
-    def __init__(self, quiet: bool = False, json: bool = False, log: Path | None = None) -> None:
+    def __init__(self, quiet: bool = False, json: bool = False) -> None:
         self.quiet, self.json = quiet, json
         self.log: Path | None = None
         self.mute = False  # of the processes of a distributed run, one speaks
@@ -47,8 +46,6 @@ class Reporter:
         self._warned: list[str] = []
         self._console: Console | None = None
         self._bar: Progress | None = None
-        if log is not None:
-            self.log_to(log)
 
     def say(self, text: str) -> None:
         """A sentence: what was chosen, and why."""
@@ -81,7 +78,7 @@ class Reporter:
         self._unlogged = []
 
     @contextmanager
-    def task(self, what: str, total: float | None, unit: str) -> Iterator[Task]:
+    def task(self, what: str, total: float, unit: str) -> Iterator[Task]:
         """Long work: ``what`` is done ("predicting"), of how many ``unit`` ("frames"). One task at a time draws the bar; one inside it
         prints lines.
         """
@@ -125,7 +122,7 @@ class Reporter:
 class Task:
     """Progress of one piece of work; made by ``Reporter.task``."""
 
-    def __init__(self, reporter: Reporter, what: str, total: float | None, unit: str) -> None:
+    def __init__(self, reporter: Reporter, what: str, total: float, unit: str) -> None:
         self.what, self.total, self.unit = what, total, unit
         self.done = 0.0
         self.info: dict[str, Any] = {}
@@ -155,15 +152,15 @@ class Task:
     @property
     def eta(self) -> float | None:
         """Seconds left, None while nobody knows."""
-        return None if self.total is None or self.rate <= 0 else max(0.0, (self.total - self.done) / self.rate)
+        return None if self.rate <= 0 else max(0.0, (self.total - self.done) / self.rate)
 
     @property
     def line(self) -> str:
         """``predicting: 120/3000 frames, 11.8/s, 4 min 4 s left, loss 0.31``."""
-        parts = [f"{_number(self.done)}{'' if self.total is None else '/' + _number(self.total)} {self.unit}"]
+        parts = [f"{_number(self.done)}/{_number(self.total)} {self.unit}"]
         if self.rate > 0:
             parts.append(f"{self.rate:.3g}/s")
-        if self.eta is not None and (self.total is None or self.done < self.total):
+        if self.eta is not None and self.done < self.total:
             parts.append(f"{duration(self.eta)} left")
         return f"{self.what}: " + ", ".join(parts + self._shown_info)
 
@@ -195,9 +192,8 @@ class Task:
 
     def _record(self) -> dict[str, Any]:
         """One line of SLEAP's GUI protocol."""
-        total = None if self.total is None else _plain(self.total)
         eta = None if self.eta is None else round(self.eta, 1)
-        return {"n_processed": _plain(self.done), "n_total": total, "rate": round(self.rate, 2), "eta": eta}
+        return {"n_processed": _plain(self.done), "n_total": _plain(self.total), "rate": round(self.rate, 2), "eta": eta}
 
     def __enter__(self) -> Task:
         if self._owns_bar:

@@ -17,10 +17,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from converters.files import written_whole
-from converters.labels import Skeleton, VideoSource
-from smp_plugin.drawing import PALETTE, OverlayWriter, Verdict, draw_errors, draw_poses, judge
-from smp_plugin.metrics import ERROR_PERCENTILES, PAPER_S2, SLEAP_S2, Evaluation, KeypointAP
+from converters.labels import Skeleton
+from smp_plugin.average_precision import KeypointAP
+from smp_plugin.drawing import PALETTE, Verdict, draw_errors, draw_poses, judge
+from smp_plugin.metrics import ERROR_PERCENTILES, Evaluation
 from smp_plugin.page import bullets, escape, picture, table, write_page
+from smp_plugin.similarity import PAPER_S2, SLEAP_S2
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,21 +30,6 @@ if TYPE_CHECKING:
 
     Frame = NDArray[np.uint8]
     Array = NDArray[np.float64]
-
-__all__ = [
-    "KEYPOINT_COLUMNS",
-    "Crop",
-    "GalleryItem",
-    "OverlayWriter",
-    "draw_poses",
-    "evaluation_rows",
-    "frame_title",
-    "keypoint_rows",
-    "write_curves",
-    "write_evaluation",
-    "write_gallery",
-    "write_report",
-]
 
 LOSS_NAMES = {
     "loss": "total",
@@ -217,14 +204,6 @@ class GalleryItem:
     predicted: Array
     score: float
     title: str = ""
-
-
-def frame_title(video: VideoSource, index: int) -> str:
-    """What a person calls a frame: the image's name, with its folder, or the video's with the number."""
-    if video.kind == "images" and index < len(video.paths):
-        return "/".join(video.paths[index].parts[-2:])
-    source, number = video.in_original(index)
-    return f"{source.paths[0].name if source.paths else source.name}, frame {number}"
 
 
 def write_gallery(png: Path, items: Sequence[GalleryItem], skeleton: Skeleton, rows: int = 8) -> None:

@@ -24,12 +24,12 @@ from smp_plugin.config import MIN_SCORE, Config
 from smp_plugin.datasets import Batch, FrameReader, TrainingSteps
 from smp_plugin.diagnosis import few_to_validate
 from smp_plugin.inference import FramePoses, infer
-from smp_plugin.metrics import MATCH_OKS, MEDIUM_S2, PAPER_S2, SLEAP_S2, Evaluation, animal_areas, evaluate_poses, oks
+from smp_plugin.metrics import Evaluation, evaluate_poses
 from smp_plugin.model import PoseModel
 from smp_plugin.preparation import Material, frame_names
 from smp_plugin.progress import Reporter, Task
-from smp_plugin.report import GalleryItem, frame_title, write_curves, write_gallery, write_report
-from smp_plugin.similarity import found_by, on_boxes
+from smp_plugin.report import GalleryItem, write_curves, write_gallery, write_report
+from smp_plugin.similarity import MATCH_OKS, MEDIUM_S2, PAPER_S2, SLEAP_S2, animal_areas, found_by, oks, on_boxes
 from smp_plugin.unpickling import load_plain
 
 if TYPE_CHECKING:
@@ -73,11 +73,10 @@ def read_checkpoint(out: Path) -> dict[str, Any] | None:
     except (ValueError, TypeError) as error:
         raise FormatError(f"--resume: {path} is damaged; {remedy}.") from error
     check_version(f"--resume: {path}", saved)
-    if absent := {"state_dict", "optimizer_states", "callbacks", "step", "seconds"} - {*saved}:
+    if absent := {"state_dict", "optimizer_states", "callbacks", "step", "seconds", "terms", "held_out"} - {*saved}:
         raise FormatError(f"--resume: {path} is damaged (it has no {', '.join(sorted(absent))}); {remedy}.")
     try:
-        if "held_out" in saved:
-            saved["held_out"] = {(str(folder), str(file), str(group), int(number)) for folder, file, group, number in saved["held_out"]}
+        saved["held_out"] = {(str(folder), str(file), str(group), int(number)) for folder, file, group, number in saved["held_out"]}
     except (TypeError, ValueError) as error:
         raise FormatError(f"--resume: {path} is damaged (it does not say which frames were held out); {remedy}.") from error
     return saved
@@ -110,7 +109,7 @@ class RunFolder(L.Callback):
         return {"best": self.best, "best_step": self.best_step, "chooses": self.chooses}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        alike = state.get("chooses", state["best"] <= 1) == self.chooses  # else one is a figure of merit, and the other counts steps
+        alike = state["chooses"] == self.chooses  # else one is a figure of merit, and the other counts steps
         self.best, self.best_step = float(state["best"]) if alike else -math.inf, int(state["best_step"])
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: PoseTraining, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
@@ -327,7 +326,7 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
         GalleryItem(
             reader.get(f.video, f.index)[0].permute(1, 2, 0).numpy(), t, drawn,
             evaluate_poses([t], [(p.poses, p.scores)], material.skeleton.keypoints).ap[MEDIUM_S2].ap,
-            frame_title(material.videos[f.video], f.index),
+            material.videos[f.video].title(f.index),
         )
         for f, t, p, drawn in zip(frames, truth, found, kept_only, strict=True)
     ]  # fmt: skip

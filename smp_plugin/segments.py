@@ -25,7 +25,7 @@ from safetensors.numpy import load, save
 from converters.deeplabcut_predictions import SCORER
 from converters.deeplabcut_writing import video_names
 from converters.files import written_whole
-from converters.labels import FormatError, LabeledFrame, PredictedInstance, VideoSource
+from converters.labels import FormatError, LabeledFrame, PredictedInstance, VideoSource, stacked
 from converters.project import COCO, DLC_PREDICTIONS
 from smp_plugin import __version__
 from smp_plugin.config import Config, to_dict
@@ -99,7 +99,7 @@ class Found:
         return cls(
             np.array([number for number, _ in found], np.int64),
             np.array([len(animals.scores) for _, animals in found], np.int64),
-            np.array([pose for _, animals in found for pose in animals.poses], np.float64).reshape(-1, keypoints, 2),
+            stacked([pose for _, animals in found for pose in animals.poses], keypoints),
             np.array([score for _, animals in found for score in animals.scores], np.float64),
             np.array([scores for _, animals in found for scores in animals.point_scores], np.float64).reshape(-1, keypoints),
             np.array(length, np.int64),
@@ -197,7 +197,7 @@ class Work:
             self.length = before["length"]
 
     def finished(self, model: Path) -> bool:
-        """Whether an earlier run has finished the output. Without a record, which older versions did not keep, dates decide: whether it is
+        """Whether an earlier run has finished the output. Without a record (the output was moved here alone), dates decide: whether it is
         newer than the model and all that is predicted.
 
         Raises:
@@ -225,7 +225,7 @@ class Work:
             settings, mine = (json.loads(made["settings"]) for made in (before, self.made_from))
             if all(settings.get(key, value) == value for key, value in mine.items()):
                 before["settings"] = self.made_from["settings"]
-            before["length"], before["damage"] = int(before["length"]), [str(each) for each in before.get("damage", [])]
+            before["length"], before["damage"] = int(before["length"]), [str(each) for each in before["damage"]]
             return before, ", ".join(words for key, words in _OTHER.items() if key in keys and before[key] != self.made_from[key])
         except (ValueError, KeyError, TypeError, AttributeError, OSError):
             return {}, "in a way that can't be read"

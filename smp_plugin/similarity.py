@@ -25,14 +25,14 @@ MATCH_OKS = 0.3  # at MEDIUM_S2: the similarity at which pose NMS, too, takes tw
 LAST_RESORT_AREA = 32.0**2  # px^2, COCO's limit of a small object; only where no labelled animal has an extent
 
 
-def animal_areas(truth: Sequence[Array], padding: float = 0.0) -> list[Array]:
+def animal_areas(truth: Sequence[Array]) -> list[Array]:
     """Area of each animal's keypoint box, px^2: per frame (n,) for (n, K, 2).
 
-    ``padding`` px are added on every side (the COCO file of the honeybees has 10). A box with a side below one pixel says nothing about the
-    animal's size (one labelled point, or a body along an axis with two points); such an animal gets the median area of the complete
-    animals, or of all animals with a proper box where none is complete, or (32 px)^2 where none has one.
+    A box with a side below one pixel says nothing about the animal's size (one labelled point, or a body along an axis with two points);
+    such an animal gets the median area of the complete animals, or of all animals with a proper box where none is complete, or (32 px)^2
+    where none has one.
     """
-    boxes = [box_sides(poses) + 2 * padding for poses in truth]  # each (n, 2)
+    boxes = [box_sides(poses) for poses in truth]  # each (n, 2)
     sides = np.concatenate(boxes) if boxes else np.empty((0, 2))
     complete = np.concatenate([~np.isnan(p).any(axis=(1, 2)) for p in truth]) if truth else np.empty(0, dtype=bool)
     proper = (sides >= 1.0).all(axis=1)

@@ -131,10 +131,9 @@ def _heatmap_targets(
     stride = outputs.heatmap_stride
     counted = instances.keypoints.isfinite().all(dim=-1) & (instances.weights > 0)[..., None]  # N, M, K
     cells = (instances.keypoints + 0.5) / stride - 0.5  # N, M, K, 2 in heatmap cells
-    target = draw_gaussians((n, k, h, w), cells, counted, torch.ones_like(instances.weights), config.heatmap_sigma, config.heatmap_target)
-    weights_at = draw_gaussians(
-        (n, k, h, w), cells, counted, instances.weights, torch.inf, "gaussian"
-    )  # a flat square around each keypoint
+    sigma, half = (math.inf, 0) if config.heatmap_target == "cell" else (config.heatmap_sigma, None)
+    target = draw_gaussians((n, k, h, w), cells, counted, torch.ones_like(instances.weights), sigma, half)
+    weights_at = draw_gaussians((n, k, h, w), cells, counted, instances.weights, math.inf, WINDOW)  # a flat square around each keypoint
 
     xs = torch.arange(w, device=cells.device) * stride + (stride - 1) / 2
     ys = torch.arange(h, device=cells.device) * stride + (stride - 1) / 2
@@ -164,27 +163,22 @@ def _separable_any(which: Tensor, in_y: Tensor, in_x: Tensor) -> Tensor:
     return (count > 0).view(n, k, in_y.shape[2], in_x.shape[2])
 
 
-def draw_gaussians(shape: tuple[int, int, int, int], cells: Tensor, which: Tensor, heights: Tensor, sigma: float, kind: str) -> Tensor:
+def draw_gaussians(
+    shape: tuple[int, int, int, int], cells: Tensor, which: Tensor, heights: Tensor, sigma: float, half: int | None = None
+) -> Tensor:
     """Maps (N, K, h, w) with a Gaussian of height ``heights`` (N, M) at every marked keypoint, the highest where they overlap.
 
-    Differentiable in ``cells`` (N, M, K, 2), positions in cells. ``kind`` "cell" draws a single cell at the nearest centre.
+    Differentiable in ``cells`` (N, M, K, 2), positions in cells. Drawn up to ``half`` cells around the nearest centre, by default as far
+    as can be seen; with an infinite ``sigma`` all of these are as high.
     """
     n, k, h, w = shape
-    half = WINDOW if math.isinf(sigma) else max(WINDOW, math.ceil(3 * sigma))
-    reach = (
-        torch.arange(-half, half + 1, device=cells.device) if kind == "gaussian" else torch.zeros(1, device=cells.device, dtype=torch.long)
-    )
+    half = max(WINDOW, math.ceil(3 * sigma)) if half is None else half
+    reach = torch.arange(-half, half + 1, device=cells.device)
     safe = torch.where(which[..., None], cells, 0.0)
     middle = safe.detach().round().long()
     columns, rows = middle[..., 0, None] + reach, middle[..., 1, None] + reach  # N, M, K, R
-    gain_x = (
-        torch.exp(-((columns - safe[..., 0, None]) ** 2) / (2 * sigma**2))
-        if kind == "gaussian"
-        else torch.ones_like(columns, dtype=cells.dtype)
-    )
-    gain_y = (
-        torch.exp(-((rows - safe[..., 1, None]) ** 2) / (2 * sigma**2)) if kind == "gaussian" else torch.ones_like(rows, dtype=cells.dtype)
-    )
+    gain_x = torch.exp(-((columns - safe[..., 0, None]) ** 2) / (2 * sigma**2))
+    gain_y = torch.exp(-((rows - safe[..., 1, None]) ** 2) / (2 * sigma**2))
     value = heights[..., None, None, None] * gain_y[..., :, None] * gain_x[..., None, :]  # N, M, K, R, R
     on_map = which[..., None, None] & ((rows >= 0) & (rows < h))[..., :, None] & ((columns >= 0) & (columns < w))[..., None, :]
     image = torch.arange(n, device=cells.device).view(n, 1, 1, 1, 1) * k + torch.arange(k, device=cells.device).view(1, 1, k, 1, 1)

@@ -8,9 +8,9 @@ import math
 import os
 import signal
 import threading
-import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from converters.labels import FormatError
 from smp_plugin import __version__
 from smp_plugin.backbone import find_weights
+from smp_plugin.budget import Budget
 from smp_plugin.checkpoint import load_model, written_by
 from smp_plugin.config import Config, TrainConfig, choose, read_config, was_chosen, write_config
 from smp_plugin.consistency import (
@@ -50,39 +51,6 @@ from smp_plugin.runtimes import Run, compiling_pays, for_training
 from smp_plugin.stopping import stoppable
 from smp_plugin.targets import Instances
 from smp_plugin.turning import WAYS, turn, turn_back
-
-
-class Budget:
-    """How far the run is, 0 to 1: by steps, or by wall-clock where ``minutes`` are given (time before a resume counts).
-
-    Several processes go by the first one's clock: by clocks of their own they would take different steps, and their weights drift apart.
-    """
-
-    def __init__(self, steps: int, minutes: float) -> None:
-        self.steps, self.seconds = steps, 60 * minutes
-        self.started, self.spent = time.monotonic(), 0.0
-        self.agreed: tuple[int, float, float] | None = None  # a step, the first process's seconds before it, and those it takes for a step
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of training so far."""
-        return self.spent + time.monotonic() - self.started
-
-    def progress(self, step: int) -> float:
-        """Share of the run that is over before ``step``."""
-        if not self.seconds:
-            return min(1.0, step / self.steps)
-        since, elapsed, pace = self.agreed or (step, self.elapsed, 0.0)
-        return min(1.0, (elapsed + (step - since) * pace) / self.seconds)
-
-    def agree(self, step: int, of_first: Callable[[tuple[int, float, float]], tuple[int, float, float]], paused: bool) -> None:
-        """Before ``step``, in all processes: set the clock by the first one's, which ``of_first`` sends, and go on by its pace.
-
-        ``paused``: something else than training was done since the last time, so the pace stays.
-        """
-        elapsed = self.elapsed
-        since, then, pace = self.agreed or (step, elapsed, 0.0)
-        self.agreed = of_first((step, elapsed, pace if paused or step == since else (elapsed - then) / (step - since)))
 
 
 class PoseTraining(L.LightningModule):
@@ -245,7 +213,7 @@ class PoseTraining(L.LightningModule):
         self.load_state_dict(checkpoint["state_dict"])
         self.first_step, self.optimizer_state = checkpoint["step"], checkpoint["optimizer_states"][0]
         self.budget.spent = checkpoint["seconds"]
-        self.terms.update({name: list(values) for name, values in checkpoint.get("terms", {}).items()})
+        self.terms.update({name: list(values) for name, values in checkpoint["terms"].items()})
 
     def on_train_start(self) -> None:
         self.terms.update({name: [value.to(self.device) for value in values] for name, values in self.terms.items()})
@@ -303,17 +271,7 @@ def train(
     """
     reporter = reporter or Reporter(quiet=True)
     out = out or dated_folder()
-    saved = read_checkpoint(out) if resume else None
-    if resume:  # the network and its data stay as they were; a longer budget or another device may be asked for
-        stored = read_config(out / "config.yaml")
-        if config:  # labels and images may have moved
-            moved = {name: value for name in ("images", "aliases", "supplement") if (value := getattr(config.data, name))}
-            stored = replace(config, data=replace(stored.data, **moved), model=stored.model)
-        config = stored
-    elif (out / "model.pt").exists() or (out / "last.ckpt").exists():
-        remedy = ", or add --resume to continue it" if (out / "config.yaml").exists() else ""
-        raise FormatError(f"-o {out}: the folder already holds a run; choose another{remedy}.")
-    config = copy.deepcopy(config or Config())
+    config, saved = _begin(out, config, resume)
     name_sources(config, projects, val, video_root, unlabeled, keep=resume)
     reporter.mute = not is_first_process(config)
     if saved:
@@ -322,24 +280,13 @@ def train(
         reporter.say(f"{out} was stopped before its first checkpoint: from the beginning, with its settings ({out / 'config.yaml'})")
     device, why = choose_device(config.train.device)
     refuse_processes(device, config.train.devices, config.train.num_nodes)
-    material = prepare(config, reporter, saved.get("held_out") if saved else None)
+    material = prepare(config, reporter, saved["held_out"] if saved else None)
     where = frame_sizes(material.labels), config.data.input_scale, config.data.crop, LEVEL_STRIDES[0]
     for finding in certain(material.training, material.validation, *where):
         reporter.warn(finding.sentence)
     if config.train.keep == "best" and (few := few_to_validate(material.validation)):
         reporter.say(few.sentence)
-    if saved:
-        kept = load_model(out)
-        if kept.skeleton.keypoints != material.skeleton.keypoints:
-            raise FormatError(
-                f"--resume: {out} was trained on the keypoints {', '.join(kept.skeleton.keypoints)}, but those of "
-                f"{config.data.projects[0]} are {', '.join(material.skeleton.keypoints)}; name the project that the run began with."
-            )
-        weights, sentence = None, str(kept.facts.get("weights", ""))
-        config.train.backbone_lr = config.train.backbone_lr or kept.config.train.backbone_lr
-    else:
-        weights, sentence = find_weights(config.model.weights, config.model.backbone)
-        suit_weights(config, weights is not None, reporter)
+    weights, sentence = _initial_weights(out, config, material, saved is not None, reporter)
     if not reporter.mute:
         open_folder(out)
         reporter.log_to(out / "log.txt")
@@ -362,7 +309,7 @@ def train(
     }
     unlabelled = len(material.pool) > 0 and config.train.unlabeled_batch > 0
     module = PoseTraining(config, material.skeleton.mirrored, material.typical_length, material.partial, budget, weights, unlabelled)
-    interrupted = fit(module, material, config, device, out, facts, saved, reporter)
+    interrupted = fit(module, material, device, out, facts, saved, reporter)
     if unlabelled and config.loss.unlabelled and module.step <= config.train.unlabeled_first_step and not interrupted:
         first = config.train.unlabeled_first_step
         reporter.say(
@@ -373,6 +320,41 @@ def train(
     if interrupted:
         raise KeyboardInterrupt
     return out
+
+
+def _begin(out: Path, config: Config | None, resume: bool) -> tuple[Config, dict[str, Any] | None]:
+    """The run's settings, of its own to be completed, and the checkpoint that it goes on from, if there is one."""
+    if resume:  # the network and its data stay as they were; a longer budget or another device may be asked for
+        saved, stored = read_checkpoint(out), read_config(out / "config.yaml")
+        if config:  # labels and images may have moved
+            moved = {name: value for name in ("images", "aliases", "supplement") if (value := getattr(config.data, name))}
+            stored = replace(config, data=replace(stored.data, **moved), model=stored.model)
+        return copy.deepcopy(stored), saved
+    if (out / "model.pt").exists() or (out / "last.ckpt").exists():
+        remedy = ", or add --resume to continue it" if (out / "config.yaml").exists() else ""
+        raise FormatError(f"-o {out}: the folder already holds a run; choose another{remedy}.")
+    return copy.deepcopy(config or Config()), None
+
+
+def _initial_weights(
+    out: Path, config: Config, material: Material, resumed: bool, reporter: Reporter
+) -> tuple[dict[str, Tensor] | None, str]:
+    """Those that the backbone begins with, None where there are none or a checkpoint has better ones, and a sentence about them.
+
+    What depends on them is chosen in ``config``. Raises FormatError where the run in ``out`` has other keypoints.
+    """
+    if not resumed:
+        weights, sentence = find_weights(config.model.weights, config.model.backbone)
+        suit_weights(config, weights is not None, reporter)
+        return weights, sentence
+    kept = load_model(out)
+    if kept.skeleton.keypoints != material.skeleton.keypoints:
+        raise FormatError(
+            f"--resume: {out} was trained on the keypoints {', '.join(kept.skeleton.keypoints)}, but those of "
+            f"{config.data.projects[0]} are {', '.join(material.skeleton.keypoints)}; name the project that the run began with."
+        )
+    config.train.backbone_lr = config.train.backbone_lr or kept.config.train.backbone_lr
+    return None, str(kept.facts.get("weights", ""))
 
 
 def suit_weights(config: Config, pretrained: bool, reporter: Reporter) -> None:
@@ -406,7 +388,6 @@ def is_first_process(config: Config) -> bool:
 def fit(
     module: PoseTraining,
     material: Material,
-    config: Config,
     device: torch.device,
     out: Path,
     facts: dict[str, object],
@@ -414,28 +395,13 @@ def fit(
     reporter: Reporter,
 ) -> bool:
     """Run Lightning's loop until the budget is spent. Returns whether it was interrupted by the user."""
-    settings, budget = config.train, module.budget
+    config, settings, budget = module.config, module.config.train, module.budget
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # what Muon multiplies bears TF32, as convolutions in single precision do by default
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     total, unit = (budget.seconds, "s") if budget.seconds else (float(settings.steps), "steps")
     with reporter.task("training", total, unit) as task:
-        trainer = L.Trainer(
-            accelerator=device.type if device.type != "cuda" else "gpu",
-            devices=[device.index] if device.index is not None else settings.devices,
-            num_nodes=settings.num_nodes,
-            strategy="ddp" if settings.devices * settings.num_nodes > 1 else "auto",
-            precision="bf16-mixed" if in_bf16(device, settings.precision) else "32-true",
-            max_steps=-1 if budget.seconds else max(0, settings.steps - (saved["step"] if saved else 0)),
-            max_epochs=-1,
-            use_distributed_sampler=False,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=out,
-            plugins=[WholeCheckpoints()],
-        )
+        trainer = _trainer(settings, device, out, saved["step"] if saved else 0)
         steps = TrainingSteps(
             material.sources, material.videos, material.skeleton, config, material.unlabeled_videos, material.pool,
             trainer.global_rank, trainer.world_size, max(1, loader_processes(settings, device)), material.typical_length,
@@ -460,25 +426,53 @@ def fit(
             done, wanted = (budget.spent / 60, settings.minutes) if budget.seconds else (module.step, settings.steps)
             reporter.say(f"nothing is left to train: {done:g} of {wanted:g} {'minutes' if budget.seconds else 'steps'} are done")
             return False
-        budget.started = time.monotonic()
+        budget.start()
         try:
             # Several processes are hardly ever asked within the same step, and would wait for each other.
-            with stoppable(at_once=trainer.world_size > 1) as module.stopped:
+            with _in_words(config, device), stoppable(at_once=trainer.world_size > 1) as module.stopped:
                 trainer.fit(module)
         except SystemExit:  # how Lightning leaves after Ctrl-C, once on_exception has run
             if not keeper.interrupted:
                 raise
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            sizes = f"train.batch ({settings.batch}), train.unlabeled_batch ({settings.unlabeled_batch}) or data.crop ({config.data.crop})"
-            remedy = f"lower {sizes} with --set, or choose another --device; what was finished so far is kept"
-            raise FormatError(f"{device}: its memory is not enough for a training step of these sizes; {remedy}.") from error
-        except FormatError as error:
-            if "Traceback" not in str(error):
-                raise
-            raise FormatError(str(error).rsplit("FormatError: ", 1)[-1].strip()) from None  # raised in a loader process
     return keeper.interrupted or module.stopped.is_set()
+
+
+def _trainer(settings: TrainConfig, device: torch.device, out: Path, done: int) -> L.Trainer:
+    """Lightning's, for the steps after the first ``done``, with nothing of its own that is shown, logged or kept."""
+    return L.Trainer(
+        accelerator=device.type if device.type != "cuda" else "gpu",
+        devices=[device.index] if device.index is not None else settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy="ddp" if settings.devices * settings.num_nodes > 1 else "auto",
+        precision="bf16-mixed" if in_bf16(device, settings.precision) else "32-true",
+        max_steps=-1 if settings.minutes else max(0, settings.steps - done),
+        max_epochs=-1,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=out,
+        plugins=[WholeCheckpoints()],
+    )
+
+
+@contextmanager
+def _in_words(config: Config, device: torch.device) -> Iterator[None]:
+    """Says what a step asks for where memory is not enough, and only the sentence of what a loader process has raised."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        train = config.train
+        sizes = f"train.batch ({train.batch}), train.unlabeled_batch ({train.unlabeled_batch}) or data.crop ({config.data.crop})"
+        remedy = f"lower {sizes} with --set, or choose another --device; what was finished so far is kept"
+        raise FormatError(f"{device}: its memory is not enough for a training step of these sizes; {remedy}.") from error
+    except FormatError as error:
+        if "Traceback" not in str(error):
+            raise
+        raise FormatError(str(error).rsplit("FormatError: ", 1)[-1].strip()) from None
 
 
 def loader(steps: TrainingSteps, config: Config, device: torch.device, position: Callable[[], int]) -> DataLoader[Batch]:

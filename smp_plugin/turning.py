@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -40,13 +42,10 @@ def turn_back(outputs: PoseOutputs, way: int, mirrored: Tensor) -> PoseOutputs:
         vectors = torch.stack((-vectors[..., 0], vectors[..., 1]), dim=-1)
     for _ in range(way % 4):
         vectors = torch.stack((-vectors[..., 1], vectors[..., 0]), dim=-1)
-    return PoseOutputs(
+    return replace(
+        outputs,
         heatmaps=grid(heatmaps, (2, 3)),
         presence=level(outputs.presence),
         quality=level(outputs.quality),
         vectors=level(vectors),
-        locations=outputs.locations,
-        strides=outputs.strides,
-        heatmap_stride=outputs.heatmap_stride,
-        level_strides=outputs.level_strides,
     )

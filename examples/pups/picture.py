@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from converters import read_project
+from converters.labels import stacked
 from converters.video import open_video
-from smp_plugin.metrics import MEDIUM_S2, evaluate_poses
+from smp_plugin.metrics import evaluate_poses
 from smp_plugin.pairing import frame_pairs
 from smp_plugin.report import GalleryItem, write_gallery
+from smp_plugin.similarity import MEDIUM_S2
 
 
 def main(labels_path: Path, predictions_path: Path, png: Path) -> None:
@@ -21,9 +23,9 @@ def main(labels_path: Path, predictions_path: Path, png: Path) -> None:
     keypoints = labels.skeleton.keypoints
     items = []
     for labelled, predicted in frame_pairs(labels, predictions):
-        truth = np.stack([i.points for f in labelled for i in f.instances])
+        truth = stacked([i.points for f in labelled for i in f.instances], len(keypoints))
         found = [i for f in predicted for i in f.predicted]
-        poses = np.stack([i.points for i in found]) if found else np.zeros((0, len(keypoints), 2))
+        poses = stacked([i.points for i in found], len(keypoints))
         score = evaluate_poses([truth], [(poses, np.array([i.score for i in found]))], keypoints).ap[MEDIUM_S2].ap
         frame = labelled[0]
         items.append(GalleryItem(videos[frame.video].read(frame.index), truth, poses, score, f"frame {frame.index}"))

@@ -158,16 +158,16 @@ def summarise(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[st
     return table
 
 
-def gains(lines: Sequence[Mapping[str, Any]], method: str = "smp", reference: str = "directpose") -> dict[str, dict[str, Any]]:
-    """row -> mean and standard error of ``method`` minus ``reference`` over the trainings that both have: what is hard about a subset
+def gains(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """row -> mean and standard error of SemiMultiPose minus DirectPose over the trainings that both have: what is hard about a subset
     drops out.
     """
     found: dict[str, dict[str, Any]] = {}
     for row in dict.fromkeys(line["row"] for line in lines):
-        of = {m: {line["subset"]: line for line in lines if (line["row"], line["method"]) == (row, m)} for m in (method, reference)}
-        both = sorted(of[method].keys() & of[reference].keys())
+        of = {m: {line["subset"]: line for line in lines if (line["row"], line["method"]) == (row, m)} for m in ("smp", "directpose")}
+        both = sorted(of["smp"].keys() & of["directpose"].keys())
         if both:
-            values = {name: _pair([_minus(of[method][i][name], of[reference][i][name]) for i in both]) for name in FIGURES[:3]}
+            values = {name: _pair([_minus(of["smp"][i][name], of["directpose"][i][name]) for i in both]) for name in FIGURES[:3]}
             found[row] = {"pairs": len(both), **values}
     return found
 

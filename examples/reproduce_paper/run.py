@@ -21,6 +21,8 @@ from machine import machine  # type: ignore[import-not-found]  # noqa: E402
 from protocol import METHODS, PAPER, collect, gains, markdown, runs_of, summarise  # type: ignore[import-not-found]  # noqa: E402
 
 from converters import FormatError  # noqa: E402
+from converters.files import written_whole  # noqa: E402
+from smp_plugin.baselines import budget_in_words  # noqa: E402
 from smp_plugin.comparison import compare  # noqa: E402
 from smp_plugin.progress import Reporter  # noqa: E402
 
@@ -123,7 +125,7 @@ def claim(made: argparse.Namespace, budget: str) -> None:
 def reproduce(made: argparse.Namespace, command: str, reporter: Reporter) -> Path:
     """Do what the arguments say; returns the result's file, which is written anew after every comparison."""
     steps = 0 if made.minutes else made.steps or PAPER[made.dataset].steps
-    budget = f"{made.minutes:g} minutes" if made.minutes else f"{steps} steps"
+    budget = budget_in_words(made.minutes, steps)
     claim(made, budget)
     data = prepare(made.dataset, made.source, made.output / "data")
     runs = runs_of(made.dataset, data, made.output / "data", [r for r in made.rows.split(",") if r], made.subsets, made.seeds)
@@ -143,9 +145,8 @@ def reproduce(made: argparse.Namespace, command: str, reporter: Reporter) -> Pat
 def write(path: Path, text: str) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

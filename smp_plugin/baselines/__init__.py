@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from converters.files import written_whole
 
 if TYPE_CHECKING:
     from converters.labels import Labels
@@ -23,6 +24,7 @@ SLEAP = ("sleap-bottomup", "sleap-topdown")
 DLC = ("dlc-dekr_w18", "dlc-top_down_resnet_50", "dlc-rtmpose_s")
 PEERS = ("sleap.", "dlc.")  # how the names of their settings begin
 METHODS = (*OWN, *SLEAP, *DLC)
+DEFAULT = (*OWN, *SLEAP)  # what is compared unless others are named
 
 
 def own_settings(settings: Mapping[str, str]) -> dict[str, str]:
@@ -39,6 +41,11 @@ def peer_settings(settings: Mapping[str, str], peer: str) -> dict[str, Any]:
     texts = {key.removeprefix(peer): text.strip() for key, text in settings.items() if key.startswith(peer)}
     values = {key: yaml.safe_load(text) for key, text in texts.items()}
     return {key: float(texts[key]) if value == texts[key] and is_number(value) else value for key, value in values.items()}
+
+
+def budget_in_words(minutes: float, steps: int) -> str:
+    """What a training may spend: minutes of wall-clock, or else optimiser steps."""
+    return f"{minutes:g} minutes" if minutes else f"{steps} steps"
 
 
 @dataclass(frozen=True)
@@ -146,9 +153,8 @@ class Outcome:
 
     def write(self, folder: Path) -> None:
         """As ``outcome.json`` in the job's folder, whole or not at all."""
-        partial = folder / ".outcome.json.partial"
-        partial.write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
-        os.replace(partial, folder / "outcome.json")
+        with written_whole(folder / "outcome.json") as partial:
+            partial.write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Outcome:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
+FILE = click.Path(path_type=Path)  # or a folder
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}  # how each command shows its own
 DONE, BUG, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 # Errors that say something about the machine, and not about this program.
 MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EIO, errno.EFBIG}

@@ -10,16 +10,15 @@ from typing import Any
 import rich_click as click
 
 from converters.labels import FormatError
-from smp_plugin.baselines import METHODS, OWN, SLEAP
+from smp_plugin.baselines import DEFAULT, METHODS
 from smp_plugin.cli import _common
+from smp_plugin.cli._common import FILE
 from smp_plugin.progress import Reporter
-
-FILE = click.Path(path_type=Path)
 
 EPILOG = "Example:  smp-compare --slp flies.slp --val heldout.slp --minutes 20 --labels-fraction 5,25,all --seeds 3 -o comparison"
 
 
-@click.command("smp-compare", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command("smp-compare", epilog=EPILOG, context_settings=_common.HELP)
 @click.option("--slp", type=FILE, metavar="FILE", help="SLEAP project (.slp, .pkg.slp).")
 @click.option("--dlc", type=FILE, metavar="FILE", help="DeepLabCut project (its config.yaml).")
 @click.option("--coco", type=FILE, metavar="FILE", help="COCO keypoints (.json).")
@@ -28,7 +27,7 @@ EPILOG = "Example:  smp-compare --slp flies.slp --val heldout.slp --minutes 20 -
 )
 @click.option("--video-root", type=FILE, metavar="DIR", help="Where videos and images are looked for next.")
 @click.option("--labels-fraction", "fractions", metavar="LIST", default="all", help="Labelled frames to learn from, e.g. 5,20%,all.")
-@click.option("--methods", metavar="LIST", default=",".join((*OWN, *SLEAP)), help=f"Of {', '.join(METHODS)}.")
+@click.option("--methods", metavar="LIST", default=",".join(DEFAULT), help=f"Of {', '.join(METHODS)}.")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, metavar="N", help="Runs of each, with seeds 0 to N-1 (default 1).")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="M", help="Wall-clock budget of each training.")
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Optimiser steps of each network, in place of minutes.")

@@ -10,14 +10,13 @@ from typing import Any
 import rich_click as click
 
 from smp_plugin.cli import _common
+from smp_plugin.cli._common import FILE
 from smp_plugin.progress import Reporter
-
-FILE = click.Path(path_type=Path)
 
 EPILOG = "Example:  smp-convert labels.json labels.slp --images photos"
 
 
-@click.command("smp-convert", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command("smp-convert", epilog=EPILOG, context_settings=_common.HELP)
 @click.argument("source", type=FILE, metavar="IN")
 @click.argument("target", type=FILE, metavar="OUT")
 @click.option("--only", type=click.Choice(["labels", "predictions"]), help="Leave the others out.")

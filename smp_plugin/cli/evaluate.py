@@ -12,17 +12,16 @@ import rich_click as click
 
 from converters.labels import FormatError
 from smp_plugin.cli import _common
+from smp_plugin.cli._common import FILE
 from smp_plugin.progress import Reporter
 
 if TYPE_CHECKING:
     from smp_plugin.metrics import Evaluation
 
-FILE = click.Path(path_type=Path)
-
 EPILOG = "Example:  smp-evaluate heldout.slp heldout.predictions.slp"
 
 
-@click.command("smp-evaluate", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command("smp-evaluate", epilog=EPILOG, context_settings=_common.HELP)
 @click.argument("labels", type=FILE)
 @click.argument("predictions", type=FILE)
 @click.option("--s2", "tolerances", multiple=True, metavar="X[,X]", help="Tolerances of AP (default 1, 0.1, 0.0025); repeatable.")

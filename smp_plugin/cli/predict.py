@@ -12,16 +12,15 @@ import rich_click as click
 from converters.labels import FormatError
 from converters.project import is_project, project_title
 from smp_plugin.cli import _common
+from smp_plugin.cli._common import FILE
 from smp_plugin.config import parse_ranges
 from smp_plugin.progress import Reporter
-
-FILE = click.Path(path_type=Path)
 
 EPILOG = "Example:  smp-predict video.mp4 -o video.predictions.slp --model runs/flies --overlay video.poses.mp4"
 FORMATS = ("slp", "h5", "csv", "json", "analysis.h5")
 
 
-@click.command("smp-predict", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command("smp-predict", epilog=EPILOG, context_settings=_common.HELP)
 @click.argument("inputs", type=FILE, nargs=-1, required=True)
 @click.option("-o", "--output", type=FILE, metavar="FILE|DIR", help="What to write (default: INPUT.predictions.slp beside the input).")
 @click.option("--format", "suffix", type=click.Choice(FORMATS), help="Format in a folder (default: slp); a file's name says its own.")

@@ -13,15 +13,14 @@ import rich_click as click
 from converters.labels import FormatError
 from converters.project import COCO, DLC, PACKAGE, SLEAP, format_of
 from smp_plugin.cli import _common
+from smp_plugin.cli._common import FILE
 from smp_plugin.config import parse_ranges, read_config, refuse_changes
 from smp_plugin.progress import Reporter
-
-FILE = click.Path(path_type=Path)
 
 EPILOG = "Example:  smp-train --slp flies.slp -o runs/flies --minutes 30"
 
 
-@click.command("smp-train", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command("smp-train", epilog=EPILOG, context_settings=_common.HELP)
 @click.option("--slp", type=FILE, multiple=True, metavar="FILE", help="SLEAP project (.slp, .pkg.slp); these three repeat.")
 @click.option("--dlc", type=FILE, multiple=True, metavar="FILE", help="DeepLabCut project (its config.yaml).")
 @click.option("--coco", type=FILE, multiple=True, metavar="FILE", help="COCO keypoints (.json).")

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from converters import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
-from converters.deeplabcut import read_dlc, write_dlc
+from converters.deeplabcut import read_dlc
 from converters.deeplabcut_tables import read_table
+from converters.deeplabcut_writing import write_dlc
 from converters.sleap import read_slp
 
 PARTS = ("nose", "ear", "tail")

@@ -14,9 +14,10 @@ import pytest
 import yaml
 
 from converters import Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
-from converters.deeplabcut import read_dlc, write_dlc
+from converters.deeplabcut import read_dlc
 from converters.deeplabcut_machinelabels import write_machinelabels
 from converters.deeplabcut_predictions import read_dlc_predictions, write_dlc_predictions
+from converters.deeplabcut_writing import write_dlc
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("deeplabcut") is None, reason="deeplabcut is not installed (pip install smp-plugin[dlc])"

@@ -28,10 +28,11 @@ from converters import (
     deeplabcut_predictions,
     read_project,
 )
-from converters.deeplabcut import read_dlc, write_dlc
+from converters.deeplabcut import read_dlc
 from converters.deeplabcut_machinelabels import check_machinelabels, write_machinelabels
 from converters.deeplabcut_predictions import SCORER, read_dlc_predictions, write_dlc_predictions
 from converters.deeplabcut_tables import columns_of, write_h5
+from converters.deeplabcut_writing import write_dlc
 from converters.sleap import read_slp
 
 SKELETON = Skeleton(("nose", "ear", "tail"))

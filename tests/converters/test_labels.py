@@ -110,3 +110,20 @@ def test_frames_of_images_are_found_in_their_video() -> None:
     assert [images.in_original(index) for index in range(4)] == [(VIDEO, 42), (VIDEO, 7), (images, 2), (images, 3)]
     package = VideoSource((Path("/labels.pkg.slp"),), "video0", VIDEO)
     assert package.in_original(5) == (VIDEO, 5) and VIDEO.in_original(5) == (VIDEO, 5)
+
+
+def test_frames_are_called_by_their_image_or_by_video_and_number() -> None:
+    video = VideoSource((Path("/far/away/cage.mp4"),))
+    assert video.title(7) == "cage.mp4, frame 7"
+    assert VideoSource((Path("/a/img1.png"), Path("/a/img2.png"))).title(1) == "a/img2.png"
+    assert VideoSource((Path("/a/labels.pkg.slp"),), embedded="video0", original=video).title(30) == "cage.mp4, frame 30"
+
+
+def test_a_frame_has_a_place_of_its_own_and_one_in_the_video_it_was_taken_from(tmp_path: Path) -> None:
+    video, package = tmp_path / "cage.mp4", tmp_path / "labels.pkg.slp"
+    (tmp_path / "link.mp4").symlink_to(video)
+    source, image = VideoSource((tmp_path / "link.mp4",)), tmp_path / "img0030.png"
+    assert source.places(30) == {(video, None, 30)}
+    assert VideoSource((image,), original=source).places(0) == {(image, None, 0), (video, None, 30)}
+    embedded = [VideoSource((package,), embedded=group, original=original) for group, original in (("a", source), ("b", None))]
+    assert embedded[0].places(30) == {(package, "a", 30), (video, None, 30)} and embedded[1].places(30) == {(package, "b", 30)}

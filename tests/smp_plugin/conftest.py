@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import sleap_io as sio
 import torch
 from PIL import Image
 
+import smp_plugin
 from smp_plugin.config import Config
 from smp_plugin.model import LEVEL_STRIDES, PoseOutputs
 from smp_plugin.progress import Reporter
@@ -228,6 +230,22 @@ def make_config() -> Callable[..., Config]:
     return small_config
 
 
+@pytest.fixture(scope="session")
+def tiny() -> dict[str, str]:
+    """The same network and crops on the command line, with augmentation."""
+    return {
+        "data.crop": "64", "data.animal_size": "28", "model.channels": "16", "model.tower_depth": "1", "model.heatmap_channels": "16",
+        "model.weights": "none", "train.batch": "2", "train.unlabeled_batch": "1", "train.precision": "fp32",
+        "train.unlabeled_first_step": "0",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    """For a process that works in another folder and finds this package all the same."""
+    return {**os.environ, "PYTHONPATH": str(Path(smp_plugin.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+
+
 @pytest.fixture(autouse=True)
 def ctrl_c() -> Iterator[None]:
     """As in a terminal: a shell starts jobs in the background with it switched off."""
@@ -239,6 +257,11 @@ def ctrl_c() -> Iterator[None]:
 @pytest.fixture
 def listener() -> Listener:
     return Listener()
+
+
+@pytest.fixture(scope="session")
+def make_clip() -> Callable[..., Path]:
+    return write_clip
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 import sleap_io as sio
 
-import smp_plugin
 from smp_plugin.cli import evaluate, predict, train
 
 pytestmark = pytest.mark.usefixtures("thin_backbone")
@@ -153,9 +151,8 @@ def test_one_sentence_and_2(command: Any, arguments: str, words: list[str], plac
     assert everything(place) == before
 
 
-def test_from_the_shell(place: Path):
+def test_from_the_shell(place: Path, environment: dict[str, str]):
     before = everything(place)
-    environment = {**os.environ, "PYTHONPATH": str(Path(smp_plugin.__file__).parents[1])}
     command = [sys.executable, "-m", "smp_plugin.cli.train", "--slp", "long.slp", "--quiet"]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""

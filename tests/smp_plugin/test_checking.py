@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 
@@ -59,14 +58,8 @@ def test_a_label_outside_of_its_image(make_blobs: Any, listener: Any, tmp_path: 
     assert found.startswith("3 points lie outside of the picture (head, middle, tail): blobs/img001.png;")
 
 
-def test_an_unlabelled_video_that_is_stuck(blobs: Any, tmp_path: Path):
-    stuck = tmp_path / "stuck.mp4"
-    with av.open(str(stuck), "w") as container:
-        stream: Any = container.add_stream("libx264", rate=25)
-        stream.height, stream.width = 96, 96
-        for _ in range(30):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((96, 96, 3), 70, dtype=np.uint8), format="rgb24")))
-        container.mux(stream.encode())
+def test_an_unlabelled_video_that_is_stuck(blobs: Any, make_clip: Any, tmp_path: Path):
+    stuck = make_clip(tmp_path / "stuck.mp4", [np.full((96, 96, 3), 70, dtype=np.uint8)] * 30)
     config = Config()
     config.data.val_fraction = 0.0
     (found,) = smp_plugin.check([blobs.project], config=config, unlabeled=[stuck, blobs.video], out=tmp_path / "run")

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -56,10 +55,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 SLOW = ("torch", "torchvision", "lightning", "pandas", "sleap_io", "av", "matplotlib", "h5py", "pycocotools")
 
 
-def test_importing_the_commands_loads_nothing_slow():
+def test_importing_the_commands_loads_nothing_slow(environment: dict[str, str]):
     code = f"""import sys, smp_plugin, smp_plugin.cli.train, smp_plugin.cli.predict, smp_plugin.cli.evaluate, smp_plugin.cli.convert
 print([name for name in {SLOW} if name in sys.modules])"""
-    environment = {**os.environ, "PYTHONPATH": str(Path(smp_plugin.__file__).parents[1])}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert run.stdout.strip() == "[]", run.stderr
 
@@ -308,11 +306,10 @@ def test_terminated_is_as_interrupted(ctrl_c: Any, calls: Any, monkeypatch: pyte
         ("from smp_plugin.cli.predict import main", "raise SystemExit(main(['.']))", 130),
     ],
 )
-def test_ctrl_c_from_the_first_moment(first: str, then: str, code: int, tmp_path: Path):
+def test_ctrl_c_from_the_first_moment(first: str, then: str, code: int, tmp_path: Path, environment: dict[str, str]):
     stub = "import types; stub = sys.modules['smp_plugin.prediction'] = types.ModuleType('p')"
     stub += "; stub.predict = lambda *_, **__: signal.raise_signal(signal.SIGINT)"
     usual = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[0] = 'smp-predict'"
-    environment = {**os.environ, "PYTHONPATH": str(Path(smp_plugin.__file__).parents[1])}
     command = [sys.executable, "-c", f"{usual}; {first}; {stub}; {then}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == code and "Traceback" not in done.stderr

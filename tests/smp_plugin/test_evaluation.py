@@ -12,7 +12,7 @@ import pytest
 from converters import write_predictions, write_project
 from converters.labels import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
 from smp_plugin.evaluation import evaluate
-from smp_plugin.metrics import PAPER_S2, SLEAP_S2
+from smp_plugin.similarity import PAPER_S2, SLEAP_S2
 
 NAN = math.nan
 ANIMAL = np.array([[0.0, 0.0], [60.0, 0.0], [30.0, 30.0]])  # 60 x 30 px

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
-from smp_plugin.heads import PRIOR, HeatmapHead, PresenceHead, VectorHead, locations, sample_residuals
+from smp_plugin.heads import PRIOR, HeatmapHead, PresenceHead, VectorHead, locations, sample_keypoints
 
 STRIDES = (8, 16, 32)
 
@@ -39,7 +39,7 @@ def test_sampling_after_the_convolution_equals_deformable_convolution(keypoints:
     features = torch.randn(2, 6, 7, 9, requires_grad=True)
     cells = torch.rand(2, 40, keypoints, 2) * torch.tensor([8.0, 6.0])  # between the outermost cell centres
     points = (cells * stride + (stride - 1) / 2).requires_grad_()
-    mine = sample_residuals(conv(features), points, stride)
+    mine = sample_keypoints(conv(features), points, stride)
     at = (points - (stride - 1) / 2) / stride
     assert conv.bias is not None
     theirs = torch.stack(
@@ -57,7 +57,7 @@ def test_a_map_of_its_own_coordinates_sampled_at_a_point_returns_the_point(strid
     maps = torch.cat((xy, xy + 1000))[None].expand(2, -1, -1, -1)  # keypoint 1 is told apart by 1000
     inner = torch.tensor([w - 1.0, h - 1.0]) * stride
     points = torch.rand(2, 30, 2, 2, generator=torch.Generator().manual_seed(0)) * inner + (stride - 1) / 2
-    sampled = sample_residuals(maps, points, stride)
+    sampled = sample_keypoints(maps, points, stride)
     torch.testing.assert_close(sampled[:, :, 0], points[:, :, 0], rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(sampled[:, :, 1], points[:, :, 1] + 1000, rtol=1e-5, atol=1e-3)
 
@@ -68,14 +68,14 @@ def test_a_cell_lies_at_half_the_ratio_less_half_a_cell_of_the_finer_level(fine:
     h, w = 12, 12
     columns = torch.arange(w, dtype=torch.float32).expand(2, h, w)[None]
     points = locations(3, 3, coarse, torch.device("cpu"))[None, :, None]
-    sampled = sample_residuals(columns, points, fine)[0, :3, 0, 0]
+    sampled = sample_keypoints(columns, points, fine)[0, :3, 0, 0]
     torch.testing.assert_close(sampled, torch.arange(3) * ratio + ratio / 2 - 0.5)
 
 
 def test_points_off_the_map_take_the_border_value() -> None:
     maps = torch.arange(12, dtype=torch.float32).view(1, 1, 3, 4).expand(1, 2, 3, 4)
     points = torch.tensor([[-50.0, -50.0], [500.0, -50.0], [500.0, 500.0]]).view(1, 3, 1, 2)
-    assert sample_residuals(maps, points, 8)[0, :, 0, 0].tolist() == [0.0, 3.0, 11.0]
+    assert sample_keypoints(maps, points, 8)[0, :, 0, 0].tolist() == [0.0, 3.0, 11.0]
 
 
 def head_and_levels(keypoints: int, groups: int, kpalign: bool, fine_stride: int) -> tuple[VectorHead, list[Tensor], Tensor]:

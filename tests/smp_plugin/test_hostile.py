@@ -311,7 +311,8 @@ def test_a_comparison_imports_nothing_from_where_it_is_called(tmp_path: Path, mo
 
 
 def test_names_do_not_speak_to_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    reporter = Reporter(log=tmp_path / "log.txt")
+    reporter = Reporter()
+    reporter.log_to(tmp_path / "log.txt")
     reporter.say("video \x1b]0;owned\x07\x9b2J[bold]x[/bold].mp4\r\nnext")
     reporter.warn("\x1b[2J")
     shown, logged = capsys.readouterr().err, (tmp_path / "log.txt").read_text()

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from smp_plugin.metrics import MEDIUM_S2, PAPER_S2, SLEAP_S2, evaluate_poses
+from smp_plugin.metrics import evaluate_poses
+from smp_plugin.similarity import MEDIUM_S2, PAPER_S2, SLEAP_S2
 
 NAN = math.nan
 ANIMAL = np.array([[0.0, 0.0], [60.0, 0.0], [30.0, 30.0]])  # 60 x 30 px

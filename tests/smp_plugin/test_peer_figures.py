@@ -15,8 +15,8 @@ from converters.labels import FormatError, Instance, LabeledFrame, Labels, Predi
 from smp_plugin import evaluation
 from smp_plugin.average_precision import keypoint_ap
 from smp_plugin.cli.evaluate import main
-from smp_plugin.metrics import SLEAP_S2
 from smp_plugin.peer_figures import PeerFrame, installed, peer_figures
+from smp_plugin.similarity import SLEAP_S2
 
 needs_sleap = pytest.mark.skipif(find_spec("sleap_nn") is None, reason="sleap-nn is not installed (pip install smp-plugin[sleap])")
 needs_dlc = pytest.mark.skipif(find_spec("deeplabcut") is None, reason="deeplabcut is not installed (pip install smp-plugin[dlc])")

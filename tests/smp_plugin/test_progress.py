@@ -62,13 +62,6 @@ def test_json_lines_are_sleaps_protocol(clock: Clock, capsys: pytest.CaptureFixt
     assert records[-1] == {"n_processed": 16, "n_total": 16, "rate": 10.0, "eta": 0.0}
 
 
-def test_unknown_total(clock: Clock, capsys: pytest.CaptureFixture[str]):
-    with Reporter(json=True).task("reading", None, "frames") as task:
-        clock.now += 2
-        task.update(4)
-    assert json.loads(capsys.readouterr().out.splitlines()[0]) == {"n_processed": 4, "n_total": None, "rate": 2.0, "eta": None}
-
-
 def test_quiet_shows_only_warnings(clock: Clock, capsys: pytest.CaptureFixture[str]):
     reporter = Reporter(quiet=True)
     reporter.say("chosen")
@@ -92,7 +85,9 @@ def test_log_gets_everything_with_its_time(clock: Clock, tmp_path: Path, capsys:
 
 def test_log_is_appended_to(tmp_path: Path):
     for text in ("first", "second"):
-        Reporter(quiet=True, log=tmp_path / "log.txt").say(text)
+        reporter = Reporter(quiet=True)
+        reporter.log_to(tmp_path / "log.txt")
+        reporter.say(text)
     assert [line.split("  ")[1] for line in (tmp_path / "log.txt").read_text().splitlines()] == ["first", "second"]
 
 

@@ -102,14 +102,6 @@ def test_a_bug_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.
     assert "this is a bug: ZeroDivisionError: oh. Please report it with this command: smp-test" in shown and "Traceback" not in shown
 
 
-def test_a_scheduler_that_is_not_there(trained: Path, blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("distributed")
-    monkeypatch.setattr("smp_plugin.cluster._PATIENCE", 1)
-    with pytest.raises(FormatError, match=r"--scheduler tcp://127\.0\.0\.1:9: no Dask scheduler answers there .*start one with"):
-        predict([blobs.video], tmp_path / "out.slp", model=trained, scheduler="tcp://127.0.0.1:9")
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("text", ["20%", "0,2", "validation.slp"])
 def test_neither_a_share_nor_a_file(text: str) -> None:
     with pytest.raises(FormatError, match=rf"--val {text}: no such file, and no share of the labelled frames; write a share as 0\.2"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from converters.labels import FormatError, Skeleton, VideoSource, symmetric_pairs
+from converters.labels import FormatError, Skeleton, symmetric_pairs
 from smp_plugin.config import Config, write_config
 from smp_plugin.drawing import OverlayWriter, animal_colours, draw_poses, keypoint_sides
 from smp_plugin.metrics import evaluate_poses
@@ -18,7 +18,6 @@ from smp_plugin.report import (
     KEYPOINT_COLUMNS,
     GalleryItem,
     evaluation_rows,
-    frame_title,
     keypoint_rows,
     write_curves,
     write_evaluation,
@@ -172,13 +171,6 @@ def test_page_says_in_words_what_was_found(tmp_path: Path):
     assert '<p class="lead">0 of 1 labelled animals were found.</p>' in write_report(tmp_path, evaluation=missed).read_text()
     nothing = evaluate_poses([], [], SKELETON.keypoints)
     assert "No labelled animals" in write_report(tmp_path, evaluation=nothing).read_text()
-
-
-def test_frames_are_called_by_their_image_or_by_video_and_number():
-    video = VideoSource((Path("/far/away/cage.mp4"),))
-    assert frame_title(video, 7) == "cage.mp4, frame 7"
-    assert frame_title(VideoSource((Path("/a/img1.png"), Path("/a/img2.png"))), 1) == "a/img2.png"
-    assert frame_title(VideoSource((Path("/a/labels.pkg.slp"),), embedded="video0", original=video), 30) == "cage.mp4, frame 30"
 
 
 def test_pictures_go_inside_of_the_page_and_markup_is_kept_once(tmp_path: Path):

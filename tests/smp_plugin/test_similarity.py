@@ -29,7 +29,6 @@ def test_areas():
     (first, second) = animal_areas(frames)
     middle = (1800 + 7200) / 2  # median of the complete animals
     assert list(first) == [1800, middle] and list(second) == [7200, middle, 100]
-    assert list(animal_areas(frames, padding=10)[0]) == [80 * 50, 400]
     assert list(animal_areas([one_point[None]])[0]) == [32 * 32]
     assert list(animal_areas([np.stack([one_point, partial])])[0]) == [100, 100]
     assert animal_lengths([np.stack([ANIMAL, one_point])])[0].tolist() == [60, 60]

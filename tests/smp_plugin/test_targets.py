@@ -68,7 +68,7 @@ def test_drawing_is_differentiable_in_the_position() -> None:
     cells = torch.tensor([[[[5.3, 4.1]], [[9.8, 6.4]]]], dtype=torch.float64, requires_grad=True)
     heights = torch.tensor([[0.9, 0.4]], dtype=torch.float64)
     which = torch.ones(1, 2, 1, dtype=torch.bool)
-    assert torch.autograd.gradcheck(lambda c: draw_gaussians((1, 1, 12, 16), c, which, heights, 1.25, "gaussian").square(), cells)
+    assert torch.autograd.gradcheck(lambda c: draw_gaussians((1, 1, 12, 16), c, which, heights, 1.25).square(), cells)
 
 
 def test_cell_target_is_one_cell_for_each_keypoint(make_outputs: Callable[..., PoseOutputs]) -> None:

@@ -17,9 +17,9 @@ import torch
 import yaml
 from torchvision.models import get_model
 
-import smp_plugin
 from converters import FormatError
-from smp_plugin import backbone, run_folder, stopping, training
+from smp_plugin import backbone, budget, run_folder, stopping, training
+from smp_plugin.budget import Budget
 from smp_plugin.checkpoint import load_model
 from smp_plugin.cli.train import main
 from smp_plugin.config import Config, from_dict, read_config, to_dict
@@ -147,7 +147,7 @@ def test_a_short_run_does_not_learn_from_unlabelled_frames_before_their_first_st
     budget: dict[str, Any], first: int, phases: list[str], blobs: Any, make_config: Callable[..., Config], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, listener: Any,
 ):  # fmt: skip
-    monkeypatch.setattr("smp_plugin.training.Budget.progress", lambda self, step: min(1.0, step / 6))  # a clock that is never late
+    monkeypatch.setattr("smp_plugin.budget.Budget.progress", lambda self, step: min(1.0, step / 6))  # a clock that is never late
     config = make_config(**budget, train__val_every=1, train__unlabeled_fusion_start=0.33, train__unlabeled_first_step=first)
     rows = rows_of(train([blobs.project], config=config, out=tmp_path / "run", reporter=listener))
     late = [""] if "train__minutes" in budget else []  # where a clock decides, the batch at hand has been made
@@ -426,7 +426,7 @@ def test_a_resumed_run_takes_the_rates_that_are_asked_for(blobs: Any, make_confi
 
 @pytest.mark.parametrize(("clip", "kept"), [(0.0, 1.0), (0.5, 0.5), (20.0, 1.0)])
 def test_gradients_are_clipped_unless_that_is_switched_off(make_config: Callable[..., Config], clip: float, kept: float):
-    module = training.PoseTraining(make_config(train__clip=clip), range(3), 28.0, False, training.Budget(10, 0.0), None)
+    module = training.PoseTraining(make_config(train__clip=clip), range(3), 28.0, False, Budget(10, 0.0), None)
     first = next(module.model.parameters())
     first.grad = torch.full_like(first, first.numel() ** -0.5)
     module.on_before_optimizer_step(module.configure_optimizers())
@@ -488,7 +488,7 @@ def test_minutes_are_a_budget(blobs: Any, make_config: Callable[..., Config], tm
         def __getattr__(self, name: str) -> Any:
             return monotonic if name == "monotonic" else getattr(__import__("time"), name)
 
-    for module in (training, run_folder):  # what validation takes is taken off by the same clock
+    for module in (budget, run_folder):  # what validation takes is taken off by the same clock
         monkeypatch.setattr(module, "time", Clock())
     config = make_config(train__minutes=0.01, train__steps=2, train__val_every=15, train__unlabeled_fusion_start=0.5)
     run = train([blobs.project], config=config, out=tmp_path / "run")
@@ -537,7 +537,7 @@ def test_model_can_be_read_by_whom_the_umask_lets(trained: Path):
 
 def test_last_layers_learn_by_adamw_however_many_keypoints_there_are(make_config: Callable[..., Config]):
     config = make_config(model__channels=32, model__heatmap_channels=32, train__optimizer="muon")
-    module = training.PoseTraining(config, range(70), 28.0, False, training.Budget(10, 1.0), None)
+    module = training.PoseTraining(config, range(70), 28.0, False, Budget(10, 1.0), None)
     by_muon = {id(p) for group in module.configure_optimizers().param_groups if group["kernels"] for p in group["params"]}
     names = {name for name, p in module.model.named_parameters() if id(p) in by_muon}
     assert {n for n in names if not n.startswith("backbone.")} and {n for n in names if n.startswith("backbone.")}
@@ -548,7 +548,7 @@ def test_last_layers_learn_by_adamw_however_many_keypoints_there_are(make_config
 def test_processes_go_by_the_first_ones_clock():
     """And, between two looks at it, by its pace, to which the time that it validates does not belong."""
 
-    class Clock(training.Budget):
+    class Clock(Budget):
         elapsed = 0.0
 
     first, other = Clock(10, 1.0), Clock(10, 1.0)
@@ -572,9 +572,8 @@ def test_processes_go_by_the_first_ones_clock():
     assert first.progress(34) == other.progress(34) == pytest.approx(37 / 60)
 
 
-def in_processes(*command: str, folder: Path) -> str:
+def in_processes(*command: str, folder: Path, environment: dict[str, str]) -> str:
     """What a program said that starts processes of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(smp_plugin.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)
     done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
@@ -585,6 +584,7 @@ def in_processes(*command: str, folder: Path) -> str:
 NOTING = """
 import os, sys
 from smp_plugin import training
+from smp_plugin.budget import Budget
 from smp_plugin.cli.train import main
 
 rank, steps = int(os.environ.get("LOCAL_RANK", 0)), 0
@@ -599,22 +599,22 @@ def noted(self, *arguments):
         print(self.step, rate, weights, self.phase, file=file)
 
 # However busy the machine: .3 seconds for a step by the first one's clock; the second one's is a second ahead, and faster.
-training.Budget.elapsed = property(lambda self: rank + steps * (0.3 + 0.1 * rank))
+Budget.elapsed = property(lambda self: rank + steps * (0.3 + 0.1 * rank))
 training.PoseTraining.on_train_batch_end = noted
 sys.exit(main())
 """
 
 
-def test_two_processes_take_the_same_steps_whatever_their_clocks_say(blobs: Any, tmp_path: Path):
+def test_two_processes_take_the_same_steps_whatever_their_clocks_say(blobs: Any, tmp_path: Path, environment: dict[str, str]):
     sets = [argument for text in [*TINY, "train.val_every=7"] for argument in ("--set", text)]
     (tmp_path / "noting.py").write_text(NOTING)
     arguments = ["--slp", str(blobs.project), "--minutes", "0.06", "--weights", "none", "--device", "cpu", "--devices", "2", *sets]
-    in_processes("noting.py", *arguments, folder=tmp_path)
+    in_processes("noting.py", *arguments, folder=tmp_path, environment=environment)
     first, second = ((tmp_path / f"steps{rank}.txt").read_text().splitlines() for rank in (0, 1))
     assert first == second and len(first) == 12
 
 
-def test_two_processes(blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_two_processes(blobs: Any, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch):
     """Two processes step along the mean of their gradients.
 
     Their losses are not those of one process with the batch of both, though the crops are the same: each term is a mean over the animals or
@@ -623,7 +623,7 @@ def test_two_processes(blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """
     sets = [argument for text in [*TINY, "train.val_every=2", "train.unlabeled_fusion_start=0.5"] for argument in ("--set", text)]
     arguments = ["--slp", str(blobs.project), "--steps", "4", "--weights", "none", "--device", "cpu", "--devices", "2", *sets]
-    said = in_processes("-m", "smp_plugin.cli.train", *arguments, folder=tmp_path)
+    said = in_processes("-m", "smp_plugin.cli.train", *arguments, folder=tmp_path, environment=environment)
     (run,) = (tmp_path / "runs").iterdir()  # the second process made no folder of its own
     assert {path.name for path in run.iterdir()} == RUN_FILES
     assert [row["step"] for row in rows_of(run)] == ["2", "4"]

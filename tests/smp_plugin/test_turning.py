@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from smp_plugin.budget import Budget
 from smp_plugin.config import Config
 from smp_plugin.model import PoseOutputs
-from smp_plugin.training import Budget, PoseTraining
+from smp_plugin.training import PoseTraining
 from smp_plugin.turning import WAYS, turn, turn_back
 
 SIDE = 96

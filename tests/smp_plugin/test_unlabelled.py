@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smp_plugin import training
+from smp_plugin.budget import Budget
 from smp_plugin.config import Config, LossConfig
 from smp_plugin.consistency import agreement, relative_scores, select
 from smp_plugin.datasets import Batch
 from smp_plugin.model import LEVEL_STRIDES, PoseOutputs
-from smp_plugin.training import Budget, PoseTraining
+from smp_plugin.training import PoseTraining
 from smp_plugin.turning import WAYS
 
 pytestmark = pytest.mark.usefixtures("thin_backbone")

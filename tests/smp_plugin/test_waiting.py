@@ -14,9 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from smp_plugin import decode, waiting
+from smp_plugin.budget import Budget
 from smp_plugin.config import Config
 from smp_plugin.datasets import Batch
-from smp_plugin.training import Budget, PoseTraining
+from smp_plugin.training import PoseTraining
 from smp_plugin.waiting import may_look, numbers, places
 
 pytestmark = pytest.mark.usefixtures("thin_backbone")

@@ -14,21 +14,15 @@ import pytest
 from smp_plugin.baselines import Job, __main__, own
 from smp_plugin.config import Config, write_config
 
-TINY = {
-    "data.crop": "64", "data.animal_size": "28", "model.channels": "16", "model.tower_depth": "1", "model.heatmap_channels": "16",
-    "model.weights": "none", "train.batch": "2", "train.unlabeled_batch": "1", "train.precision": "fp32",
-    "train.unlabeled_first_step": "0",
-}  # fmt: skip
-
 
 class _Seen(Exception):
     """Training would begin."""
 
 
 def test_a_run_stopped_before_its_first_checkpoint_begins_anew(
-    blobs: Any, tmp_path: Path, make_config: Callable[..., Config], thin_backbone: None
+    blobs: Any, tmp_path: Path, make_config: Callable[..., Config], tiny: dict[str, str], thin_backbone: None
 ) -> None:
-    job = Job("directpose", blobs.project, blobs.project, tmp_path, steps=1, device="cpu", settings=TINY, curve=1)
+    job = Job("directpose", blobs.project, blobs.project, tmp_path, steps=1, device="cpu", settings=tiny, curve=1)
     (tmp_path / "run").mkdir()
     write_config(make_config(data__projects=(str(blobs.project),), data__val=str(blobs.project)), tmp_path / "run" / "config.yaml")
     (tmp_path / "run" / "model.pt").write_bytes(b"of the run that was stopped")
@@ -87,9 +81,11 @@ def test_an_outcome_says_what_it_was_made_on(held: list[int], machine: str, peak
     assert peak is None or __main__.peak_memory() == peak
 
 
-def test_a_run_without_unlabelled_frames_says_so(make_blobs: Callable[..., Any], tmp_path: Path, thin_backbone: None) -> None:
+def test_a_run_without_unlabelled_frames_says_so(
+    make_blobs: Callable[..., Any], tmp_path: Path, tiny: dict[str, str], thin_backbone: None
+) -> None:
     project = make_blobs(counts=(1,) * 4, labelled=range(4)).project
-    settings = TINY | {"train.unlabeled_first_step": "300"}
+    settings = tiny | {"train.unlabeled_first_step": "300"}
     outcome = own.run(Job("smp", project, project, tmp_path, steps=1, device="cpu", settings=settings, curve=1))
     assert outcome.warnings == [own.NO_POOL] and not any("too few steps" in note for note in outcome.notes)
 
