@@ -300,7 +300,7 @@ def test_in_boxes_of_animals_without_keypoints_nothing_is_background(video: tupl
             if keypoints > 1:
                 assert np.allclose(stands[0, :2], ends, atol=1e-3) and len(stands) == 1 and np.isnan(stands[0, 2:]).all()
             else:  # squares of a typical animal's length cover the box, and reach out of it by no more than that
-                spots = np.stack(np.meshgrid(*(np.linspace(*side, 30) for side in ends.T)), axis=-1).reshape(-1, 1, 2)
+                spots = np.stack(np.meshgrid(*np.linspace(ends[0], ends[1], 30).T), axis=-1).reshape(-1, 1, 2)
                 assert (np.abs(spots - stands[:, 0]).max(axis=2).min(axis=1) <= steps.typical / 2 + 1e-3).all()
                 assert ((stands[:, 0] >= ends[0] - 1e-3) & (stands[:, 0] <= ends[1] + 1e-3)).all()
     assert seen > 5
