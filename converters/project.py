@@ -247,6 +247,24 @@ def write_predictions(
     return write_slp(*arguments)
 
 
+def refuse_losing_labels(path: Path) -> None:
+    """FormatError where ``path`` is a file that holds a person's labels, who may have corrected earlier predictions in their own file.
+
+    SLEAP's analysis files don't say whose animals they hold.
+    """
+    from converters.coco_results import is_coco_results
+    from converters.sleap import labelled_animals
+
+    kind, remedy = format_of(path), "move it away, or choose another name"
+    if kind in (SLEAP, PACKAGE) and (count := labelled_animals(path)):
+        animals = f"{count:,} labelled {'animal' if count == 1 else 'animals'}"
+        raise FormatError(f"{path} holds {animals}, which would be lost; {remedy}.")
+    if kind == COCO and path.is_file() and path.stat().st_size and not is_coco_results(path):
+        raise FormatError(f"{path} holds no COCO results but something else, such as labels, which would be lost; {remedy}.")
+    if kind == DLC_PREDICTIONS and path.name.lower().startswith("collecteddata"):
+        raise FormatError(f"{path}: DeepLabCut calls a person's labels so; choose another name.")
+
+
 def check_predictions(
     path: Path, skeleton: Skeleton, videos: Sequence[VideoSource], frames: Iterable[LabeledFrame], inputs: Iterable[Path] = ()
 ) -> None:

@@ -163,7 +163,7 @@ def test_corrections_are_not_replaced(place: Path, video_file: Path):
 def test_labels_in_an_output_are_not_replaced(place: Path, video_file: Path):
     (place / "corrected.slp").write_bytes((place / "project.slp").read_bytes())
     before = everything(place)
-    with pytest.raises(FormatError, match=r"corrected.slp holds 4 labelled animals, which would be lost; move it away, or give the output"):
+    with pytest.raises(FormatError, match=r"corrected.slp holds 4 labelled animals, which would be lost; move it away, or choose another name"):
         planned("corrected.slp", video_file)
     assert everything(place) == before
     predicted = Labels(SKELETON, [VideoSource((video_file,))], [LabeledFrame(0, 3, [], [PredictedInstance(POSE)])])
@@ -177,7 +177,7 @@ def test_labels_in_an_output_are_not_replaced(place: Path, video_file: Path):
         ("labels.json", "holds no COCO results but something else, such as labels"),
         (str(table), "calls a person's labels so"),
     ):
-        with pytest.raises(FormatError, match=rf"{output}.* {words}.*; .*give the output another name with -o"):
+        with pytest.raises(FormatError, match=rf"{output}.* {words}.*; .*choose another name"):
             planned(output, video_file)
     assert everything(place) == before
     (place / "results.json").write_text("[]")
