@@ -18,7 +18,7 @@ from converters.project import (
     is_project,
     project_title,
     read_project,
-    refuse_losing_labels,
+    refuse_losing,
 )
 from converters.video import open_video, video_source
 from smp_plugin.config import parse_ranges
@@ -229,7 +229,7 @@ def check(jobs: list[Job], skeleton: Skeleton) -> None:
     """Raise what writing would, before anything is predicted.
 
     Raises:
-        FormatError: an output can't be written, is an input, holds a person's labels, or can't hold what is predicted.
+        FormatError: an output can't be written, is an input, holds what must not be lost, or can't hold what is predicted.
     """
     inputs = [path for job in jobs for path in job.inputs]
     for job in jobs:
@@ -237,7 +237,7 @@ def check(jobs: list[Job], skeleton: Skeleton) -> None:
             check_machinelabels(job.config, skeleton, job.videos)
         else:
             refuse_overwriting(job.output, inputs)
-            refuse_losing_labels(job.output)
+            refuse_losing(job.output)
             check_predictions(job.output, skeleton, job.videos, _examples(job), job.inputs)
 
 
