@@ -119,6 +119,8 @@ def predict(
         )
     with _folder_for(output):
         check([work.job for work in works], skeleton)
+        for work in works:
+            work.refuse_losing_changes()
     recipe = Recipe(weights, digest(weights), __version__, json.dumps(overrides), device)
     done = _carry_out(works, checkpoint, path, recipe, where, (scheduler, local_cluster), overlay, resume, reporter)
     _tell(done, jobs, skeleton, inputs[0].name, output, reporter)
