@@ -422,6 +422,13 @@ def test_a_lost_process_is_said():
         pool.submit(os._exit, 1).result()
 
 
+def test_a_script_that_lacks_the_guard_is_told_so(tmp_path: Path, environment: dict[str, str]):
+    script = tmp_path / "script.py"
+    script.write_text("from smp_plugin import cluster\nwith cluster.processes(['cpu', 'cpu']) as pool: pool.submit(int).result()\n")
+    told = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment).stderr.splitlines()[-1]
+    assert 'on cpu, cpu were lost as they started; a script needs `if __name__ == "__main__":` around the call of predict, or mem' in told
+
+
 def test_a_lost_worker_is_made_up_for(place: Path, video: Path, whole: Labels, monkeypatch: pytest.MonkeyPatch):
     psutil = pytest.importorskip("psutil")
     pytest.importorskip("distributed")
