@@ -80,7 +80,7 @@ def convert(
 
     Args:
         source: any path that `read_project` reads.
-        target: any path that `write_project` or `write_predictions` writes; an existing file is replaced, but for what `refuse_losing` names.
+        target: any path that `write_project` or `write_predictions` writes; an existing file is replaced, but see `refuse_losing`.
         only: "labels" or "predictions": leave the others out.
         suffix: "h5" or "csv": ``target`` is a folder for DeepLabCut's predictions of each video, and not for a project.
         video_root, images, category, annotations: as in `read_project`. Videos are needed only where their images are written.
@@ -89,7 +89,7 @@ def convert(
         What was repaired or left out on reading, what could not be found, and what ``target`` cannot hold, a sentence each.
 
     Raises:
-        FormatError: as the reader and the writer, ``target`` is ``source`` or must not be replaced, or there is nothing that ``target`` can hold.
+        FormatError: as the reader and the writer, ``target`` is ``source`` or not to be lost, or can hold nothing of it.
     """
     source, target = Path(source), Path(target)
     kind = format_of(target)

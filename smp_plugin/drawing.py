@@ -243,9 +243,10 @@ def is_overlay(path: Path) -> bool:
 
     try:
         with av.open(str(path), format="mp4") as container:
-            return container.metadata.get("comment") == TAG
+            comment = container.metadata.get("comment")
     except (av.error.FFmpegError, OSError):
         return False
+    return comment == TAG
 
 
 class OverlayWriter:

@@ -139,7 +139,7 @@ def test_labels_in_the_output_are_not_replaced(tmp_path: Path, project: Callable
     assert len(before) >= 4
     for path in before:
         if not path.name.startswith("."):
-            with pytest.raises(FormatError, match=rf"{path.name}(: DeepLabCut calls .* labels so| holds .*, which would be lost); .*choose"):
+            with pytest.raises(FormatError, match=rf"{path.name}(: DeepLabCut calls .* labels so| holds .* would be lost); .*choose"):
                 convert(other, path)
     assert before == {path: path.read_bytes() for path in before}
     for _ in range(2):

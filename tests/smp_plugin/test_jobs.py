@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 import sleap_io as sio
 
-from converters import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, write_predictions, write_project
+from converters import (
+    FormatError,
+    Instance,
+    LabeledFrame,
+    Labels,
+    PredictedInstance,
+    Skeleton,
+    VideoSource,
+    write_predictions,
+    write_project,
+)
 from converters.deeplabcut_machinelabels import write_machinelabels
 from converters.deeplabcut_predictions import SCORER
 from converters.video import video_source
@@ -164,7 +174,7 @@ def test_corrections_are_not_replaced(place: Path, video_file: Path):
 def test_labels_in_an_output_are_not_replaced(place: Path, video_file: Path):
     (place / "corrected.slp").write_bytes((place / "project.slp").read_bytes())
     before = everything(place)
-    with pytest.raises(FormatError, match=r"corrected.slp holds 4 labelled animals, which would be lost; move it away, or choose another name"):
+    with pytest.raises(FormatError, match=r"corrected.slp holds 4 labelled animals, which would be lost; move it away, or choose"):
         planned("corrected.slp", video_file)
     assert everything(place) == before
     predicted = Labels(SKELETON, [VideoSource((video_file,))], [LabeledFrame(0, 3, [], [PredictedInstance(POSE)])])
