@@ -19,6 +19,7 @@ from converters.project import (
     SLEAP,
     format_of,
     read_project,
+    refuse_losing,
     write_predictions,
     write_project,
 )
@@ -79,7 +80,7 @@ def convert(
 
     Args:
         source: any path that `read_project` reads.
-        target: any path that `write_project` or `write_predictions` writes; an existing file is replaced.
+        target: any path that `write_project` or `write_predictions` writes; an existing file is replaced, but see `refuse_losing`.
         only: "labels" or "predictions": leave the others out.
         suffix: "h5" or "csv": ``target`` is a folder for DeepLabCut's predictions of each video, and not for a project.
         video_root, images, category, annotations: as in `read_project`. Videos are needed only where their images are written.
@@ -88,7 +89,7 @@ def convert(
         What was repaired or left out on reading, what could not be found, and what ``target`` cannot hold, a sentence each.
 
     Raises:
-        FormatError: as the reader and the writer, ``target`` is ``source``, or there is nothing that ``target`` can hold.
+        FormatError: as the reader and the writer, ``target`` is ``source`` or not to be lost, or can hold nothing of it.
     """
     source, target = Path(source), Path(target)
     kind = format_of(target)
@@ -98,6 +99,7 @@ def convert(
         kind = DLC_PREDICTIONS
     if len({(path / "config.yaml" if path.is_dir() else path).resolve() for path in (source, target)}) == 1:
         raise FormatError(f"{target} is the input and would be overwritten; give the output another name.")
+    refuse_losing(target)
     for_coco = {"--images": images, "--category": category, "--annotations": annotations}
     if given := [option for option, value in for_coco.items() if value is not None and format_of(source) != COCO]:
         raise FormatError(f"{source} is no COCO file, and {given[0]} is for these; leave it out.")

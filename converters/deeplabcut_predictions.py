@@ -24,6 +24,7 @@ from typing import IO, Any
 import numpy as np
 
 from converters.deeplabcut_tables import (
+    KEY,
     UNIQUE,
     Column,
     Table,
@@ -37,6 +38,7 @@ from converters.deeplabcut_tables import (
 )
 from converters.deeplabcut_writing import video_names
 from converters.files import Finder, is_one_of, natural_order, refuse_overwriting, written_whole
+from converters.hdf5 import check_hdf5
 from converters.labels import FormatError, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, check_frame, files_of
 from converters.pickled import plain
 from converters.video import open_video, table_length
@@ -199,6 +201,21 @@ def _collect(path: Path, skeleton: Skeleton, videos: Sequence[VideoSource], fram
         found[frame.video].add(frame)
         count += 1
     return count
+
+
+def is_own_table(path: Path) -> bool:
+    """Whether `write_dlc_predictions` has written an ``.h5`` file, which holds its note, or a ``.csv`` file, which has its scorer."""
+    import h5py
+
+    try:
+        if path.suffix.lower() == ".csv":
+            with path.open(encoding="utf-8-sig") as text:
+                return text.readline(1000).startswith(f"scorer,{SCORER},")
+        with h5py.File(path, "r") as file:
+            check_hdf5(file)
+            return f"{KEY}/smp_provenance" in file
+    except (OSError, ValueError, KeyError, RuntimeError):  # what h5py raises
+        return False
 
 
 def existing_companions(path: Path, video: VideoSource) -> list[Path]:

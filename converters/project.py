@@ -247,6 +247,33 @@ def write_predictions(
     return write_slp(*arguments)
 
 
+def refuse_losing(path: Path) -> None:
+    """FormatError where ``path`` is a file that holds a person's labels, who may have corrected earlier predictions in their own file, or
+    a table or an analysis file that this project did not write: these don't say what they hold.
+    """
+    kind, remedy = format_of(path), "which would be lost; move it away, or choose another name"
+    if kind == DLC_PREDICTIONS and path.name.lower().startswith("collecteddata"):
+        raise FormatError(f"{path}: DeepLabCut calls a person's labels so; choose another name.")
+    if not path.is_file() or not path.stat().st_size:
+        return
+    if kind in (SLEAP, PACKAGE):
+        from converters.sleap import labelled_animals
+
+        if count := labelled_animals(path):
+            raise FormatError(f"{path} holds {count:,} labelled {'animal' if count == 1 else 'animals'}, {remedy}.")
+    elif kind == COCO:
+        from converters.coco_results import is_coco_results
+
+        if not is_coco_results(path):
+            raise FormatError(f"{path} holds no COCO results but something else, such as labels, {remedy}.")
+    elif kind in (ANALYSIS, DLC_PREDICTIONS):
+        from converters.deeplabcut_predictions import is_own_table
+        from converters.sleap_analysis import is_own_analysis
+
+        if not (is_own_analysis(path) if kind == ANALYSIS else is_own_table(path)):
+            raise FormatError(f"{path} holds what neither smp-predict nor smp-convert has written, {remedy}.")
+
+
 def check_predictions(
     path: Path, skeleton: Skeleton, videos: Sequence[VideoSource], frames: Iterable[LabeledFrame], inputs: Iterable[Path] = ()
 ) -> None:

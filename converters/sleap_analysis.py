@@ -31,6 +31,7 @@ from converters.video import table_length
 _BLOCK = 1024  # frames in memory at once, and in one piece of a dataset
 _FEW = 1 << 20  # animals that are read without a question
 _PER_BYTE = 65  # more cannot lie in a byte of compressed positions, 16 bytes each, for gzip makes at best a 1032nd of something
+_NOTED = "untracked_places"
 # Axes of each dataset, in SLEAP's order
 _AXES = {
     "tracks": ("track", "xy", "node", "frame"),
@@ -198,7 +199,7 @@ def _write_names(file: Any, skeleton: Skeleton, arrays: _Arrays) -> None:
     }.items():
         file.create_dataset(key, data=np.char.encode(np.array(values, dtype=str), "utf-8"))
     file.create_dataset("edge_inds", data=np.array(skeleton.edges, dtype=np.int64).reshape(-1, 2))
-    file.attrs["untracked_places"] = np.array(arrays.untracked, dtype=np.int64)  # of this project: their names are no tracks
+    file.attrs[_NOTED] = np.array(arrays.untracked, dtype=np.int64)  # of this project: their names are no tracks
     file.attrs["preset"], file.attrs["format"] = "matlab", "analysis"
 
 
@@ -220,6 +221,17 @@ def is_analysis(path: Path) -> bool:
     try:
         with h5py.File(path, "r") as file:
             return "track_occupancy" in file
+    except OSError:
+        return False
+
+
+def is_own_analysis(path: Path) -> bool:
+    """Whether `write_analysis` has written a file, which notes what SLEAP does not."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return _NOTED in file.attrs
     except OSError:
         return False
 
@@ -315,7 +327,7 @@ def _read_frames(path: Path, file: Any, n_keypoints: int, predicted: bool) -> li
             f"{path}: 'tracks' has the shape {file['tracks'].shape}, which does not fit its tracks and nodes; export it again."
         )
     names: list[str | None] = list(_texts(file["track_names"][()])) or [None] * n_tracks
-    for place in file.attrs.get("untracked_places", []):
+    for place in file.attrs.get(_NOTED, []):
         names[place] = None
     where = occupied.where_set(max(_FEW, _PER_BYTE * file["tracks"].id.get_storage_size()))
     points = _Array(file, "tracks").values(where, sizes)

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
 from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
@@ -53,13 +54,18 @@ def executor(scheduler: str | None, local_workers: int, devices: list[str], repo
 def processes(devices: list[str]) -> Iterator[Executor]:
     """A process of its own for each device."""
     context = multiprocessing.get_context("spawn")  # a forked process can't use CUDA
-    free = context.Queue()
+    free, up = context.Queue(), context.Event()
     for device in devices:
         free.put(device)
-    pool = ProcessPoolExecutor(len(devices), context, _take_device, (free,))
+    pool = ProcessPoolExecutor(len(devices), context, _take_device, (free, up))
     try:
         yield pool
     except BrokenExecutor as error:
+        if not up.is_set():
+            raise FormatError(
+                f"the processes that predict on {', '.join(devices)} were lost as they started; a script needs `if __name__ == "
+                '"__main__":` around the call of predict, or memory is short.'
+            ) from error
         raise FormatError(
             f"a process that predicted on one of {', '.join(devices)} was lost (out of memory?); the same command with --resume goes on."
         ) from error
@@ -67,8 +73,9 @@ def processes(devices: list[str]) -> Iterator[Executor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _take_device(free: Queue[str]) -> None:
+def _take_device(free: Queue[str], up: Event) -> None:
     global own_device
+    up.set()
     own_device = free.get()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first one decides
 

@@ -48,6 +48,7 @@ MISSED: Colour = (255, 64, 56)
 INVENTED: Colour = (255, 222, 0)
 DOUBLED: Colour = (236, 120, 255)
 OVERSAMPLING = 3
+TAG = "smp-plugin overlay"  # comment in an overlay
 SIDES = "A left keypoint has a light centre, a right one a dark centre."  # where a skeleton has such pairs
 
 
@@ -236,6 +237,18 @@ class _Marks:
                 self.line(start + (end - start) * n / pieces, start + (end - start) * (n + (0.55 if dashed else 1)) / pieces, colour, 0.8)
 
 
+def is_overlay(path: Path) -> bool:
+    """Whether a file was written by `OverlayWriter`, which says so in it."""
+    import av
+
+    try:
+        with av.open(str(path), format="mp4") as container:
+            comment = container.metadata.get("comment")
+    except (av.error.FFmpegError, OSError):
+        return False
+    return comment == TAG
+
+
 class OverlayWriter:
     """Frames with poses on them as an H.264 mp4; a context manager.
 
@@ -284,6 +297,7 @@ class OverlayWriter:
             part = stack.enter_context(written_whole(self.path))
             self._container = av.open(str(part), mode="w", format="mp4", options={"movflags": "faststart"})
             self._file = stack.pop_all()
+        self._container.metadata["comment"] = TAG
         self._stream = self._container.add_stream("libx264", rate=Fraction(self.fps).limit_denominator(1001))
         self._stream.height, self._stream.width = size[0] + size[0] % 2, size[1] + size[1] % 2
         self._stream.pix_fmt = "yuv420p"

@@ -6,13 +6,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from converters.coco_results import is_coco_results
 from converters.deeplabcut_machinelabels import check_machinelabels
 from converters.deeplabcut_writing import video_names
 from converters.files import refuse_overwriting
 from converters.labels import FormatError, LabeledFrame, Skeleton, VideoSource
-from converters.project import ANALYSIS, COCO, DLC_PREDICTIONS, SLEAP, check_predictions, format_of, is_project, project_title, read_project
-from converters.sleap import labelled_animals
+from converters.project import (
+    ANALYSIS,
+    DLC_PREDICTIONS,
+    check_predictions,
+    format_of,
+    is_project,
+    project_title,
+    read_project,
+    refuse_losing,
+)
 from converters.video import open_video, video_source
 from smp_plugin.config import parse_ranges
 from smp_plugin.progress import Reporter
@@ -222,7 +229,7 @@ def check(jobs: list[Job], skeleton: Skeleton) -> None:
     """Raise what writing would, before anything is predicted.
 
     Raises:
-        FormatError: an output can't be written, is an input, holds a person's labels, or can't hold what is predicted.
+        FormatError: an output can't be written, is an input, holds what must not be lost, or can't hold what is predicted.
     """
     inputs = [path for job in jobs for path in job.inputs]
     for job in jobs:
@@ -230,22 +237,8 @@ def check(jobs: list[Job], skeleton: Skeleton) -> None:
             check_machinelabels(job.config, skeleton, job.videos)
         else:
             refuse_overwriting(job.output, inputs)
-            _refuse_losing_labels(job)
+            refuse_losing(job.output)
             check_predictions(job.output, skeleton, job.videos, _examples(job), job.inputs)
-
-
-def _refuse_losing_labels(job: Job) -> None:
-    """A person may have corrected earlier predictions in their own file, or name labels by mistake. SLEAP's analysis files don't say whose
-    animals they hold.
-    """
-    output, remedy = job.output, "move it away, or give the output another name with -o"
-    if job.kind == SLEAP and (count := labelled_animals(output)):
-        animals = f"{count:,} labelled {'animal' if count == 1 else 'animals'}"
-        raise FormatError(f"{output} holds {animals}, which would be lost; {remedy}.")
-    if job.kind == COCO and output.is_file() and output.stat().st_size and not is_coco_results(output):
-        raise FormatError(f"{output} holds no COCO results but something else, such as labels, which would be lost; {remedy}.")
-    if job.kind == DLC_PREDICTIONS and not is_folder(output) and output.name.lower().startswith("collecteddata"):
-        raise FormatError(f"{output}: DeepLabCut calls a person's labels so; give the output another name with -o.")
 
 
 def _examples(job: Job) -> Iterator[LabeledFrame]:

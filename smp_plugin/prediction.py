@@ -25,7 +25,7 @@ from converters.video import open_video
 from smp_plugin import __version__, cluster
 from smp_plugin.checkpoint import Checkpoint
 from smp_plugin.config import MIN_SCORE, to_dict
-from smp_plugin.drawing import PALETTE, OverlayWriter
+from smp_plugin.drawing import PALETTE, OverlayWriter, is_overlay
 from smp_plugin.inference import FramePoses, choose_device, every_device, say_device
 from smp_plugin.jobs import MACHINELABELS, Job, check, is_folder, output_kind, plan
 from smp_plugin.predictor import Predictor, Recipe, in_segments, load, predict_segment, smallest
@@ -71,7 +71,7 @@ def predict(
         config_overrides: settings by key, such as ``{"predict.min_score": 0.3}`` or ``{"predict.track": True}``; JSON values.
         frames: "all", "labeled", "unlabeled" or ranges like "0-999,1500"; default all of a video, the unlabelled ones of a project.
         device: "auto" (every GPU where there are several), "cpu", "cuda", "cuda:1" or "mps"; on a cluster, that of each worker.
-        overlay: an mp4 with the poses drawn on the frames.
+        overlay: an mp4 with the poses drawn on the frames; of what is there, it replaces only another one.
         fast: read frames smaller, where that costs little accuracy on the model's validation frames.
         resume: go on with an earlier call that did not finish, and skip files that did.
         scheduler: address of a Dask scheduler whose workers predict; they see model and videos under the same paths.
@@ -119,6 +119,8 @@ def predict(
         )
     with _folder_for(output):
         check([work.job for work in works], skeleton)
+        for work in works:
+            work.refuse_losing_changes()
     recipe = Recipe(weights, digest(weights), __version__, json.dumps(overrides), device)
     done = _carry_out(works, checkpoint, path, recipe, where, (scheduler, local_cluster), overlay, resume, reporter)
     _tell(done, jobs, skeleton, inputs[0].name, output, reporter)
@@ -375,10 +377,12 @@ def _make_folder(folder: Path, flag: str) -> None:
 
 
 def _check_overlay(overlay: Path, jobs: list[Job]) -> None:
-    """Before anything is predicted: an overlay must not replace what is read, and its folder must exist."""
+    """Before anything is predicted: an overlay must replace nothing but an overlay, and its folder must exist."""
     read = [p for job in jobs for p in (*job.inputs, *(q for video in job.videos for q in video.paths))]
     if overlay.resolve() in {p.resolve() for p in read}:
         raise FormatError(f"--overlay {overlay}: it is one of the inputs and would be overwritten; give the overlay another name.")
+    if overlay.exists() and not is_overlay(overlay):
+        raise FormatError(f"--overlay {overlay}: what is there is no overlay by smp-predict and would be lost; name another .mp4 file.")
     _make_folder(overlay.parent, "--overlay")
     if not os.access(overlay.parent, os.W_OK):
         raise FormatError(f"--overlay {overlay}: the folder can't be written to; choose one that you may write to.")

@@ -20,7 +20,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from converters.files import refuse_links, remove_leftovers, written_whole
 from converters.labels import FormatError, LabeledFrame
 from smp_plugin.checkpoint import Checkpoint, check_version, load_model, save_model
-from smp_plugin.config import MIN_SCORE, Config
+from smp_plugin.config import MIN_SCORE, Config, read_config
 from smp_plugin.datasets import Batch, FrameReader, TrainingSteps
 from smp_plugin.diagnosis import few_to_validate
 from smp_plugin.inference import FramePoses, infer
@@ -35,6 +35,7 @@ from smp_plugin.unpickling import load_plain
 if TYPE_CHECKING:
     from smp_plugin.training import PoseTraining
 
+REPLACED = ("config.yaml", "metrics.csv", "report.html", "curves.png", "val_predictions.png")  # log.txt is added to
 SHRINKS = (1.0, 0.75, 0.5)
 LOW = 0.02  # a score that hardly any animal has
 COLUMNS = (
@@ -58,6 +59,17 @@ def open_folder(out: Path) -> None:
         raise FormatError(f"-o {out}: it can't be written to ({error.strerror}); choose a folder that you may write to.") from error
     for name in ("model.pt", "last.ckpt"):  # large, and nobody knows whether they will be written again
         remove_leftovers(out / name)
+
+
+def refuse_others_files(out: Path) -> None:
+    """FormatError where a new run in ``out`` would replace what is no run's, such as the ``config.yaml`` of a DeepLabCut project."""
+    settings = out / "config.yaml"
+    try:
+        ours = settings.exists() and bool(read_config(settings).data.projects)  # which a run's settings always name
+    except FormatError:
+        ours = False
+    if not ours and (others := [path for name in REPLACED if (path := out / name).exists()]):
+        raise FormatError(f"-o {out}: the {others[0].name} in it is not of a run and would be replaced; name another folder.")
 
 
 def read_checkpoint(out: Path) -> dict[str, Any] | None:

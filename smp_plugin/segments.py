@@ -230,6 +230,16 @@ class Work:
         except (ValueError, KeyError, TypeError, AttributeError, OSError):
             return {}, "in a way that can't be read"
 
+    def refuse_losing_changes(self) -> None:
+        """FormatError where a finished output was changed since: a person may have corrected tracks in it, which are no labels."""
+        try:
+            written = dict(json.loads(self.record.read_text(encoding="utf-8"))["written"])
+        except (OSError, ValueError, KeyError, TypeError):  # of an output that is not finished, or of an older version's
+            return
+        for path in outputs(self.job):
+            if path.name in written and path.exists() and written[path.name] != digest(path):
+                raise FormatError(f"{path} was changed since it was written; move it away, or choose another name.")
+
     def begin(self, resume: bool, reporter: Reporter) -> None:
         """Make the folder, with the segments of the earlier run where it is resumed and without them where it is not."""
         try:
@@ -269,16 +279,16 @@ class Work:
     def finish(self) -> None:
         """The output is finished."""
         if outputs(self.job):
-            self._keep_record(self.record)
+            self._keep_record(self.record, written={path.name: digest(path) for path in outputs(self.job) if path.exists()})
         self.remove()
 
     def remove(self) -> None:
         """There is nothing to go on with."""
         shutil.rmtree(self.folder)
 
-    def _keep_record(self, record: Path) -> None:
+    def _keep_record(self, record: Path, **more: object) -> None:
         with written_whole(record) as path:
-            path.write_text(json.dumps({**self.made_from, "length": self.length, "damage": self.damage}), encoding="utf-8")
+            path.write_text(json.dumps({**self.made_from, "length": self.length, "damage": self.damage, **more}), encoding="utf-8")
 
     @property
     def left(self) -> int:

@@ -46,7 +46,7 @@ from smp_plugin.model import LEVEL_STRIDES, PoseModel, PoseOutputs
 from smp_plugin.optimizer import go_on_with, make_optimizer
 from smp_plugin.preparation import Material, frame_sizes, name_sources, prepare
 from smp_plugin.progress import Reporter
-from smp_plugin.run_folder import RunFolder, WholeCheckpoints, dated_folder, finish, open_folder, read_checkpoint
+from smp_plugin.run_folder import RunFolder, WholeCheckpoints, dated_folder, finish, open_folder, read_checkpoint, refuse_others_files
 from smp_plugin.runtimes import Run, compiling_pays, for_training
 from smp_plugin.stopping import stoppable
 from smp_plugin.targets import Instances
@@ -333,6 +333,7 @@ def _begin(out: Path, config: Config | None, resume: bool) -> tuple[Config, dict
     if (out / "model.pt").exists() or (out / "last.ckpt").exists():
         remedy = ", or add --resume to continue it" if (out / "config.yaml").exists() else ""
         raise FormatError(f"-o {out}: the folder already holds a run; choose another{remedy}.")
+    refuse_others_files(out)
     return copy.deepcopy(config or Config()), None
 
 

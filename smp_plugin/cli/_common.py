@@ -56,7 +56,8 @@ def run(command: click.Command, argv: Sequence[str] | None = None) -> int:
     terminated = threading.Event()
     try:
         with contextlib.suppress(Exit), _terminable(terminated):
-            code = command.main(arguments, prog_name=name, standalone_mode=False, obj=state)
+            # Without arguments of its own, click reads the command line, and on Windows, whose shells don't, expands *.mp4 in it.
+            code = command.main(None if argv is None else arguments, prog_name=name, standalone_mode=False, obj=state)
             return code if isinstance(code, int) else DONE
         return DONE
     except click.ClickException as error:

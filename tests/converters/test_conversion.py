@@ -129,6 +129,24 @@ def test_the_input_is_not_overwritten(tmp_path: Path, project: Callable[..., Pat
     assert len(read_project(tmp_path / "out.slp").frames) == 4, "another file is replaced"
 
 
+def test_labels_in_the_output_are_not_replaced(tmp_path: Path, project: Callable[..., Path]) -> None:
+    source, other = project(), tmp_path / "other.slp"
+    write_slp(other, PLAIN, [VideoSource((tmp_path / "clip.mp4",))], [LabeledFrame(0, 1, [], [PredictedInstance(SOME)])], {})
+    for name in ("precious.slp", "precious.pkg.slp", "precious.json"):
+        convert(source, tmp_path / name)
+    (tmp_path / "CollectedData_me.csv").write_text("labels")
+    before = {path: path.read_bytes() for path in tmp_path.glob("[pC]*.*")}
+    assert len(before) >= 4
+    for path in before:
+        if not path.name.startswith("."):
+            with pytest.raises(FormatError, match=rf"{path.name}(: DeepLabCut calls .* labels so| holds .* would be lost); .*choose"):
+                convert(other, path)
+    assert before == {path: path.read_bytes() for path in before}
+    for _ in range(2):
+        convert(source, tmp_path / "results.json", only="predictions")
+        convert(other, tmp_path / "predicted.slp")
+
+
 @pytest.mark.parametrize(
     ("without", "target", "only", "message"),
     [

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -121,6 +122,14 @@ def test_bad_usage_is_one_sentence_and_2(
     last = shown.err.strip().splitlines()[-1]
     assert last.startswith(f"{module.command.name}: ") and sentence in last and "Traceback" not in shown.err
     assert calls == []
+
+
+def test_patterns_are_expanded_on_windows(calls: list[dict[str, Any]], in_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    (in_folder / "other.mp4").touch()
+    monkeypatch.setattr(sys, "argv", ["smp-predict", "*.mp4", "-o", "out.slp"])
+    assert predict.main() == 2, "shells of other systems have done it, so the star is a name"
+    monkeypatch.setattr("rich_click.rich_command.os", SimpleNamespace(name="nt"))
+    assert predict.main() == 0 and sorted(calls[0]["inputs"]) == [Path("other.mp4"), Path("video.mp4")]
 
 
 def test_train_passes_everything_on(calls: list[dict[str, Any]], in_folder: Path):

@@ -11,8 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sleap_io as sio
 
-from converters import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, write_project
+from converters import (
+    FormatError,
+    Instance,
+    LabeledFrame,
+    Labels,
+    PredictedInstance,
+    Skeleton,
+    VideoSource,
+    write_predictions,
+    write_project,
+)
 from converters.deeplabcut_machinelabels import write_machinelabels
 from converters.deeplabcut_predictions import SCORER
 from converters.video import video_source
@@ -163,7 +174,7 @@ def test_corrections_are_not_replaced(place: Path, video_file: Path):
 def test_labels_in_an_output_are_not_replaced(place: Path, video_file: Path):
     (place / "corrected.slp").write_bytes((place / "project.slp").read_bytes())
     before = everything(place)
-    with pytest.raises(FormatError, match=r"corrected.slp holds 4 labelled animals, which would be lost; move it away, or give the output"):
+    with pytest.raises(FormatError, match=r"corrected.slp holds 4 labelled animals, which would be lost; move it away, or choose"):
         planned("corrected.slp", video_file)
     assert everything(place) == before
     predicted = Labels(SKELETON, [VideoSource((video_file,))], [LabeledFrame(0, 3, [], [PredictedInstance(POSE)])])
@@ -177,13 +188,30 @@ def test_labels_in_an_output_are_not_replaced(place: Path, video_file: Path):
         ("labels.json", "holds no COCO results but something else, such as labels"),
         (str(table), "calls a person's labels so"),
     ):
-        with pytest.raises(FormatError, match=rf"{output}.* {words}.*; .*give the output another name with -o"):
+        with pytest.raises(FormatError, match=rf"{output}.* {words}.*; .*choose another name"):
             planned(output, video_file)
     assert everything(place) == before
     (place / "results.json").write_text("[]")
     (place / "empty.json").touch()
     for name in ("predicted.slp", "damaged.slp", "results.json", "empty.json"):
         assert planned(name, video_file)[0].output == Path(name)
+
+
+def test_tables_of_others_are_not_replaced(place: Path, video_file: Path):
+    predicted = Labels(SKELETON, [VideoSource((video_file,))], [LabeledFrame(0, 3, [], [PredictedInstance(POSE, "a")])])
+    sio.save_analysis_h5(sio.load_slp("project.slp"), "sleap.analysis.h5")
+    (place / "mice.csv").write_text("scorer,weight\n1,20.5\n")
+    (place / "raw.h5").write_bytes((place / "sleap.analysis.h5").read_bytes())
+    before = everything(place)
+    for output in ("mice.csv", "raw.h5", "sleap.analysis.h5"):
+        with pytest.raises(FormatError, match=f"{output} holds what neither .* has written, which would be lost; move it away, or choose"):
+            planned(output, video_file)
+    assert everything(place) == before
+    (place / "empty.csv").touch()
+    assert planned("empty.csv", video_file)
+    for output in ("ours.csv", "ours.h5", "ours.analysis.h5"):
+        write_predictions(Path(output), SKELETON, predicted.videos, predicted.frames, {})
+        assert planned(output, video_file)[0].output == Path(output)
 
 
 # --- bad outputs ---

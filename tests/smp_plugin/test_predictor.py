@@ -192,6 +192,18 @@ def test_inputs_are_not_written_over(trained: Path, blobs: Any, stub: type[Stub]
     assert leftovers(tmp_path) == ["clip.mp4", "project.slp"]
 
 
+def test_an_overlay_replaces_nothing_but_an_overlay(trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path):
+    raw, text, drawn = Path(shutil.copy(blobs.video, tmp_path / "raw.mp4")), tmp_path / "text.mp4", tmp_path / "drawn.mp4"
+    text.write_text("no video")
+    before = raw.read_bytes()
+    for overlay in (raw, text):
+        with pytest.raises(FormatError, match=rf"{overlay.name}: what is there is no overlay by smp-predict .*; name another .mp4"):
+            predict([blobs.video], tmp_path / "out.slp", model=trained, overlay=overlay, device="cpu")
+    assert raw.read_bytes() == before and leftovers(tmp_path) == ["raw.mp4", "text.mp4"]
+    for _ in range(2):
+        predict([blobs.video], tmp_path / "out.slp", model=trained, overlay=drawn, device="cpu", frames="0-3")
+
+
 @pytest.mark.parametrize("name", ["out.json", "out.analysis.h5", "out.h5", "out.csv"])
 def test_the_name_says_the_format(name: str, trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path, listener: Any):
     (path,) = predict([blobs.video], tmp_path / name, model=trained, device="cpu", frames="4-6,9", reporter=listener)

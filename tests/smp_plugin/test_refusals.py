@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from converters import FormatError, read_project
+from converters import FormatError, read_project, write_project
 from converters.mixing import read_aliases
 from smp_plugin import comparison, segments
 from smp_plugin.baselines import Job
@@ -53,6 +53,20 @@ def test_a_checkpoint_that_lacks_something(trained: Path, tmp_path: Path, capsys
     torch.save(saved, run / "last.ckpt")
     assert train(f"--resume -o {run} --steps 50".split()) == 2
     assert "last.ckpt is damaged (it has no optimizer_states, step); train anew in another folder" in capsys.readouterr().err
+
+
+def test_a_run_replaces_no_files_of_others(blobs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_project(tmp_path / "dlc", read_project(blobs.project))
+    config = tmp_path / "dlc" / "config.yaml"
+    before = config.read_bytes()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "report.html").write_text("of something else")
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "config.yaml").write_text("train: {steps: 5}  # for --config")
+    for folder, name in (("dlc", "config.yaml"), ("mine", "report.html"), ("few", "config.yaml")):
+        assert train(f"--dlc {config} -o {tmp_path / folder} --steps 1".split()) == 2
+        assert f"{folder}: the {name} in it is not of a run and would be replaced; name another folder" in capsys.readouterr().err
+    assert config.read_bytes() == before and sorted(path.name for path in (tmp_path / "few").iterdir()) == ["config.yaml"]
 
 
 def test_no_project_is_named(make_config: Callable[..., Any]) -> None:

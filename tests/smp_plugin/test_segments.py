@@ -328,6 +328,26 @@ def test_a_finished_file_of_something_else_is_not_skipped(suffix: str, place: Pa
     assert counted.seen == 4 and record.exists()
 
 
+@pytest.mark.parametrize(("name", "suffix"), [("out.slp", None), ("out", "json"), ("out", "h5")])
+def test_an_output_that_was_changed_since_is_not_replaced(name: str, suffix: str | None, place: Path, video: Path, counted: type[Counted]):
+    def again() -> None:
+        predict([video], video.with_name(name), model=place / "model.pt", device="cpu", suffix=suffix, frames="0-3")
+
+    again()
+    again()
+    (output,) = video.parent.rglob(f"[!.]*.{suffix or 'slp'}")
+    os.utime(output, (10**9, 10**9))  # copied
+    again()
+    before = output.read_bytes() + b"\n"
+    output.write_bytes(before)
+    counted.seen = 0
+    with pytest.raises(FormatError, match=rf"{output.name} was changed since it was written; move it away, or choose another name"):
+        again()
+    assert output.read_bytes() == before and counted.seen == 0
+    output.rename(video.with_name("mine"))
+    again()
+
+
 def test_videos_of_cameras_that_run_together_are_told_apart(place: Path, tmp_path: Path):
     made = set()
     for camera in (b"left", b"back"):
@@ -400,6 +420,13 @@ def test_what_workers_say_is_said_once(place: Path, video: Path, monkeypatch: py
 def test_a_lost_process_is_said():
     with pytest.raises(FormatError, match="predicted on one of cpu was lost .*--resume"), cluster.processes(["cpu"]) as pool:
         pool.submit(os._exit, 1).result()
+
+
+def test_a_script_that_lacks_the_guard_is_told_so(tmp_path: Path, environment: dict[str, str]):
+    script = tmp_path / "script.py"
+    script.write_text("from smp_plugin import cluster\nwith cluster.processes(['cpu', 'cpu']) as pool: pool.submit(int).result()\n")
+    told = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment).stderr.splitlines()[-1]
+    assert 'on cpu, cpu were lost as they started; a script needs `if __name__ == "__main__":` around the call of predict, or mem' in told
 
 
 def test_a_lost_worker_is_made_up_for(place: Path, video: Path, whole: Labels, monkeypatch: pytest.MonkeyPatch):
