@@ -234,7 +234,7 @@ class Work:
         """FormatError where a finished output was changed since: a person may have corrected tracks in it, which are no labels."""
         try:
             written = dict(json.loads(self.record.read_text(encoding="utf-8"))["written"])
-        except (OSError, ValueError, KeyError, TypeError):  # of an output that is not finished, or of an older version's
+        except (OSError, ValueError, KeyError, TypeError):  # of an output that is not finished
             return
         for path in outputs(self.job):
             if path.name in written and path.exists() and written[path.name] != digest(path):
