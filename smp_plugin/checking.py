@@ -102,7 +102,7 @@ def _stuck(material: Material) -> list[Finding]:
         seen = [thumbnail(frame.permute(1, 2, 0).numpy()) for frame in reader.get_many(number, glimpses)]
         if len(seen) == GLIMPSES and all(alike(seen[0], other) for other in seen[1:]):
             what = "frames from beginning to end show the same picture, as if the recording were stuck"
-            findings.append(Finding(f"{source.name}: {what}; look at it, and name only the other videos with --unlabeled."))
+            findings.append(Finding(f"{source.name}: {what}; look at it, and take it out of the project or of --unlabeled."))
     return findings
 
 

@@ -377,14 +377,14 @@ def _known_in(source: VideoSource, known: set[Place]) -> set[int]:
 def _unlabeled(
     labels: Labels, videos: list[VideoSource], taken: set[tuple[int, int]], config: Config, reporter: Reporter
 ) -> tuple[list[VideoSource], UnlabeledPool]:
-    """Every frame without a label of the project's videos (of the originals of images taken from one), or of the videos the user names.
+    """Every frame without a label of the project's videos (of the originals of images taken from one), and of the videos the user names.
 
     Of a package whose videos are not there, these are the images in it that have no label.
     """
     ranges = parse_ranges(config.data.unlabeled_frames, "--unlabeled-frames") if config.data.unlabeled_frames else None
     extra = config.data.unlabeled
     named, alone = [video_source(Path(path)) for path in extra], Counter[str]()
-    for video in labels.videos if not extra else []:
+    for video in labels.videos:
         there = video.original is not None and all(p.exists() for p in video.original.paths)
         if video.kind == "embedded" and not there:
             alone[video.name] += 1
@@ -395,8 +395,8 @@ def _unlabeled(
     for package, count in alone.items():
         lost, it = ("the video it was made from was", "it") if count == 1 else (f"{count} videos it was made from were", "them")
         reporter.say(
-            f"unlabelled frames: of {package}, only images that it holds without labels; {lost} not found "
-            f"(name {it} with --unlabeled VIDEO)"
+            f"unlabelled frames: of {package}, only images that it holds without labels; {lost} not found"
+            + ("" if extra else f" (name {it} with --unlabeled VIDEO)")
         )
     known = {place for number, index in taken for place in videos[number].places(index)}
     sources, frames, labelled = [], [], []

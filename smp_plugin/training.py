@@ -257,7 +257,7 @@ def train(
         out: the run folder; default a dated folder under ``runs/``.
         val: a project whose labelled frames choose the best model; default a share of the labelled frames.
         video_root: where videos that are not found are looked for next.
-        unlabeled: videos to take unlabelled frames from; default those of the projects.
+        unlabeled: videos to take unlabelled frames from, beside those of the projects.
         resume: continue the run in ``out`` from its last checkpoint, or from the beginning where it was stopped before the first;
             ``config`` may change all but its ``model`` and, of its ``data``, all but the files that may have moved.
 
