@@ -102,7 +102,7 @@ def compare(
                 f"--labels-fraction {fraction}: no animal is labelled in the frames that seed {seed} draws; ask for more than "
                 f"{counts[fraction]} of the {len(train.labelled_frames)}."
             )
-    notes = _twice(train, judged) if held is not None else []
+    notes = [*labels.notes, *(_twice(train, judged) if held is not None else [])]
     _claim(out, project, val, (train, judged), budget, preset, settings or {}, device)
     for note in notes:
         reporter.warn(note)
