@@ -75,6 +75,8 @@ def command(state: _common.State, **options: Any) -> None:
     """Train a pose model on a labelled project, and on its unlabelled frames."""
     reporter = state.reporter = Reporter(quiet=options["quiet"], json=options["as_json"])
     projects = _projects(options)
+    if options["steps"] and options["minutes"]:
+        raise click.UsageError("Give --minutes or --steps, not both: the budget of the training.")
     unlabeled = [_common.existing(path) for path in options["unlabeled"]]
     val, share = _common.validation(options["val"])
     if options["unlabeled_frames"]:

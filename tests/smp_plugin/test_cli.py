@@ -79,6 +79,7 @@ def test_help_fits_one_screen_and_ends_with_an_example(module: Any, capsys: pyte
         (train, ["--dlc", "project.slp"], "--dlc project.slp is a SLEAP file; name it with --slp"),
         (train, ["--coco", "video.mp4"], "video.mp4 ends in .mp4, which is no known format"),
         (train, ["--slp", "project.slp", "--steps", "0"], "--steps"),
+        (train, ["--slp", "project.slp", "--steps", "9", "--minutes", "5"], "Give --minutes or --steps, not both"),
         (train, ["--slp", "project.slp", "--bogus"], "--bogus"),
         (train, ["--slp", "project.slp", "--device", "gpu"], "'gpu' is none of auto"),
         (train, ["--slp", "project.slp", "--set", "train.lr"], "section.name=value"),
