@@ -77,6 +77,8 @@ def command(state: _common.State, **options: Any) -> None:
     projects = _projects(options)
     if options["steps"] and options["minutes"]:
         raise click.UsageError("Give --minutes or --steps, not both: the budget of the training.")
+    if projects and not options["coco"] and (given := [name for name in ("images", "category") if options[name]]):
+        raise FormatError(f"--{given[0]} is for COCO labels, and none are named with --coco; leave it out.")
     unlabeled = [_common.existing(path) for path in options["unlabeled"]]
     val, share = _common.validation(options["val"])
     if options["unlabeled_frames"]:
