@@ -125,6 +125,8 @@ def prepare(config: Config, reporter: Reporter, held_out: set[Name] | None = Non
         )
     animals = sum(len(f.instances) for f in frames)
     reporter.say(f"labels: {animals} animals in {len(frames)} frames, {len(skeleton)} keypoints ({', '.join(skeleton.keypoints)})")
+    if any(i.track is not None for f in frames for i in f.instances):
+        reporter.say("names of animals (tracks, individuals) are not learnt; smp-predict --track numbers animals")
     if all(part.one_animal for part in parts) and not config.predict.max_animals:
         choose(config, "predict.max_animals", 1)
         reporter.say("animals: one in a frame is predicted, since the DeepLabCut project is for one (smp-predict --max-animals overrules)")
