@@ -57,12 +57,11 @@ def check(
         FormatError: bad input, as with ``train``.
     """
     reporter = reporter or Reporter(quiet=True)
-    out = out or dated_folder()
     config = copy.deepcopy(config or Config())
     name_sources(config, projects, val, video_root, unlabeled, keep=False)
     material = prepare(config, reporter)
     choices, warnings = reporter.take()
-    open_folder(out)
+    out = open_folder(out or dated_folder(), new=out is None)
     reporter.log_to(out / "log.txt")
     training, validation, every = material.training, material.validation, material.labels
     reader = FrameReader(material.videos, 1.0)

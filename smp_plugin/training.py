@@ -270,7 +270,7 @@ def train(
             the last validation.
     """
     reporter = reporter or Reporter(quiet=True)
-    out = out or dated_folder()
+    dated, out = out is None, out or dated_folder()
     config, saved = _begin(out, config, resume)
     name_sources(config, projects, val, video_root, unlabeled, keep=resume)
     reporter.mute = not is_first_process(config)
@@ -288,7 +288,7 @@ def train(
         reporter.say(few.sentence)
     weights, sentence = _initial_weights(out, config, material, saved is not None, reporter)
     if not reporter.mute:
-        open_folder(out)
+        out = open_folder(out, new=dated)
         reporter.log_to(out / "log.txt")
         if resume and not saved:
             (out / "metrics.csv").unlink(missing_ok=True)
