@@ -21,7 +21,7 @@ import numpy as np
 from converters import FormatError, LabeledFrame, Labels, read_project, write_project
 from converters.files import refuse_links
 from converters.supplement import write_supplement
-from smp_plugin.baselines import DEFAULT, DLC, METHODS, OWN, SLEAP, Job, Outcome, budget_in_words, own_settings
+from smp_plugin.baselines import DEFAULT, DLC, METHODS, OWN, SAID_OTHERWISE, SLEAP, Job, Outcome, budget_in_words, own_settings
 from smp_plugin.baselines.__main__ import REFUSED, UNAVAILABLE
 from smp_plugin.comparison_report import write_comparison
 from smp_plugin.comparison_results import append_result, cell_folder, read_results, said_by, shown
@@ -89,6 +89,8 @@ def compare(
     chosen = Config()
     for key, value in own_settings(settings or {}).items():  # a wrong one is better said now than in every run
         set_value(chosen, key, value)
+        if how := SAID_OTHERWISE.get(key):
+            raise FormatError(f"--set {key} would have no effect in a comparison: {how}; leave it out.")
     rule = chosen.data.labels  # one for the curves and figures of all methods
     steps = 0 if minutes else steps
     budget = budget_in_words(minutes, steps)

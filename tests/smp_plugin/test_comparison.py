@@ -389,6 +389,8 @@ def test_smaller_draws_are_part_of_larger_ones(blobs: Any) -> None:
         (["--slp", "{project}", "--steps", "3", "--val", "0.01"], "leaves none to measure"),
         (["--slp", "{project}", "--steps", "3", "--set", "loss.alpha"], "write it as section.name=value"),
         (["--slp", "{project}", "--steps", "3", "--set", "loss.alfa=1"], "there is no setting 'loss.alfa'"),
+        (["--slp", "{project}", "--steps", "3", "--set", "train.seed=1"], "train.seed would have no effect in a comparison: --seeds says"),
+        (["--slp", "{project}", "--steps", "3", "--set", "train.keep=best"], "every method keeps its last model"),
         (["--slp", "absent.slp", "--steps", "3"], "absent.slp: no such file"),
     ],
 )
