@@ -257,6 +257,11 @@ def _split(labels: Labels, held: Labels | None, share: float) -> tuple[Labels, L
     if held is not None:
         if not _shows_animals(held.labelled_frames):
             raise FormatError(f"--val {held.path}: no animal is labelled in it, so nothing can be measured on it.")
+        if unknown := [name for name in held.skeleton.keypoints if name not in labels.skeleton.keypoints]:
+            raise FormatError(
+                f"--val {held.path}: its keypoints {', '.join(unknown)} are not among those of {labels.path} "
+                f"({', '.join(labels.skeleton.keypoints)}); measure on a project with the same keypoints."
+            )
         return replace(labels, frames=frames), replace(held, frames=_without_predictions(held.labelled_frames))
     count = round(share * len(frames))
     if not 1 <= count < len(frames):

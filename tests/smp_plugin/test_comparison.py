@@ -331,6 +331,13 @@ def test_a_project_for_one_animal_stays_one(make_blobs: Callable[..., Any], tmp_
     assert "Animals in a frame" in page.read_text() and "Animals in a frame" not in other.read_text()
 
 
+def test_validation_frames_with_other_keypoints_are_refused_before_any_training(make_blobs: Any, blobs: Any, tmp_path: Path) -> None:
+    other = make_blobs("other", keypoints=("head", "rump")).project
+    with pytest.raises(FormatError, match=r"--val .*other\.slp: its keypoints rump are not among .*blobs\.slp \(head, middle, tail\)"):
+        compare(blobs.project, val=other, out=tmp_path / "out", methods=("smp",), steps=3)
+    assert not (tmp_path / "out").exists()
+
+
 def test_warnings_of_the_evaluation_stay_with_the_runs_and_are_shown(
     make_blobs: Callable[..., Any], tmp_path: Path, pretend: Callable[..., list[Job]]
 ) -> None:
