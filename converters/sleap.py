@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +43,41 @@ def read_slp(path: Path, video_root: Path | None = None, predicted: bool = True,
         path: the ``.slp`` or ``.pkg.slp`` file.
         video_root: folder to look for videos in that are not where the project says.
         predicted: read predictions too.
-        require_videos: raise for videos that are not found; otherwise they keep the path the project names.
+        require_videos: raise for videos with labels that are not found, and leave out others; otherwise they keep the path the project
+            names.
 
     Raises:
-        FormatError: not a SLEAP project, damaged, several different skeletons, or a video that is not found.
+        FormatError: not a SLEAP project, damaged, several different skeletons, or a video with labels, or every video, that is not found.
     """
     path = Path(path).absolute()
     project = _load(path)
     skeleton, orders = _read_skeleton(path, project)
     finder = Finder(path.parent, video_root)
-    videos = []
-    for video in project.videos:
-        source, missing = _read_video(path, video, finder)
-        if missing and require_videos:
-            others = f" (and {len(missing) - 1} more of its images)" if len(missing) > 1 else ""
-            raise FormatError(f"{path} names the video {missing[0]}{others}, which is not found; give its folder with --video-root FOLDER.")
-        videos.append(source)
+    found = [_read_video(path, video, finder) for video in project.videos]
+    videos, missing = [source for source, _ in found], {number: files for number, (_, files) in enumerate(found) if files}
+    frames, notes = _read_frames(project, orders, predicted), _notes(path, project)
+    if missing and require_videos:
+        notes.append(_not_needed(path, missing, frames, len(videos)))
     _check_distinct(path, project, videos, finder)
-    frames = _read_frames(project, orders, predicted)
-    return Labels(skeleton, videos, frames, path, _notes(path, project), _left_behind(path, project, frames))
+    if missing and require_videos:
+        there = {number: place for place, number in enumerate(number for number in range(len(videos)) if number not in missing)}
+        videos = [videos[number] for number in there]
+        frames = [replace(frame, video=there[frame.video]) for frame in frames if frame.video in there]
+    return Labels(skeleton, videos, frames, path, notes, _left_behind(path, project, frames))
+
+
+def _not_needed(path: Path, missing: dict[int, list[str]], frames: list[LabeledFrame], videos: int) -> str:
+    """A note on videos of which files are ``missing``; FormatError where one of them has labels, or none of the ``videos`` is there."""
+    labelled = {frame.video for frame in frames if frame.instances or frame.negative}
+    for number, files in missing.items():
+        if number in labelled or len(missing) == videos:
+            others = f" (and {len(files) - 1} more of its images)" if len(files) > 1 else ""
+            raise FormatError(f"{path} names the video {files[0]}{others}, which is not found; give its folder with --video-root FOLDER.")
+    some = ", ".join(files[0] for files in list(missing.values())[:3]) + (", ..." if len(missing) > 3 else "")
+    return (
+        f"{path}: {len(missing)} of the project's videos are not found and have no labels ({some}); they are left out; "
+        "--video-root FOLDER says where videos are."
+    )
 
 
 def _load(path: Path) -> Any:

@@ -57,12 +57,11 @@ def check(
         FormatError: bad input, as with ``train``.
     """
     reporter = reporter or Reporter(quiet=True)
-    out = out or dated_folder()
     config = copy.deepcopy(config or Config())
     name_sources(config, projects, val, video_root, unlabeled, keep=False)
     material = prepare(config, reporter)
     choices, warnings = reporter.take()
-    open_folder(out)
+    out = open_folder(out or dated_folder(), new=out is None)
     reporter.log_to(out / "log.txt")
     training, validation, every = material.training, material.validation, material.labels
     reader = FrameReader(material.videos, 1.0)
@@ -102,7 +101,7 @@ def _stuck(material: Material) -> list[Finding]:
         seen = [thumbnail(frame.permute(1, 2, 0).numpy()) for frame in reader.get_many(number, glimpses)]
         if len(seen) == GLIMPSES and all(alike(seen[0], other) for other in seen[1:]):
             what = "frames from beginning to end show the same picture, as if the recording were stuck"
-            findings.append(Finding(f"{source.name}: {what}; look at it, and name only the other videos with --unlabeled."))
+            findings.append(Finding(f"{source.name}: {what}; look at it, and take it out of the project or of --unlabeled."))
     return findings
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from converters import FormatError, LabeledFrame, Labels, read_project, write_project
 from converters.files import refuse_links
 from converters.supplement import write_supplement
-from smp_plugin.baselines import DEFAULT, DLC, METHODS, OWN, SLEAP, Job, Outcome, budget_in_words, own_settings
+from smp_plugin.baselines import DEFAULT, DLC, METHODS, OWN, SAID_OTHERWISE, SLEAP, Job, Outcome, budget_in_words, own_settings
 from smp_plugin.baselines.__main__ import REFUSED, UNAVAILABLE
 from smp_plugin.comparison_report import write_comparison
 from smp_plugin.comparison_results import append_result, cell_folder, read_results, said_by, shown
@@ -89,6 +89,8 @@ def compare(
     chosen = Config()
     for key, value in own_settings(settings or {}).items():  # a wrong one is better said now than in every run
         set_value(chosen, key, value)
+        if how := SAID_OTHERWISE.get(key):
+            raise FormatError(f"--set {key} would have no effect in a comparison: {how}; leave it out.")
     rule = chosen.data.labels  # one for the curves and figures of all methods
     steps = 0 if minutes else steps
     budget = budget_in_words(minutes, steps)
@@ -102,7 +104,7 @@ def compare(
                 f"--labels-fraction {fraction}: no animal is labelled in the frames that seed {seed} draws; ask for more than "
                 f"{counts[fraction]} of the {len(train.labelled_frames)}."
             )
-    notes = _twice(train, judged) if held is not None else []
+    notes = [*labels.notes, *(_twice(train, judged) if held is not None else [])]
     _claim(out, project, val, (train, judged), budget, preset, settings or {}, device)
     for note in notes:
         reporter.warn(note)
@@ -255,6 +257,11 @@ def _split(labels: Labels, held: Labels | None, share: float) -> tuple[Labels, L
     if held is not None:
         if not _shows_animals(held.labelled_frames):
             raise FormatError(f"--val {held.path}: no animal is labelled in it, so nothing can be measured on it.")
+        if unknown := [name for name in held.skeleton.keypoints if name not in labels.skeleton.keypoints]:
+            raise FormatError(
+                f"--val {held.path}: its keypoints {', '.join(unknown)} are not among those of {labels.path} "
+                f"({', '.join(labels.skeleton.keypoints)}); measure on a project with the same keypoints."
+            )
         return replace(labels, frames=frames), replace(held, frames=_without_predictions(held.labelled_frames))
     count = round(share * len(frames))
     if not 1 <= count < len(frames):

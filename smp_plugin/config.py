@@ -25,7 +25,7 @@ class DataConfig:
 
     projects: tuple[str, ...] = ()  # labelled projects, as named on the command line
     val: str = ""  # project whose labelled frames choose the best model; "": a share of the labelled frames does
-    unlabeled: tuple[str, ...] = ()  # videos to take unlabelled frames from; (): those of the projects
+    unlabeled: tuple[str, ...] = ()  # videos to take unlabelled frames from, beside those of the projects
     supplement: str = ""  # file (.json) of what the projects' formats cannot say, as `converters.supplement` has it
     video_root: str = ""  # folder where videos that are not found are looked for next
     images: str = ""  # COCO: folder that image names are relative to; "": that of the labels file

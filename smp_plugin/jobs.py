@@ -175,7 +175,7 @@ def _asked(
         source = video_source(path)
         if to_correct and source.kind == "file" and without_numbers:
             raise FormatError(f"{path}: which of its frames are to be corrected? Say so with --frames, such as --frames 0,500,1000.")
-        chosen = _numbers(source, frames or "all", set())
+        chosen = _numbers(source, frames or "all", set(), reporter)
         reporter.say(f"{path}: {len(chosen):,} frames")
         return [source], [chosen]
     labels = read_project(path, video_root)
@@ -190,14 +190,14 @@ def _asked(
     for number, source in enumerate(labels.videos):
         labelled = {f.index for f in labels.labelled_frames if f.video == number}
         whole_video = to_correct and source.kind == "file" and without_numbers  # nobody corrects every frame of it
-        wanted.append([] if whole_video else _numbers(source, frames or "unlabeled", labelled))
+        wanted.append([] if whole_video else _numbers(source, frames or "unlabeled", labelled, reporter))
     reporter.say(
         f"{path}: {sum(len(w) for w in wanted):,} frames ({frames or 'unlabeled, as for any project'}) of {len(labels.videos)} videos"
     )
     return labels.videos, wanted
 
 
-def _numbers(source: VideoSource, frames: str, labelled: set[int]) -> Numbers:
+def _numbers(source: VideoSource, frames: str, labelled: set[int], reporter: Reporter) -> Numbers:
     with open_video(source) as video:
         existing, name = video.frame_numbers, video.name
     if frames == "all":
@@ -208,11 +208,14 @@ def _numbers(source: VideoSource, frames: str, labelled: set[int]) -> Numbers:
         return [i for i in existing if i not in labelled]
     wanted = parse_ranges(frames)
     last = max(existing, default=-1)
-    for _, end in wanted:
-        if end > last:
-            raise FormatError(f"--frames {frames}: {name} has {len(existing):,} frames (0-{last}); frame {end} does not exist.")
-    chosen = {i for a, b in wanted for i in range(a, b + 1)}
-    return [i for i in existing if i in chosen]
+    chosen = {i for a, b in wanted for i in range(a, min(b, last) + 1)}
+    found = [i for i in existing if i in chosen]
+    if beyond := [end for _, end in wanted if end > last]:
+        what = f"--frames {frames}: {name} has {len(existing):,} frames (0-{last}); frame {beyond[0]} does not exist"
+        if not found:
+            raise FormatError(f"{what}, nor any other of these.")
+        reporter.warn(f"{what}, and those that do are predicted")
+    return found
 
 
 def _without_labels(job: Job) -> Job:

@@ -26,6 +26,9 @@ FEW_VALIDATION = 10  # animals; fewer make AP a matter of luck
 LEAST_FRAME = 256  # input pixels of the largest frame's longer side: of smaller ones little would be left where animals fill the picture
 MOST_ENLARGED = 120  # input pixels to which the median animal is enlarged for that: from 128 on, a coarser level looks for it
 FRAMES_A_CROP = 1.25  # sides of the largest frame in that of a crop, at most: the rest would be padding
+OTHER_FRAMES = (  # a best model is one by the same frames, and others may have been trained on
+    "the run to --resume validated on other frames; name the project that it began with, or train anew in another folder"
+)
 
 Name = tuple[str, str, str, int]  # folder, file, HDF5 group in a package or "", number there (0 of an image)
 
@@ -102,7 +105,8 @@ def prepare(config: Config, reporter: Reporter, held_out: set[Name] | None = Non
         held_out: labelled frames that a run which is resumed has held out so far; None: they are chosen.
 
     Raises:
-        FormatError: no project is named, one can't be read, holds no labels, or validation frames have none of its keypoints.
+        FormatError: no project is named, one can't be read, holds no labels, or validation frames have none of its keypoints; or none of
+            those ``held_out`` is there.
     """
     projects, val = [Path(p) for p in config.data.projects], Path(config.data.val) if config.data.val else None
     if not projects:
@@ -121,6 +125,8 @@ def prepare(config: Config, reporter: Reporter, held_out: set[Name] | None = Non
         )
     animals = sum(len(f.instances) for f in frames)
     reporter.say(f"labels: {animals} animals in {len(frames)} frames, {len(skeleton)} keypoints ({', '.join(skeleton.keypoints)})")
+    if any(i.track is not None for f in frames for i in f.instances):
+        reporter.say("names of animals (tracks, individuals) are not learnt; smp-predict --track numbers animals")
     if all(part.one_animal for part in parts) and not config.predict.max_animals:
         choose(config, "predict.max_animals", 1)
         reporter.say("animals: one in a frame is predicted, since the DeepLabCut project is for one (smp-predict --max-animals overrules)")
@@ -131,6 +137,8 @@ def prepare(config: Config, reporter: Reporter, held_out: set[Name] | None = Non
             raise FormatError(f"--val {val}: no frame is labelled in it; name a project with labelled frames, or leave --val out.")
         val_frames = _held_out(held, skeleton, aliases, len(videos))
         videos += held.videos
+        if held_out and not any(_were_held_out(val_frames, videos, held_out)):
+            raise FormatError(f"--val {val}: {OTHER_FRAMES}.")
         reporter.say(f"validation: {len(val_frames)} frames of {val}")
         seen = {place for number, index in labelled for place in videos[number].places(index)}
         if twice := sum(bool(seen & videos[f.video].places(f.index)) for f in val_frames):
@@ -240,15 +248,12 @@ def _split(
         return [f for f, picture in zip(frames, pictures, strict=True) if picture not in chosen], held
 
     if held_out is not None:
-        names = frame_names(frames, videos)
-        again = [name in held_out for name in names]
-        if not any(again):  # the videos may lie in another folder now
-            again = [name[1:] in {other[1:] for other in held_out} for name in names]
+        again = _were_held_out(frames, videos, held_out)
         train, held = parted({picture for picture, was in zip(pictures, again, strict=True) if was})
         if (held or not held_out) and any(f.instances for f in train):
             reporter.say(f"validation: {len(held)} of {len(frames)} labelled frames, those that were held out before")
             return train, held
-        reporter.warn("the frames that were held out before can't be now: others may be, which were trained on")
+        raise FormatError(f"{', '.join(config.data.projects)}: {OTHER_FRAMES}.")
     different, asked = max(pictures, default=-1) + 1, config.data.val_fraction >= 0
     share = config.data.val_fraction if asked else SHARE
     count = round(share * different)
@@ -270,6 +275,12 @@ def _split(
         f"validation: none, all {len(frames)} labelled frames are trained on and the last model is kept ({why}; --val FILE would choose)"
     )
     return frames, []
+
+
+def _were_held_out(frames: list[LabeledFrame], videos: list[VideoSource], held_out: set[Name]) -> list[bool]:
+    names = frame_names(frames, videos)
+    again = [name in held_out for name in names]
+    return again if any(again) else [name[1:] in {other[1:] for other in held_out} for name in names]  # videos may lie elsewhere now
 
 
 def _pictures(frames: list[LabeledFrame], videos: list[VideoSource]) -> list[int]:
@@ -377,14 +388,14 @@ def _known_in(source: VideoSource, known: set[Place]) -> set[int]:
 def _unlabeled(
     labels: Labels, videos: list[VideoSource], taken: set[tuple[int, int]], config: Config, reporter: Reporter
 ) -> tuple[list[VideoSource], UnlabeledPool]:
-    """Every frame without a label of the project's videos (of the originals of images taken from one), or of the videos the user names.
+    """Every frame without a label of the project's videos (of the originals of images taken from one), and of the videos the user names.
 
     Of a package whose videos are not there, these are the images in it that have no label.
     """
     ranges = parse_ranges(config.data.unlabeled_frames, "--unlabeled-frames") if config.data.unlabeled_frames else None
     extra = config.data.unlabeled
     named, alone = [video_source(Path(path)) for path in extra], Counter[str]()
-    for video in labels.videos if not extra else []:
+    for video in labels.videos:
         there = video.original is not None and all(p.exists() for p in video.original.paths)
         if video.kind == "embedded" and not there:
             alone[video.name] += 1
@@ -395,8 +406,8 @@ def _unlabeled(
     for package, count in alone.items():
         lost, it = ("the video it was made from was", "it") if count == 1 else (f"{count} videos it was made from were", "them")
         reporter.say(
-            f"unlabelled frames: of {package}, only images that it holds without labels; {lost} not found "
-            f"(name {it} with --unlabeled VIDEO)"
+            f"unlabelled frames: of {package}, only images that it holds without labels; {lost} not found"
+            + ("" if extra else f" (name {it} with --unlabeled VIDEO)")
         )
     known = {place for number, index in taken for place in videos[number].places(index)}
     sources, frames, labelled = [], [], []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import itertools
 import math
 import signal
 import threading
@@ -49,16 +50,25 @@ def dated_folder() -> Path:
     return Path("runs") / datetime.datetime.now().strftime("%y%m%d_%H%M%S")
 
 
-def open_folder(out: Path) -> None:
-    """Make the run folder, or raise FormatError."""
+def open_folder(out: Path, new: bool = False) -> Path:
+    """Make the run folder, or raise FormatError. Where it has to be ``new``, -2, -3 ... is added to a name that is taken."""
+    name = out.name
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(2):
+            try:
+                out.mkdir(parents=True, exist_ok=not new)
+                break
+            except FileExistsError:
+                if not new:
+                    raise
+                out = out.with_name(f"{name}-{number}")
         refuse_links(out.iterdir())
         (out / "log.txt").open("a", encoding="utf-8").close()
     except OSError as error:
         raise FormatError(f"-o {out}: it can't be written to ({error.strerror}); choose a folder that you may write to.") from error
     for name in ("model.pt", "last.ckpt"):  # large, and nobody knows whether they will be written again
         remove_leftovers(out / name)
+    return out
 
 
 def refuse_others_files(out: Path) -> None:

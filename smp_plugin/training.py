@@ -257,7 +257,7 @@ def train(
         out: the run folder; default a dated folder under ``runs/``.
         val: a project whose labelled frames choose the best model; default a share of the labelled frames.
         video_root: where videos that are not found are looked for next.
-        unlabeled: videos to take unlabelled frames from; default those of the projects.
+        unlabeled: videos to take unlabelled frames from, beside those of the projects.
         resume: continue the run in ``out`` from its last checkpoint, or from the beginning where it was stopped before the first;
             ``config`` may change all but its ``model`` and, of its ``data``, all but the files that may have moved.
 
@@ -270,7 +270,7 @@ def train(
             the last validation.
     """
     reporter = reporter or Reporter(quiet=True)
-    out = out or dated_folder()
+    dated, out = out is None, out or dated_folder()
     config, saved = _begin(out, config, resume)
     name_sources(config, projects, val, video_root, unlabeled, keep=resume)
     reporter.mute = not is_first_process(config)
@@ -288,7 +288,7 @@ def train(
         reporter.say(few.sentence)
     weights, sentence = _initial_weights(out, config, material, saved is not None, reporter)
     if not reporter.mute:
-        open_folder(out)
+        out = open_folder(out, new=dated)
         reporter.log_to(out / "log.txt")
         if resume and not saved:
             (out / "metrics.csv").unlink(missing_ok=True)

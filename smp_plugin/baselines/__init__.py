@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 OWN = ("directpose", "smp-labeled", "smp")
 SLEAP = ("sleap-bottomup", "sleap-topdown")
 DLC = ("dlc-dekr_w18", "dlc-top_down_resnet_50", "dlc-rtmpose_s")
+SAID_OTHERWISE = {  # settings of ours that a comparison makes, and how it is told
+    "data.projects": "--slp, --dlc or --coco says it",
+    "data.val": "--val says it",
+    "data.val_fraction": "--val says it",
+    "train.device": "--device says it",
+    "train.keep": "every method keeps its last model, as validation frames choose nothing",
+    "train.minutes": "--minutes says it",
+    "train.seed": "--seeds says it",
+    "train.steps": "--steps says it",
+}
 PEERS = ("sleap.", "dlc.")  # how the names of their settings begin
 METHODS = (*OWN, *SLEAP, *DLC)
 DEFAULT = (*OWN, *SLEAP)  # what is compared unless others are named

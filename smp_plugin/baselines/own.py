@@ -24,6 +24,10 @@ SETTINGS: dict[str, dict[str, object]] = {
     "smp": {},  # + L_fu, agreement with the teacher and, where labels are partial, gaps filled by it
 }
 NO_POOL = "No unlabelled frames were there to learn from (all are labelled, or their video is missing): the figures say nothing of them."
+TOO_SHORT = (
+    "No unlabelled frame was learnt from, as they count from step {} (train.unlabeled_first_step), which was not reached: the figures say "
+    "nothing of them."
+)
 
 
 def run(job: Job) -> Outcome:
@@ -53,7 +57,7 @@ def run(job: Job) -> Outcome:
     warnings = [NO_POOL] if job.method == "smp" and not pool else []
     unlabelled = [f"{pool:,} unlabelled frames"] if job.method == "smp" and pool else []
     if unlabelled and steps <= made.train.unlabeled_first_step:
-        unlabelled.append(f"too few steps for them, as they count from step {made.train.unlabeled_first_step}")
+        warnings.append(TOO_SHORT.format(made.train.unlabeled_first_step))
     scaled = f"frames scaled by {made.data.input_scale:g}, as suits the animals' size; {precision}"
     notes = [chosen, str(checkpoint.facts["weights"]), *unlabelled, scaled]
     seconds, frames, cut = _predict(job, checkpoint, out)

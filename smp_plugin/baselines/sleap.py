@@ -101,10 +101,12 @@ def _scale(learnt: Labels, on_cpu: bool) -> float:
     if not on_cpu:
         return 1.0
     largest = 0
-    for number, index in {frame.video: frame.index for frame in learnt.labelled_frames}.items():
+    for number in {frame.video for frame in learnt.labelled_frames}:
+        indices = [frame.index for frame in learnt.labelled_frames if frame.video == number]
         with open_video(learnt.videos[number]) as video:
-            height, width = video.read(index).shape[:2]
-        largest = max(largest, height * width)
+            for index in indices[:1] if learnt.videos[number].kind == "file" else indices:  # photographs may differ in size
+                height, width = video.read(index).shape[:2]
+                largest = max(largest, height * width)
     return 0.5 if largest > LARGE_FRAME else 1.0
 
 

@@ -30,9 +30,9 @@ EPILOG = "Example:  smp-train --slp flies.slp -o runs/flies --minutes 30"
 @click.option("--val", metavar="FILE|SHARE", help="Project to validate on, or a share of the labelled frames (default: a tenth).")
 @click.option("--video-root", type=FILE, metavar="DIR", help="Where videos and images are looked for next.")
 @click.option(
-    "--unlabeled", type=FILE, multiple=True, metavar="VIDEO", help="To learn from without labels (default: the project's); repeatable."
+    "--unlabeled", type=FILE, multiple=True, metavar="VIDEO", help="To learn from without labels, beside the project's; repeatable."
 )
-@click.option("--unlabeled-frames", metavar="RANGE", help="Which of their frames, e.g. 0-999,1500 (default: all).")
+@click.option("--unlabeled-frames", metavar="RANGE", help="Which frames of each, e.g. 0-999,1500 (default: all).")
 @click.option("--labels", type=click.Choice(["auto", "complete", "partial"]), help="partial: there are animals without a label.")
 @click.option("-o", "--output", type=FILE, metavar="DIR", help="Run folder (default: a dated one under runs/).")
 @click.option(
@@ -75,6 +75,10 @@ def command(state: _common.State, **options: Any) -> None:
     """Train a pose model on a labelled project, and on its unlabelled frames."""
     reporter = state.reporter = Reporter(quiet=options["quiet"], json=options["as_json"])
     projects = _projects(options)
+    if options["steps"] and options["minutes"]:
+        raise click.UsageError("Give --minutes or --steps, not both: the budget of the training.")
+    if projects and not options["coco"] and (given := [name for name in ("images", "category") if options[name]]):
+        raise FormatError(f"--{given[0]} is for COCO labels, and none are named with --coco; leave it out.")
     unlabeled = [_common.existing(path) for path in options["unlabeled"]]
     val, share = _common.validation(options["val"])
     if options["unlabeled_frames"]:

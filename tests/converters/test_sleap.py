@@ -179,6 +179,21 @@ def test_missing_videos_on_request(make_project: Callable[..., Path], tmp_path: 
         read_slp(path, tmp_path / "gone")
 
 
+def test_a_missing_video_without_labels_is_left_out(tmp_path: Path, video_file: Path) -> None:
+    path, videos = tmp_path / "p.slp", [VideoSource((tmp_path / "gone.mp4",)), VideoSource((video_file,))]
+    predicted = LabeledFrame(0, 1, predicted=[PredictedInstance(SOME)])
+    write_slp(path, SKELETON, videos, [predicted, LabeledFrame(1, 2, [Instance(SOME)])], {})
+    labels = read_slp(path)
+    assert labels.videos == videos[1:] and [(f.video, f.index) for f in labels.frames] == [(0, 2)]
+    (note,) = labels.notes
+    assert "1 of the project's videos are not found and have no labels" in note and "gone.mp4" in note and "--video-root" in note
+    assert read_slp(path, require_videos=False).videos == videos
+    for frames in ([LabeledFrame(0, 1, negative=True)], [predicted]):  # labelled, or the only video
+        write_slp(tmp_path / "q.slp", SKELETON, videos if frames[0].negative else videos[:1], frames, {})
+        with pytest.raises(FormatError, match=r"names the video .*gone\.mp4, which is not found"):
+            read_slp(tmp_path / "q.slp")
+
+
 @pytest.mark.parametrize("length", [40, 99])
 def test_two_videos_of_one_name_are_not_mixed_up(tmp_path: Path, make_project: Callable[..., Path], length: int) -> None:
     def edit(labels: sio.Labels, skeleton: sio.Skeleton) -> None:

@@ -111,7 +111,7 @@ PREDICT = "good.mp4 --model model.pt -o out.slp --device cpu"
         (predict, "good.mp4 --model cut.pt", ["cut.pt", "damaged"]),
         (predict, "good.mp4 --model text.pt", ["text.pt", "damaged"]),
         (predict, "good.mp4 --model images", ["images", "no such model"]),
-        (predict, f"{PREDICT} --frames 2-4", ["good.mp4 has 4 frames (0-3)", "frame 4"]),
+        (predict, f"{PREDICT} --frames 4-5", ["good.mp4 has 4 frames (0-3)", "frame 5"]),
         (predict, f"{PREDICT} --frames some", ["--frames", "'some'", "unlabeled"]),
         (predict, f"{PREDICT} --frames labeled", ["good.mp4", "is no project", "--frames all"]),
         (predict, f"{PREDICT} --device cuda:77", ["--device cuda:77", "--device auto"]),

@@ -32,6 +32,14 @@ def test_a_sound_project(blobs: Any, make_config: Any, listener: Any, tmp_path: 
     assert "Nothing found that looks wrong" in page and page.count("data:image/jpeg;base64") == 6  # some of the frames
 
 
+def test_two_starts_within_a_second_have_a_folder_each(blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("smp_plugin.checking.dated_folder", lambda: Path("runs") / "261122_223000")
+    for _ in range(3):
+        smp_plugin.check([blobs.project])
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["261122_223000", "261122_223000-2", "261122_223000-3"]
+
+
 def test_what_is_wrong_is_shown(make_blobs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     def hide(frame: int, points: np.ndarray) -> np.ndarray:
         return points * 0 + 30 if frame == 3 else points

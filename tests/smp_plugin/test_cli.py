@@ -80,6 +80,9 @@ def test_help_fits_one_screen_and_ends_with_an_example(module: Any, capsys: pyte
         (train, ["--dlc", "project.slp"], "--dlc project.slp is a SLEAP file; name it with --slp"),
         (train, ["--coco", "video.mp4"], "video.mp4 ends in .mp4, which is no known format"),
         (train, ["--slp", "project.slp", "--steps", "0"], "--steps"),
+        (train, ["--slp", "project.slp", "--steps", "9", "--minutes", "5"], "Give --minutes or --steps, not both"),
+        (train, ["--slp", "project.slp", "--images", "."], "--images is for COCO labels, and none are named with --coco"),
+        (train, ["--slp", "project.slp", "--category", "mouse"], "--category is for COCO labels, and none are named with --coco"),
         (train, ["--slp", "project.slp", "--bogus"], "--bogus"),
         (train, ["--slp", "project.slp", "--device", "gpu"], "'gpu' is none of auto"),
         (train, ["--slp", "project.slp", "--set", "train.lr"], "section.name=value"),
@@ -173,7 +176,7 @@ def test_settings_of_another_run_leave_its_projects_behind(calls: list[dict[str,
         "data: {projects: [/other.slp], val: /val.slp, images: /images, category: cat, aliases: /table.csv, labels: complete, crop: 256,\n"
         "  input_scale: 0.5, animal_size: 50, chosen: [data.labels=complete, data.crop=256, data.input_scale=0.5]}\n"
     )
-    rest = "--slp project.slp --config config.yaml --device cpu --category mouse --labels complete --set data.input_scale=0.5"
+    rest = "--slp project.slp --config config.yaml --device cpu --set data.category=mouse --labels complete --set data.input_scale=0.5"
     assert train.main(rest.split()) == 0
     data = calls[0]["config"].data
     assert (data.val, data.images, data.aliases, data.crop, data.animal_size) == ("", "", "", 0, 50)
@@ -199,7 +202,7 @@ def test_train_resumes_with_the_runs_settings(calls: list[dict[str, Any]], in_fo
         ("--set data.crop=96", "data.crop"),
         ("--set model.levels=3", "model.levels"),
         ("--val 0.2", "data.val"),
-        ("--labels auto --set data.crop=0 --images .", None),  # left to the run again; moved
+        ("--labels auto --set data.crop=0 --aliases video.mp4", None),  # left to the run again; moved
         ("--labels partial --set data.crop=64", None),  # as it is
     ],
 )

@@ -331,6 +331,13 @@ def test_a_project_for_one_animal_stays_one(make_blobs: Callable[..., Any], tmp_
     assert "Animals in a frame" in page.read_text() and "Animals in a frame" not in other.read_text()
 
 
+def test_validation_frames_with_other_keypoints_are_refused_before_any_training(make_blobs: Any, blobs: Any, tmp_path: Path) -> None:
+    other = make_blobs("other", keypoints=("head", "rump")).project
+    with pytest.raises(FormatError, match=r"--val .*other\.slp: its keypoints rump are not among .*blobs\.slp \(head, middle, tail\)"):
+        compare(blobs.project, val=other, out=tmp_path / "out", methods=("smp",), steps=3)
+    assert not (tmp_path / "out").exists()
+
+
 def test_warnings_of_the_evaluation_stay_with_the_runs_and_are_shown(
     make_blobs: Callable[..., Any], tmp_path: Path, pretend: Callable[..., list[Job]]
 ) -> None:
@@ -389,6 +396,8 @@ def test_smaller_draws_are_part_of_larger_ones(blobs: Any) -> None:
         (["--slp", "{project}", "--steps", "3", "--val", "0.01"], "leaves none to measure"),
         (["--slp", "{project}", "--steps", "3", "--set", "loss.alpha"], "write it as section.name=value"),
         (["--slp", "{project}", "--steps", "3", "--set", "loss.alfa=1"], "there is no setting 'loss.alfa'"),
+        (["--slp", "{project}", "--steps", "3", "--set", "train.seed=1"], "train.seed would have no effect in a comparison: --seeds says"),
+        (["--slp", "{project}", "--steps", "3", "--set", "train.keep=best"], "every method keeps its last model"),
         (["--slp", "absent.slp", "--steps", "3"], "absent.slp: no such file"),
     ],
 )

@@ -137,10 +137,18 @@ def test_formats_of_one_video_take_a_project_with_frames_of_one(place: Path, vid
 def test_the_video_that_is_too_short_is_named(place: Path, video_file: Path):
     videos = [VideoSource((video_file,)), video_source(place / "photos")]
     write_project(place / "two.slp", Labels(SKELETON, videos, [LabeledFrame(0, 3, [Instance(POSE)])]))
-    with pytest.raises(FormatError, match=r"--frames 0-20: .*photos .12 images. has 12 frames .0-11.; frame 20 does not exist"):
-        planned("out.slp", "two.slp", frames="0-20")
+    with pytest.raises(FormatError, match=r"--frames 12-20: .*photos .12 images. has 12 frames .0-11.; frame 20 does not exist, nor any"):
+        planned("out.slp", "two.slp", frames="12-20")
     with pytest.raises(FormatError, match=r"project\.pkg\.slp .video0. has 2 frames .0-7.; frame 9 does not exist"):
-        planned("out.slp", "project.pkg.slp", frames="3,9")
+        planned("out.slp", "project.pkg.slp", frames="9")
+
+
+def test_of_a_video_that_is_shorter_the_frames_that_exist_are_predicted(place: Path, video_file: Path, listener: Any):
+    (job,) = plan([video_file, Path("photos")], Path("out.slp"), None, "9-19,999999999", None, SKELETON, listener)
+    assert numbers([job]) == [list(range(9, 20)), [9, 10, 11]]
+    long, short = listener.alarms
+    assert "has 40 frames (0-39); frame 999999999 does not exist, and those that do are predicted" in long
+    assert "photos (12 images) has 12 frames (0-11); frame 19 does not exist" in short
 
 
 # --- for a person to correct ---

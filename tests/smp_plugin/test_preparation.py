@@ -347,6 +347,16 @@ def test_a_project_of_one_animal_gets_one(make_blobs: Any, make_config: Callable
     assert config.predict.max_animals == 3
 
 
+def test_names_of_animals_are_said_not_to_be_learnt(blobs: Any, make_config: Callable[..., Config], tmp_path: Path, listener: Any):
+    material_of(blobs.project, config=make_config(), listener=listener)
+    assert not any("names of animals" in text for text in listener.sentences)
+    labels = read_project(blobs.project)
+    frames = [replace(f, instances=[replace(i, track="anna") for i in f.instances[:1]]) for f in labels.frames]
+    write_project(tmp_path / "named.slp", replace(labels, frames=frames))
+    material_of(tmp_path / "named.slp", config=make_config(), listener=listener)
+    assert "smp-predict --track numbers animals" in sentence(listener, "names of animals (tracks, individuals) are not learnt")
+
+
 def test_one_keypoint_says_no_size(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
     config = make_config()
     material = material_of(make_blobs(keypoints=["head"]).project, config=config, listener=listener)
@@ -366,7 +376,8 @@ def test_unlabelled_frames_of_the_project(blobs: Any, make_config: Callable[...,
 def test_unlabelled_frames_of_videos_named(blobs: Any, make_blobs: Any, make_config: Callable[..., Config], listener: Any):
     extra, images = make_blobs("extra", seed=1), make_blobs("pictures", images=True, counts=[1] * 5, labelled=[0])
     material = material_of(blobs.project, config=make_config(), listener=listener, extra=[extra.video, images.video])
-    assert len(material.pool) == 25 and [v.paths[0].name for v in material.unlabeled_videos] == ["extra.mp4", "img000.png"]
+    names = [v.paths[0].name for v in material.unlabeled_videos]
+    assert len(material.pool) == 25 + 8 and names == ["extra.mp4", "img000.png", "blobs.mp4"]  # the project's own stay
     material = material_of(blobs.project, config=make_config(), listener=listener, extra=[blobs.video])
     assert len(material.pool) == 8  # named, but it is the project's own: its labelled frames stay out
 

@@ -378,13 +378,13 @@ def test_models_are_chosen_once_there_are_animals_to_choose_by(
     make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listener: Any
 ):
     """Before, the number of the step stands in for the figure, which is never as large."""
-    project, val = make_blobs().project, make_blobs("val", counts=[2] * 5, labelled=range(5)).project
-    few = make_blobs("few", counts=[2] * 4, labelled=range(4)).project
+    project, few = make_blobs().project, make_blobs("val", counts=[2] * 5, labelled=range(4)).project
     monkeypatch.setattr(RunFolder, "validate", lambda _, module: (0.1 * module.step, {}))
     run = train([project], config=make_config(), val=few, out=tmp_path / "run", reporter=listener)
     assert load_model(run).facts["step"] == 2
     assert "8 animals in 4 validation frames are few to choose a model by, so the last one is kept" in " ".join(listener.sentences)
-    train(config=make_config(train__steps=4), val=val, out=run, resume=True)
+    make_blobs("val", counts=[2] * 5, labelled=range(5))  # more is labelled there now
+    train(config=make_config(train__steps=4), out=run, resume=True)
     assert load_model(run).facts["step"] == 4
 
 
@@ -444,6 +444,16 @@ def test_frames_held_out_stay_so_when_labels_are_added(make_blobs: Any, make_con
     train([more], config=config, out=run, resume=True, reporter=listener)
     assert torch.load(run / "last.ckpt", weights_only=True)["held_out"] == held and len(held) == 3
     assert "validation: 3 of 16 labelled frames, those that were held out before" in listener.sentences
+
+
+def test_a_resumed_run_is_not_validated_on_other_frames(make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path):
+    """Its best model is one by those of before, and what was held out would be trained on."""
+    project, other = make_blobs().project, make_blobs("other").project
+    run = train([project], config=make_config(data__val_fraction=0.25), out=tmp_path / "run")
+    for sources in ({"val": other}, {"projects": [other]}):
+        with pytest.raises(FormatError, match=r"other\.slp: the run to --resume validated on other frames; name the project"):
+            train(out=run, resume=True, **sources)
+    train([project, other], out=run, resume=True)
 
 
 def test_terminated_before_the_first_checkpoint(blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):

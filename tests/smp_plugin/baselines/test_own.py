@@ -87,7 +87,13 @@ def test_a_run_without_unlabelled_frames_says_so(
     project = make_blobs(counts=(1,) * 4, labelled=range(4)).project
     settings = tiny | {"train.unlabeled_first_step": "300"}
     outcome = own.run(Job("smp", project, project, tmp_path, steps=1, device="cpu", settings=settings, curve=1))
-    assert outcome.warnings == [own.NO_POOL] and not any("too few steps" in note for note in outcome.notes)
+    assert outcome.warnings == [own.NO_POOL]
+
+
+def test_a_run_too_short_for_unlabelled_frames_says_so(blobs: Any, tmp_path: Path, tiny: dict[str, str], thin_backbone: None) -> None:
+    settings = tiny | {"train.unlabeled_first_step": "1"}
+    outcome = own.run(Job("smp", blobs.project, blobs.project, tmp_path, steps=1, device="cpu", settings=settings, curve=1))
+    assert outcome.warnings == [own.TOO_SHORT.format(1)] and "count from step 1 (" in outcome.warnings[0]
 
 
 @pytest.mark.parametrize(("labelled", "frames"), [(45, 45), (3, None)])

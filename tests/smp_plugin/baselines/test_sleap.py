@@ -144,6 +144,9 @@ def test_frames_are_halved_by_the_largest_that_is_learnt_from(
     for limit, scale in ((96 * 96, 1.0), (96 * 96 - 1, 0.5)):
         monkeypatch.setattr(sleap, "LARGE_FRAME", limit)
         assert _scale(learnt, on_cpu=True) == scale and _scale(learnt, on_cpu=False) == 1.0
+    monkeypatch.setattr(sleap, "LARGE_FRAME", 96 * 96)
+    photographs = make_blobs("photographs", images=True, sizes=[(150, 96), (96, 96)])  # the last one that is labelled is small
+    assert _scale(read_project(photographs.project), on_cpu=True) == 0.5
 
 
 @needs_sleap
