@@ -253,8 +253,9 @@ def choose_min_score(truth: list[np.ndarray], found: list[FramePoses], partial: 
 
 
 def good_cuts(truth: list[np.ndarray], found: list[FramePoses], partial: bool) -> tuple[float, float] | None:
-    """The lowest and the highest score around the best cut that serve well, with all between: within .01 of the best F1, the harmonic mean
-    of precision and recall; where labels are partial, within 1 % of the best geometric mean of both. None where no animal is found.
+    """The lowest and the highest score that serve well as cut: within .01 of the best F1, the harmonic mean of precision and recall; where
+    labels are partial, within 1 % of the best geometric mean of both. From there to the best none costs more than three times as much: the
+    middle is to serve, too. None where no animal is found.
 
     Where animals have no label precision is not known, but it is recall, times how many animals there are, over the number of detections
     kept; so recall squared over that number is largest where the geometric mean is (Lee and Liu, ICML 2003).
@@ -277,10 +278,12 @@ def good_cuts(truth: list[np.ndarray], found: list[FramePoses], partial: bool) -
         merit = merit / merit.max()
     else:
         merit = 2 * hits_so_far / (kept + sum(len(t) for t in truth))  # F1
-    best, bad = merit.argmax(), np.flatnonzero(merit < merit.max() - 0.01)
+    cost = merit.max() - merit
+    best, bad = cost.argmin(), np.flatnonzero(cost > 0.03)
     first, behind = bad[bad < best].max(initial=-1) + 1, bad[bad > best].min(initial=len(ranked))
+    good = first + np.flatnonzero(cost[first:behind] <= 0.01)
     below = np.append(ranked, min(ranked[-1], LOW))
-    return float(below[behind]), float(ranked[first])
+    return float(below[good[-1] + 1]), float(ranked[good[0]])
 
 
 def watched(kept: Checkpoint, material: Material, reader: FrameReader) -> tuple[list[np.ndarray], list[FramePoses]]:
