@@ -500,6 +500,21 @@ def test_interrupted_it_keeps_finished_files(trained: Path, blobs: Any, make_blo
     assert not (tmp_path / "o.mp4").exists()
 
 
+@pytest.mark.parametrize("resume", (False, True))
+def test_what_an_interrupted_run_wrote_over_a_finished_output_was_not_changed_by_a_person(
+    resume: bool, trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path
+):
+    options: dict[str, Any] = {"model": trained, "device": "cpu", "config_overrides": {"predict.batch": 2}}
+    predict([blobs.video], tmp_path / "out.slp", **options)
+    whole = numbers(read_project(tmp_path / "out.slp"))
+    stub.event = staticmethod(interrupted(stub.calls + 2))
+    with pytest.raises(KeyboardInterrupt):
+        predict([blobs.video], tmp_path / "out.slp", **options)
+    assert 0 < len(numbers(read_project(tmp_path / "out.slp"))) < len(whole)
+    predict([blobs.video], tmp_path / "out.slp", **options, resume=resume)
+    assert numbers(read_project(tmp_path / "out.slp")) == whole
+
+
 @pytest.mark.parametrize("lanes", (1, 2))
 def test_interrupted_twice_it_stops_at_once(
     lanes: int, trained: Path, blobs: Any, stub: type[Stub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -317,7 +317,7 @@ def test_a_finished_file_of_something_else_is_not_skipped(suffix: str, place: Pa
     predict(videos[:1], out, **options, resume=True, reporter=listener)
     assert before == {path: path.read_bytes() for path in out.iterdir()} and counted.seen == 0 and not listener.alarms
     (record,) = out.glob(".*.made_from.json")
-    record.unlink()  # as before there were any
+    record.unlink()
     for path in out.iterdir():
         os.utime(path)
     predict(videos[:1], out, **options, resume=True, reporter=listener)
