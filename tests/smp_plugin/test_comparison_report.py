@@ -6,6 +6,7 @@ import math
 import os
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
@@ -233,6 +234,17 @@ def test_predictions_are_put_in_the_order_of_the_labels(val: Labels):
     poses = [poses for poses, _ in aligned(val, guess)]
     assert [len(p) for p in poses] == [0, 0, 1]
     assert np.array_equal(poses[2][0], [[5.0, 6.0], [np.nan, np.nan], [1.0, 2.0]], equal_nan=True)
+
+
+def test_predictions_on_a_box_without_keypoints_are_not_shown(val: Labels):
+    frames = val.labelled_frames
+    crowd = [replace(frame, unposed=[np.array([500.0, 500, 600, 600])]) for frame in frames]
+    there = np.full((len(val.skeleton), 2), 550.0)
+    guess = Labels(
+        val.skeleton, val.videos, [LabeledFrame(f.video, f.index, predicted=[PredictedInstance(there, score=0.5)]) for f in frames]
+    )
+    assert [len(poses) for poses, _ in aligned(val, guess)] == [1] * len(frames)
+    assert [len(poses) for poses, _ in aligned(replace(val, frames=crowd), guess)] == [0] * len(frames)
 
 
 def test_runs_are_averaged_over_the_minutes_that_all_have():

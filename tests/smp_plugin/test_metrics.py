@@ -185,3 +185,9 @@ def test_deeplabcut_ranks_by_the_points():
     truth, predicted = [ANIMAL[None]], [(np.stack([ANIMAL, ANIMAL + 500]), np.array([0.9, 0.1]))]
     assert evaluate_poses(truth, predicted, "abc").deeplabcut.ap == 1
     assert evaluate_poses(truth, predicted, "abc", point_scores=[np.array([0.1, 0.9])]).deeplabcut.ap == pytest.approx(0.5)
+
+
+def test_of_empty_frames_the_number_of_keypoints_need_not_be_known():
+    """Neither animals nor predictions are there to tell it, and a skeleton may have symmetries."""
+    found = evaluate_poses([np.empty((0, 1, 2))], [(np.empty((0, 2, 2)), np.empty(0))], ["left", "right"], symmetries=[(0, 1)])
+    assert found.animals == found.predictions == 0 and found.swapped_pairs == 0
