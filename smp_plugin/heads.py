@@ -48,7 +48,8 @@ class HeatmapHead(nn.Module):
     def forward(self, fine: Tensor, p3: Tensor) -> tuple[Tensor, Tensor]:
         x = self.from_pyramid(p3)
         if self.from_fine is not None:
-            x = F.interpolate(x, scale_factor=2.0, mode="nearest") + self.from_fine(fine)
+            larger = F.interpolate(x, scale_factor=2.0, mode="nearest").to(x.dtype)  # of which autocast makes single precision
+            x = larger + self.from_fine(fine)
         features = self.mix(x)
         return self.logits(features), features
 

@@ -23,8 +23,11 @@ class GroupNorm(nn.GroupNorm):
             arguments = images, self.weight, self.bias, self.num_groups, self.eps
             result: Tensor = _GroupNorm.apply(*arguments) if torch.is_grad_enabled() else _normalised(*arguments)[0]
             return result
-        # Not torch.nn's own forward, which refuses a map of one cell whose groups are single channels.
-        return torch.group_norm(images, self.num_groups, self.weight, self.bias, self.eps)
+        # Not torch.nn's own forward, which refuses a map of one cell whose groups are single channels. On a GPU, autocast would compute it,
+        # and keep all that follows up to the next convolution, in single precision; its kernels want parameters as precise as the images.
+        weight, bias = self.weight.to(images.dtype), self.bias.to(images.dtype)
+        with torch.autocast(images.device.type, enabled=False):
+            return torch.group_norm(images, self.num_groups, weight, bias, self.eps)
 
 
 def _normalised(images: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:

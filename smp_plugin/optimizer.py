@@ -29,23 +29,24 @@ def is_kernel(parameter: Tensor) -> bool:
     return parameter.ndim == 4 and SMALLEST <= parameter.shape[0] <= LARGEST and parameter.shape[1] > 3
 
 
-def orthogonalized(matrix: Tensor) -> Tensor:
-    """Nearly the nearest semi-orthogonal matrix: singular values of ``matrix`` (R, C) moved to about 1, between .7 and 1.2.
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """Nearly the nearest semi-orthogonal matrices: singular values of ``matrices`` (..., R, C) moved to about 1, between .7 and 1.2.
 
     The Newton-Schulz iteration of Muon (Jordan et al. 2024), carried out on the smaller Gram matrix, which kernels with many more columns
     than rows make several times cheaper; the same polynomial of the same matrix.
     """
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    wide = wide / wide.norm().clamp(min=1e-7)
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    wide = matrices.mT if tall else matrices
+    wide = wide / torch.linalg.matrix_norm(wide, keepdim=True).clamp(min=1e-7)
     a, b, c = COEFFICIENTS
-    gram = wide @ wide.T
-    identity = torch.eye(len(gram), device=gram.device)
+    gram = wide @ wide.mT
+    identity = torch.eye(gram.shape[-1], device=gram.device)
     product = identity
     for _ in range(ITERATIONS):
         factor = a * identity + b * gram + c * (gram @ gram)
         product, gram = factor @ product, factor @ gram @ factor
     wide = product @ wide
-    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+    return wide.mT if tall else wide
 
 
 class Muon(torch.optim.AdamW):
@@ -76,6 +77,7 @@ class Muon(torch.optim.AdamW):
         return loss
 
     def _step_kernels(self, group: dict[str, Any]) -> None:
+        alike: dict[torch.Size, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
         for kernel in group["params"]:
             if kernel.grad is None:
                 continue
@@ -84,11 +86,15 @@ class Muon(torch.optim.AdamW):
                 state["step"] = torch.zeros(())  # AdamW looks for it wherever there is a state
                 state["momentum"] = torch.zeros_like(kernel)
             state["step"] += 1
-            state["momentum"].lerp_(kernel.grad, 1 - MOMENTUM)
-            update = kernel.grad.lerp(state["momentum"], MOMENTUM).flatten(1).float()
-            scale = RMS * max(update.shape) ** 0.5  # an orthogonal (R, C) matrix has a root mean square of max(R, C)^-1/2
-            kernel.mul_(1 - group["lr"] * group["weight_decay"])
-            kernel.add_(orthogonalized(update).view(kernel.shape), alpha=-group["lr"] * scale)
+            alike[kernel.shape].append((kernel, kernel.grad, state["momentum"]))
+        for shape, members in alike.items():  # one by one, they would be thousands of small tasks for a GPU
+            kernels, gradients, momenta = map(list, zip(*members, strict=True))
+            torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+            updates = torch.stack(gradients).lerp(torch.stack(momenta), MOMENTUM).flatten(2).float()
+            scale = RMS * max(updates.shape[1:]) ** 0.5  # an orthogonal (R, C) matrix has a root mean square of max(R, C)^-1/2
+            changes = orthogonalized(updates).view(-1, *shape).unbind()
+            torch._foreach_mul_(kernels, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(kernels, changes, alpha=-group["lr"] * scale)
 
 
 def make_optimizer(network: nn.Module, settings: TrainConfig, fused: bool) -> torch.optim.Optimizer:
@@ -109,8 +115,9 @@ def make_optimizer(network: nn.Module, settings: TrainConfig, fused: bool) -> to
 
 
 def go_on_with(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load the state of a stopped run, but keep the rates and decay that are asked for now."""
-    asked = [{name: group[name] for name in ("factor", "weight_decay")} for group in optimizer.param_groups]
+    """Load the state of a stopped run, but keep the rates and decay that are asked for now, and how this device computes a step."""
+    kept = {"factor", "weight_decay", "fused", "foreach"}
+    asked = [{name: group[name] for name in kept & {*group}} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, values in zip(optimizer.param_groups, asked, strict=True):
         group.update(values)

@@ -122,7 +122,7 @@ class RunFolder(L.Callback):
         self.sigterm = signal.getsignal(signal.SIGTERM)  # before Lightning
         self.out, self.config, self.material, self.steps, self.task, self.facts = out, config, material, steps, task, facts
         self.best, self.best_step, self.interrupted = -math.inf, 0, False
-        self.reader = FrameReader(material.videos, 1.0)
+        self.reader = FrameReader(material.videos, 1.0, config.data.cache_gb * 1e9)
         self.val_frames = spread(material.val_frames, config.train.val_frames)
         few = few_to_validate(material.validation)
         self.chooses = bool(self.val_frames) and not few and config.train.keep == "best"  # else the latest model is the one to keep
@@ -326,7 +326,7 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
     kept.model.to(device)
     may_choose = material.val_frames and config.train.keep == "best"
     frames = spread(material.val_frames or material.frames, config.train.val_frames)
-    reader = FrameReader(material.videos, 1.0)
+    reader = FrameReader(material.videos, 1.0, config.data.cache_gb * 1e9)
     found = predict_frames(kept.model, frames, reader, kept.config, kept.typical_length)
     truth = truth_of(frames)
     if kept.config.predict.min_score == 0:

@@ -170,17 +170,9 @@ def for_training(
         reporter: is told what was found.
     """
     own, device = model.answers, images.device
-    parameters = [p for p in model.parameters() if p.requires_grad]
 
     def gradient(run: Run, images: Tensor, precision: str = settings.precision) -> Tensor:
-        with autocast(device, precision):
-            answers = run(images)
-        # Every answer counts, however large it is.
-        random = torch.Generator().manual_seed(0)
-        towards = [torch.randn(a.shape, generator=random).to(device) / math.sqrt(a.numel()) for a in answers]
-        loss = torch.stack([(a * t).sum() for a, t in zip(answers, towards, strict=True)]).sum()
-        # Not backward(): several processes would wait for each other's gradients.
-        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, allow_unused=True) if g is not None])
+        return gradient_of(run, model, images, precision)
 
     reporter.say("train.compile: the network is compiled, which takes a minute or two (train.compile=no leaves it)")
     try:
@@ -207,6 +199,19 @@ def for_training(
     goes_on = "" if compiled < plain else "; PyTorch goes on as it is"
     reporter.say(f"train.compile: the network learns {plain / compiled:.2f} times as fast compiled here{goes_on}")
     return {model: run, teacher: seen} if compiled < plain else {}
+
+
+def gradient_of(run: Run, model: PoseModel, images: Tensor, precision: str) -> Tensor:
+    """(P,) the gradient of all weights by something that depends on every answer that ``run`` gives about ``images``."""
+    with autocast(images.device, precision):
+        answers = run(images)
+    # Every answer counts, however large it is; the same ones each time.
+    random = torch.Generator(images.device).manual_seed(0)
+    towards = [torch.randn(a.shape, generator=random, device=a.device) / math.sqrt(a.numel()) for a in answers]
+    loss = torch.stack([(a * t).sum() for a, t in zip(answers, towards, strict=True)]).sum()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    # Not backward(): several processes would wait for each other's gradients.
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, allow_unused=True) if g is not None])
 
 
 def _reason(error: Exception) -> str:

@@ -12,6 +12,14 @@ from types import FrameType
 AGAIN = 1.0  # seconds after which a signal is a second wish; many programs hand one on that its group has already got
 
 
+def without_ctrl_c(_: int) -> None:
+    """What a data loader's process begins with: Ctrl-C reaches all processes of a terminal, and a cluster's SIGTERM all of a job; the first
+    one decides. Here, since on Windows such a process reads the module that this is in.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def stoppable(at_once: bool = False) -> Iterator[threading.Event]:
     """Ctrl-C asks to stop at the next good moment, by setting the event; pressed again, or with ``at_once``, it stops at once.

@@ -6,7 +6,6 @@ import copy
 import logging
 import math
 import os
-import signal
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -47,8 +46,8 @@ from smp_plugin.optimizer import go_on_with, make_optimizer
 from smp_plugin.preparation import Material, frame_sizes, name_sources, prepare
 from smp_plugin.progress import Reporter
 from smp_plugin.run_folder import RunFolder, WholeCheckpoints, dated_folder, finish, open_folder, read_checkpoint, refuse_others_files
-from smp_plugin.runtimes import Run, compiling_pays, for_training
-from smp_plugin.stopping import stoppable
+from smp_plugin.runtimes import Run, compiling_pays, for_training, gradient_of
+from smp_plugin.stopping import stoppable, without_ctrl_c
 from smp_plugin.targets import Instances
 from smp_plugin.turning import WAYS, turn, turn_back
 
@@ -224,17 +223,21 @@ class PoseTraining(L.LightningModule):
             except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
                 raise unfit(error) from error
             self.optimizer_state = None
-        if compiling_pays(self.config.train, self.step, self.budget.elapsed, self.device):
-            self.compile_network()
+        self.try_largest_batch()
 
-    def compile_network(self) -> None:
-        """Let PyTorch's compiler compute student and teacher, if that proves as exact and faster."""
+    def try_largest_batch(self) -> None:
+        """On a GPU, see now whether memory is enough once unlabelled frames count, a third into the run. Where it pays, let PyTorch's
+        compiler compute student and teacher from here on, if that proves as exact and faster.
+        """
         settings, side = self.config.train, self.config.data.crop
         labelled, unlabelled = settings.batch, settings.unlabeled_batch if self.unlabelled and self.config.loss.unlabelled else 0
         size = labelled + unlabelled, 3, side, side
         images = torch.randint(256, size, generator=torch.Generator().manual_seed(0), dtype=torch.uint8).to(self.device)
-        of_teacher = ([unlabelled] if unlabelled else []) + ([labelled] if self.partial else [])
-        self.compiled = for_training(self.model, self.teacher, images, labelled, of_teacher, settings, self.reporter)
+        if self.device.type == "cuda":
+            gradient_of(self.model.answers, self.model, images, settings.precision)
+        if compiling_pays(settings, self.step, self.budget.elapsed, self.device):
+            of_teacher = ([unlabelled] if unlabelled else []) + ([labelled] if self.partial else [])
+            self.compiled = for_training(self.model, self.teacher, images, labelled, of_teacher, settings, self.reporter)
 
 
 def train(
@@ -461,12 +464,18 @@ def _trainer(settings: TrainConfig, device: torch.device, out: Path, done: int) 
 @contextmanager
 def _in_words(config: Config, device: torch.device) -> Iterator[None]:
     """Says what a step asks for where memory is not enough, and only the sentence of what a loader process has raised."""
+    train = config.train
     try:
         yield
     except RuntimeError as error:
+        if "DataLoader worker" in str(error):  # how torch begins where the system ended one
+            raise FormatError(
+                f"A process that makes training crops was ended by the system ({str(error).splitlines()[0]}): memory is short, or a "
+                f"container shares too little of it (docker run --shm-size=8g does); lower train.workers "
+                f"({loader_processes(train, device)}) with --set. What was finished so far is kept."
+            ) from error
         if not out_of_memory(error):
             raise
-        train = config.train
         sizes = f"train.batch ({train.batch}), train.unlabeled_batch ({train.unlabeled_batch}) or data.crop ({config.data.crop})"
         remedy = f"lower {sizes} with --set, or choose another --device; what was finished so far is kept"
         raise FormatError(f"{device}: its memory is not enough for a training step of these sizes; {remedy}.") from error
@@ -485,14 +494,8 @@ def loader(steps: TrainingSteps, config: Config, device: torch.device, position:
     steps_in_turn = StepRange(position, settings.val_every, NEVER if settings.minutes else settings.steps)
     return DataLoader(
         steps, batch_size=None, sampler=steps_in_turn, num_workers=workers, pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0, worker_init_fn=_without_ctrl_c,
+        persistent_workers=workers > 0, worker_init_fn=without_ctrl_c,
     )  # fmt: skip
-
-
-def _without_ctrl_c(_: int) -> None:
-    """Ctrl-C reaches all processes of a terminal, and a cluster's SIGTERM all of a job; the first one decides."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def loader_processes(settings: TrainConfig, device: torch.device) -> int:

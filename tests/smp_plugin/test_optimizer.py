@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from smp_plugin.optimizer import Muon, is_kernel, orthogonalized
+from smp_plugin.optimizer import Muon, go_on_with, is_kernel, orthogonalized
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (48, 432), (96, 64)])
@@ -36,6 +36,22 @@ def test_a_step_is_that_of_torch_on_matrices():
         theirs.step()
     moved = (matrix - start).norm()
     assert (kernel.flatten(1) - matrix).norm() < 0.02 * moved  # torch iterates in bfloat16
+
+
+def test_kernels_of_one_shape_move_as_if_alone():
+    """They are computed together; gradients differ by orders of magnitude, and one kernel has none at first."""
+    torch.manual_seed(0)
+    start = [torch.randn(48, 40, 3, 3).to(memory_format=torch.channels_last) for _ in range(3)] + [torch.randn(64, 32, 1, 1)]
+    together, alone = ([nn.Parameter(k.clone()) for k in start] for _ in range(2))
+    group = {"kernels": True, "weight_decay": 0.1}
+    optimizers = [Muon([{"params": together, **group}], lr=0.01), *(Muon([{"params": [k], **group}], lr=0.01) for k in alone)]
+    for step in range(3):
+        for number, (a, b) in enumerate(zip(together, alone, strict=True)):
+            a.grad = b.grad = None if step == 0 and number == 1 else torch.randn_like(a) * 10.0 ** (3 * number)
+        for optimizer in optimizers:
+            optimizer.step()
+    for a, b, k in zip(together, alone, start, strict=True):
+        assert torch.allclose(a, b, atol=1e-6) and a.stride() == k.stride() and not torch.allclose(a, k, atol=1e-3)
 
 
 def test_what_is_no_kernel_takes_adamw_steps():
@@ -78,6 +94,15 @@ def test_state_goes_on_where_it_was_saved():
     step(net, optimizer, 1)
     step(twin, again, 1)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), twin.parameters(), strict=True))
+
+
+def test_a_run_of_another_device_goes_on_with_this_one_s_way():
+    """An Apple GPU takes AdamW's steps one parameter at a time, which would be slow on others."""
+    there, here = (Muon([{"params": [nn.Parameter(torch.ones(3))], "factor": 1.0}], lr=0.01, fused=fused) for fused in (False, True))
+    there.param_groups[0]["params"][0].grad = torch.ones(3)
+    there.step()
+    go_on_with(here, there.state_dict())
+    assert here.param_groups[0]["fused"] and float(here.state[here.param_groups[0]["params"][0]]["step"]) == 1
 
 
 @pytest.mark.parametrize(

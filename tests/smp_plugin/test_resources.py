@@ -19,6 +19,7 @@ import torch
 from converters import FormatError, LabeledFrame, PredictedInstance, hdf5, read_project, write_predictions
 from converters.video import open_video, video_source
 from smp_plugin import inference, training
+from smp_plugin.budget import Budget
 from smp_plugin.checkpoint import Checkpoint
 from smp_plugin.cli.predict import main
 from smp_plugin.inference import choose_device, every_device, has_bf16, say_device
@@ -73,6 +74,7 @@ def test_batches_become_smaller_where_memory_is_too_small(untrained: Checkpoint,
     "word",
     [
         "CUDA out of memory.",
+        "GET was unable to find an engine to execute this computation",
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
         "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried",
         "other",
@@ -96,6 +98,45 @@ def test_training_says_what_to_lower(narrow: list[int], blobs: Any, make_config:
     with pytest.raises(FormatError, match=r"cpu: its memory is not enough .* lower train\.batch \(3\), train\.unlabeled_batch \(1\)"):
         train([blobs.project], config=config, out=tmp_path / "run")
     assert narrow == [3] and (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_gpu_is_asked_for_its_most_before_the_first_step(
+    narrow: list[int], make_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    """For the batches with unlabelled images, too, which come a third into the run."""
+    answers = PoseModel.answers
+
+    def limited(self: PoseModel, images: torch.Tensor) -> Any:
+        narrow.append(len(images))
+        return answers(self, images)
+
+    monkeypatch.setattr(PoseModel, "answers", limited)
+    monkeypatch.setattr(training.PoseTraining, "device", property(lambda self: Card()))
+    config = make_config(model__norm="group", train__batch=2, train__unlabeled_batch=1, train__compile="no")
+    for unlabelled, asked in ((True, 3), (False, 2)):
+        module = training.PoseTraining(config, [0, 1], 28.0, False, Budget(10, 0.0), None, unlabelled)
+        module.try_largest_batch()
+        assert narrow == [asked] and all(p.grad is None for p in module.parameters())
+        narrow.clear()
+
+
+class Card(str):
+    """The processor, called a graphics card."""
+
+    type = "cuda"
+
+    def __new__(cls) -> Card:
+        return super().__new__(cls, "cpu")
+
+
+@pytest.mark.parametrize("words", ["is killed by signal: Bus error. It is possible that", "(s) 12, 13 exited unexpectedly"])
+def test_a_loader_process_that_the_system_ended(words: str, blobs: Any, make_config: Callable[..., Any], tmp_path: Path, monkeypatch: Any):
+    def killed(*_: Any) -> None:
+        raise RuntimeError(f"DataLoader worker (pid 12) {words}")
+
+    monkeypatch.setattr(training.PoseTraining, "training_step", killed)
+    with pytest.raises(FormatError, match=r"ended by the system .* --shm-size=8g .* lower train\.workers \(0\)"):
+        train([blobs.project], config=make_config(), out=tmp_path / "run")
 
 
 def test_an_untrained_model_on_a_large_frame(untrained: Checkpoint, monkeypatch: pytest.MonkeyPatch):
@@ -166,16 +207,54 @@ def test_a_card_that_others_use_is_waited_for(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    ("broken", "used"), [({}, ["cuda:0", "cuda:1", "cuda:2"]), ({1}, ["cuda:0", "cuda:2"]), ({1, 2}, ["auto"]), ({0, 1, 2}, ["auto"])]
+    ("broken", "used", "first"),
+    [
+        ({}, ["cuda:0", "cuda:1", "cuda:2"], "cuda"),
+        ({1}, ["cuda:0", "cuda:2"], "cuda"),
+        ({1, 2}, ["cuda:0"], "cuda"),
+        ({0, 1}, ["cuda:2"], "cuda:2"),
+        ({0, 1, 2}, ["auto"], "cpu"),
+    ],
 )
-def test_cards_that_do_not_work_are_left_out(broken: set[int], used: list[str], monkeypatch: pytest.MonkeyPatch):
+def test_cards_that_do_not_work_are_left_out(broken: set[int], used: list[str], first: str, monkeypatch: pytest.MonkeyPatch):
     def fail(device: torch.device) -> None:
         if device.index in broken:
             raise RuntimeError("CUDA error: no kernel image is available")
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=0: "a card")
     monkeypatch.setattr(inference, "_try", fail)
     assert every_device("auto") == used and every_device("cuda:1") == ["cuda:1"]
+    device, why = choose_device("auto")
+    assert str(device) == first and ("since cuda:0 can't be used (CUDA error" in why) == (first == "cuda:2")
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_of_several_training_processes_each_tries_its_own_card(name: str, monkeypatch: pytest.MonkeyPatch):
+    current = [0]
+
+    def others_card(device: torch.device) -> None:
+        if device.index is not None or 0 in current:
+            raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: current.__setitem__(0, index))
+    monkeypatch.setattr(inference, "_try", others_card)
+    assert choose_device(name)[0] == torch.device("cuda") and current == [1]
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    current[0] = 0
+    with pytest.raises(FormatError, match="busy"):  # not on the processor, where the others would wait for it
+        choose_device(name)
+
+
+def test_windows_trains_in_one_process(make_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(inference, "os", SimpleNamespace(name="nt"))
+    with pytest.raises(FormatError, match="--devices 2, --num-nodes 1: on Windows, training takes one process"):
+        inference.refuse_processes(torch.device("cpu"), 2, 1)
+    inference.refuse_processes(torch.device("cpu"), 1, 1)
 
 
 @pytest.mark.parametrize(

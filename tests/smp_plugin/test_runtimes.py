@@ -13,13 +13,13 @@ import torch
 
 from converters import FormatError, read_project
 from converters.video import open_video
-from smp_plugin import runtimes
+from smp_plugin import runtimes, training
 from smp_plugin.checkpoint import load_model
 from smp_plugin.config import Config, TrainConfig
 from smp_plugin.inference import FramePoses
 from smp_plugin.prediction import predict
 from smp_plugin.predictor import Predictor, load
-from smp_plugin.runtimes import check_runtime, compiling_pays
+from smp_plugin.runtimes import check_runtime, compiling_pays, for_training
 from smp_plugin.training import train
 
 pytestmark = pytest.mark.usefixtures("thin_backbone")
@@ -210,6 +210,30 @@ def test_a_compiled_step_is_the_same_step(learnt: Callable[[str], dict[str, torc
     assert any("the network learns 2.00 times as fast compiled here" in sentence for sentence in listener.sentences)
     for name, weights in learnt("no").items():
         assert torch.equal(weights, compiled[name])
+
+
+def test_nothing_is_compiled_in_the_midst_of_a_run(
+    make_config: Callable[..., Config], blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What was made for mixed precision before the first step is what the steps use, in all phases."""
+    compiler, graphs, before = torch.compile, [], []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    def noted(*arguments: Any) -> Any:
+        seconds = iter([2.0, 1.0])
+        monkeypatch.setattr(runtimes, "_best", lambda call, _: (call(), next(seconds))[1])
+        made = for_training(*arguments)
+        before.append(len(graphs))
+        return made
+
+    monkeypatch.setattr(torch, "compile", lambda answers, dynamic: compiler(answers, backend=backend, dynamic=dynamic))
+    monkeypatch.setattr(training, "for_training", noted)
+    config = make_config(train__unlabeled_fusion_start=0.5, train__compile="yes", train__precision="bf16")
+    train([blobs.project], config=config, out=tmp_path / "run")
+    assert before == [len(graphs)] and graphs
 
 
 def test_a_teacher_that_cannot_be_compiled_is_known_before_the_first_step(
