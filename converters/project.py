@@ -234,6 +234,8 @@ def write_predictions(
         from converters.coco_results import write_coco_results
 
         return write_coco_results(*arguments)
+    if kind != SLEAP:
+        _refuse_single_images(path, videos)
     if kind == ANALYSIS:
         from converters.sleap_analysis import write_analysis
 
@@ -245,6 +247,17 @@ def write_predictions(
     from converters.sleap import write_slp
 
     return write_slp(*arguments)
+
+
+def _refuse_single_images(path: Path, videos: Sequence[VideoSource]) -> None:
+    """FormatError for images taken out of a video, themselves or in a package: the file would have a row for every frame of that video."""
+    for video in videos:
+        taken = video.original if video.kind == "embedded" else video
+        if taken is not None and taken.kind == "images" and taken.original is not None:
+            raise FormatError(
+                f"{path} has a row for every frame of a video, and {video.name} holds single images of {taken.original.paths[0].name}; "
+                "predict that video, or write a .slp file."
+            )
 
 
 def refuse_losing(path: Path) -> None:

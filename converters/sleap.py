@@ -358,7 +358,8 @@ def _write_video(sio: Any, source: VideoSource) -> Any:
     else:
         meta |= {"type": "HDF5Video", "dataset": f"{source.embedded}/video", "input_format": "channels_last", "convert_range": False}
         meta["has_embedded_images"] = True
-    original = _write_video(sio, source.original) if source.original is not None else None
+    # Of images that were taken from a video not: SLEAP merges by the video behind, and by a frame's number, which an image does not share.
+    original = _write_video(sio, source.original) if source.original is not None and source.kind == "embedded" else None
     filename = names if source.kind == "images" else names[0]
     return sio.Video(filename=filename, backend=None, backend_metadata=meta, source_video=original, open_backend=False)
 

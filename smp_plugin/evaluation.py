@@ -138,8 +138,14 @@ def _paired(truth: Labels, guess: Labels, guess_name: object, warnings: list[str
         return [(frames, []) for frames, _ in frame_pairs(truth, dataclasses.replace(guess, frames=[]), strict=False)]
     pairs = frame_pairs(truth, guess)
     absent = sum(not guesses for _, guesses in pairs)
-    if 0 < absent < len(pairs):
-        warnings.append(f"{absent} of {len(pairs)} labelled frames are not in {guess_name}: their animals count as missed.")
+    if absent < len(pairs) and any(frame.predicted for _, guesses in pairs for frame in guesses):
+        if absent:
+            warnings.append(f"{absent} of {len(pairs)} labelled frames are not in {guess_name}: their animals count as missed.")
+    elif pairs:  # by default, smp-predict leaves labelled frames out
+        remedy = "smp-predict PROJECT --frames labeled predicts them"
+        warnings.append(
+            f"{guess_name} holds no prediction in any of the {len(pairs)} labelled frames: every animal counts as missed; {remedy}."
+        )
     warnings += same_by_name_alone(truth, guess)
     return pairs
 

@@ -88,11 +88,6 @@ def plan(
         raise FormatError(
             f"{', '.join(map(str, inputs))}: no frames are asked for with --frames {frames or 'unlabeled'}; {remedy}, or name videos."
         )
-    extracted = [video for job in jobs for video in job.videos if video.kind == "images" and video.original is not None]
-    if kind == DLC_PREDICTIONS and extracted:
-        raise FormatError(
-            f"-o {output}: DeepLabCut's predictions are of videos, {extracted[0].name} are images of one; name the video, or a .slp file."
-        )
     return jobs
 
 

@@ -115,9 +115,12 @@ def _folder(labels: Labels, unit: Unit) -> Path:
 
 
 def same_by_name_alone(truth: Labels, guess: Labels) -> list[str]:
-    """A sentence where labelled frames have partners in folders of another name: the files may be different ones."""
+    """A sentence where labelled frames have partners in folders of another name, or of no common name: the files may be different ones."""
     behind = _behind(truth), _behind(guess)
     direct, indirect = (truth, guess, paired_units(truth, guess)), (*behind, paired_units(*behind))
+    if not direct[-1] and not indirect[-1] and _alike(truth.videos, guess.videos):
+        names = f"{truth.videos[0].name} of the labels is taken to be {guess.videos[0].name} of the predictions"
+        return [f"{names}, since each file has only one; check that it is."]
     doubtful: dict[tuple[Path, Path], None] = {}
     for frames in zip(truth.labelled_frames, behind[0].labelled_frames, strict=True):
         for frame, (ours, theirs, pairs) in zip(frames, (direct, indirect), strict=True):

@@ -189,6 +189,17 @@ def test_which_inputs_are_projects(tmp_path: Path) -> None:
     assert [name for name in names if is_project(tmp_path / name)] == names[:7]
 
 
+@pytest.mark.parametrize("name", ["x.h5", "x.csv", "x", "x.analysis.h5"])
+def test_images_of_a_video_are_not_its_first_frames(tmp_path: Path, video_file: Path, make_images: Callable[..., list[Path]], name: str):
+    """A table has a row for every frame, so the third image's animal would be shown on the video's third frame."""
+    images = VideoSource(tuple(make_images(tmp_path / "clip", 3)), original=VideoSource((video_file,)))
+    package = VideoSource((tmp_path / "p.pkg.slp",), "video0", images)
+    for source in (images, package):
+        with pytest.raises(FormatError, match=rf"{name} has a row for every frame of a video, and .* holds single images of clip\.mp4;"):
+            write_predictions(tmp_path / name, Skeleton(("a",)), [source], [LabeledFrame(0, 2)], {})
+    assert not (tmp_path / name).exists()
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [

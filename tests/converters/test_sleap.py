@@ -394,6 +394,19 @@ def test_images_and_packages_as_videos(
     assert theirs.videos[1].source_video.filename == str(video_file)
 
 
+def test_images_of_a_video_do_not_merge_into_it(tmp_path: Path, make_images: Callable, video_file: Path) -> None:
+    """SLEAP merges by the video behind a frame and by its number, and the first image is not the video's first frame."""
+    video = VideoSource((video_file,))
+    images = VideoSource(tuple(make_images(tmp_path / "images", 3)), original=video)
+    for name, source in (("images.slp", images), ("video.slp", video)):
+        write_slp(tmp_path / name, SKELETON, [source], [LabeledFrame(0, 1, [], [PredictedInstance(SOME)])], {})
+    write_slp_package(tmp_path / "images.pkg.slp", Labels(SKELETON, [images], [LabeledFrame(0, 1, [Instance(SOME)])]))
+    for name in ("images.slp", "images.pkg.slp"):
+        labels = sio.load_slp(str(tmp_path / name))
+        labels.merge(sio.load_slp(str(tmp_path / "video.slp")))
+        assert len(labels.videos) == 2 and [len(frame.predicted_instances) for frame in labels][-1] == 1
+
+
 def test_whole_or_not_at_all(tmp_path: Path, video_file: Path) -> None:
     def failing() -> Iterator[LabeledFrame]:
         yield from predictions()

@@ -202,6 +202,24 @@ def test_absent_frames_are_missed():
     assert found.missed == 1 and found.ap[PAPER_S2].ar == 0.5 and "1 of 2 labelled frames" in found.warnings[0]
 
 
+@pytest.mark.parametrize("looked_at", [True, False])
+def test_predictions_of_other_frames_only_are_said_to_be(looked_at: bool):
+    """As of a project, whose labelled frames are left out by default, or in a table with a row for every frame."""
+    video = [_video("/a/one.mp4")]
+    guess = _guess(video, [(0, 5)])
+    guess.frames += [LabeledFrame(0, 1), LabeledFrame(0, 2)] if looked_at else []
+    found = evaluate(_labels(video, [(0, 1), (0, 2)]), guess)
+    assert found.missed == 2 and len(found.warnings) == 1
+    assert "no prediction in any of the 2 labelled frames" in found.warnings[0] and "--frames labeled" in found.warnings[0]
+
+
+def test_a_video_of_another_name_is_taken_for_the_only_one_aloud():
+    found = evaluate(_labels([_video("/a/one.mp4")], [(0, 1)]), _guess([_video("/a/two.mp4")], [(0, 1)]))
+    (warning,) = found.warnings
+    assert "one.mp4 of the labels is taken to be /a/two.mp4 of the predictions, since each file has only one" in warning
+    assert not evaluate(_labels([_video("/a/one.mp4")], [(0, 1)]), _guess([_video("/a/one.mp4")], [(0, 1)])).warnings
+
+
 def test_negative_frames_count():
     video = [_video("/a/one.mp4")]
     truth = _labels(video, [(0, 1)])

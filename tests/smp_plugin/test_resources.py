@@ -235,7 +235,7 @@ def test_of_several_training_processes_each_tries_its_own_card(name: str, monkey
     current = [0]
 
     def others_card(device: torch.device) -> None:
-        if device.index is not None or 0 in current:
+        if 0 in (device.index, *current):
             raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
 
     monkeypatch.setenv("LOCAL_RANK", "1")
