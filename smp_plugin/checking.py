@@ -18,7 +18,7 @@ from smp_plugin.diagnosis import Finding, Spot, alike, certain, likely, thumbnai
 from smp_plugin.drawing import SIDES, draw_poses, keypoint_sides
 from smp_plugin.model import LEVEL_STRIDES
 from smp_plugin.page import CSS, Html, bullets, escape, picture, table, write_page
-from smp_plugin.preparation import Material, name_sources, prepare
+from smp_plugin.preparation import Material, complete_lengths, name_sources, prepare
 from smp_plugin.progress import Reporter
 from smp_plugin.report import Crop
 from smp_plugin.run_folder import dated_folder, open_folder, spread
@@ -111,7 +111,7 @@ def _facts(labels: Labels, sizes: dict[tuple[int, int], tuple[int, int]], config
     animals = [i for f in frames for i in f.instances]
     counts = [len(f.instances) for f in frames]
     known = np.array([i.labelled for i in animals]).reshape(-1, keypoints)
-    lengths = [np.ptp(i.points[i.labelled], axis=0).max() for i in animals if i.labelled.sum() > 1]  # as the input scale is chosen by
+    lengths = complete_lengths([(i, list(range(keypoints))) for i in animals])  # as the input scale is chosen by
     shares = zip(labels.skeleton.keypoints, known.mean(axis=0), strict=True)
     facts = [
         ("frames", f"{len(frames)}, {' or '.join(_sizes(sizes))} pixels"),

@@ -104,7 +104,7 @@ class LossConfig:
     partial_negative: float = 0.3  # weight of background away from labels where labels are partial
     alpha: float = 0.01  # of L_fl, fusion on labelled frames
     beta: float = 0.1  # of L_fu, fusion on unlabelled frames
-    fusion: Literal["focal", "quality", "release"] = "focal"  # eq. 9 exactly, the quality-focal form, or the authors' hard cells
+    fusion: Literal["focal", "quality", "release"] = "focal"  # eq. 9, the quality-focal form, or the authors' hard cells
     fusion_gradient: Literal["both", "heatmap", "vectors"] = "both"  # what L_f reaches: A and y, A only, y only
     fusion_blur: bool = True  # 3x3 Gaussian on the loss map before sampling: a wider basin of attraction for y
     candidate_threshold: float = 0.05  # delta: locations with sigma(B) above it are candidates
@@ -249,7 +249,11 @@ AT_LEAST = {
 AT_MOST = {
     "train.batch": 4096, "train.unlabeled_batch": 4096, "train.workers": 256, "model.channels": 4096, "model.heatmap_channels": 4096,
     "model.tower_depth": 64, "data.crop": 8192, "data.input_scale": 64, "loss.max_candidates": 10_000, "predict.batch": 4096,
-    "predict.shrink": 1, "data.val_fraction": 1,
+    **dict.fromkeys((  # shares and scores
+        "predict.shrink", "predict.min_score", "predict.nms", "data.val_fraction", "augment.paste", "augment.moving",
+        "augment.focus", "loss.candidate_threshold", "loss.partial_negative", "loss.kappa", "train.ema",
+        "train.labeled_fusion_start", "train.unlabeled_fusion_start",
+    ), 1),
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
-"""The semi-supervised part: the fusion loss L_f (eq. 8-9), and the teacher's sure detections as labels of unlabelled frames.
+"""The semi-supervised part: the fusion loss L_f (eq. 8-9), agreement with a teacher, and its sure detections where labels are partial.
 
-L_f ties the heatmaps A to the poses y that the vectors D point to. Candidates s, with scores v, are chosen without gradient; y is then
+L_f ties the heatmaps A to the poses y that the vectors D point to. Candidates s, with `relative_scores` v, are chosen without gradient, on
+unlabelled frames by the teacher; y is then
 gathered *with* gradient. With h the identity or a 3x3 Gaussian, p = sigma(A) and the focal terms l1, l0 of eq. 4,
 
     L_f = sum_cells l0(A) + sum_{s,k} v_s bilinear_sample(h * (l1 - l0)_k, u_sk),      u = y in heatmap cells.

@@ -149,7 +149,7 @@ def prepare(config: Config, reporter: Reporter, held_out: set[Name] | None = Non
     for part in parts:
         of_parts.append([f for f in frames if first <= f.video < first + len(part.videos)])
         first += len(part.videos)
-    lengths = _complete_lengths([(i, own) for of_part, own in zip(of_parts, columns, strict=True) for f in of_part for i in f.instances])
+    lengths = complete_lengths([(i, own) for of_part, own in zip(of_parts, columns, strict=True) for f in of_part for i in f.instances])
     longest = 0 if config.data.input_scale > 0 and config.data.crop else _longest_side(frames, videos)
     _choose_scale(config, lengths, longest, reporter)
     typical = float(np.median(lengths)) * config.data.input_scale if len(lengths) else config.data.animal_size
@@ -302,7 +302,7 @@ def _pictures(frames: list[LabeledFrame], videos: list[VideoSource]) -> list[int
     return [numbers[place] for place in ends]
 
 
-def _complete_lengths(animals: list[tuple[Instance, list[int]]]) -> np.ndarray:
+def complete_lengths(animals: list[tuple[Instance, list[int]]]) -> np.ndarray:
     """Longer side of the keypoint box of the most completely labelled animals, frame pixels: of all with as many keypoints as the fifth.
 
     ``animals``: each with its project's keypoints, as indices into its points.

@@ -95,7 +95,7 @@ def read_checkpoint(out: Path) -> dict[str, Any] | None:
     except (ValueError, TypeError) as error:
         raise FormatError(f"--resume: {path} is damaged; {remedy}.") from error
     check_version(f"--resume: {path}", saved)
-    if absent := {"state_dict", "optimizer_states", "callbacks", "step", "seconds", "terms", "held_out"} - {*saved}:
+    if absent := {"state_dict", "optimizer_states", "callbacks", "step", "seconds", "terms", "unlabelled_since", "held_out"} - {*saved}:
         raise FormatError(f"--resume: {path} is damaged (it has no {', '.join(sorted(absent))}); {remedy}.")
     try:
         saved["held_out"] = {(str(folder), str(file), str(group), int(number)) for folder, file, group, number in saved["held_out"]}
@@ -181,7 +181,7 @@ class RunFolder(L.Callback):
 
     def validate(self, module: PoseTraining) -> tuple[float, dict[str, object]]:
         """The figure models are chosen by (the mean of `judged_ap` at s2 = 1, .1 and .0025), and the columns of metrics.csv."""
-        found = predict_frames(module.teacher, self.val_frames, self.reader, self.config, module.typical)
+        found = predict_frames(module.teacher, self.val_frames, self.reader, _uncut(self.config), module.typical)
         poses, names = [(f.poses, f.scores) for f in found], self.material.skeleton.keypoints
         result = evaluate_poses(truth_of(self.val_frames), poses, names, partial=self.material.val_partial)
         ap = judged_ap(result)
@@ -228,6 +228,11 @@ def predict_frames(model: PoseModel, frames: list[LabeledFrame], reader: FrameRe
     found = [infer(model, reader.get(f.video, f.index)[0][None], scale, config.predict, typical, precision)[0] for f in frames]
     left_out = on_boxes(truth_of(frames), [p.poses for p in found], [f.unposed for f in frames])
     return [FramePoses(p.poses[~out], p.scores[~out], p.point_scores[~out]) for p, out in zip(found, left_out, strict=True)]
+
+
+def _uncut(config: Config) -> Config:
+    """For figures that weigh scores by themselves: the same with animals of every score, also where a cut was chosen or asked for."""
+    return replace(config, predict=replace(config.predict, min_score=0.0))
 
 
 def append_row(path: Path, row: dict[str, object]) -> None:
@@ -289,7 +294,7 @@ def good_cuts(truth: list[np.ndarray], found: list[FramePoses], partial: bool) -
 def watched(kept: Checkpoint, material: Material, reader: FrameReader) -> tuple[list[np.ndarray], list[FramePoses]]:
     """Training frames, labels and predictions: what may choose where validation frames may not, or not alone."""
     frames = spread(material.frames, kept.config.train.val_frames)
-    return truth_of(frames), predict_frames(kept.model, frames, reader, kept.config, kept.typical_length)
+    return truth_of(frames), predict_frames(kept.model, frames, reader, _uncut(kept.config), kept.typical_length)
 
 
 def judged_ap(result: Evaluation) -> dict[float, float]:
@@ -327,7 +332,7 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
     may_choose = material.val_frames and config.train.keep == "best"
     frames = spread(material.val_frames or material.frames, config.train.val_frames)
     reader = FrameReader(material.videos, 1.0, config.data.cache_gb * 1e9)
-    found = predict_frames(kept.model, frames, reader, kept.config, kept.typical_length)
+    found = predict_frames(kept.model, frames, reader, _uncut(kept.config), kept.typical_length)
     truth = truth_of(frames)
     if kept.config.predict.min_score == 0:
         partial = material.val_partial if may_choose else material.partial

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PAPER_S2, MEDIUM_S2, SLEAP_S2 = 1.0, 0.1, 0.0025  # the paper's (bees, pups); one at which both detection and position count; (2 * .025)^2
 DEEPLABCUT_S2 = 0.04  # (2 * .1)^2
-MATCH_OKS = 0.3  # at MEDIUM_S2: the similarity at which pose NMS, too, takes two poses for one animal
+MATCH_OKS = 0.3  # at MEDIUM_S2: the similarity from which a pose is of an animal
 LAST_RESORT_AREA = 32.0**2  # px^2, COCO's limit of a small object; only where no labelled animal has an extent
 
 

@@ -86,6 +86,7 @@ class PoseTraining(L.LightningModule):
         self.latest: dict[str, Tensor] = {}  # of the last step
         self.gradient_norm = torch.zeros(())  # of the last step, before clipping
         self.reporter = Reporter(quiet=True)  # of what compiling is worth
+        self.unlabelled_since: float | None = None  # share of the run after which unlabelled frames came
         self.first_step = 0  # this and the next are set where a run is resumed
         self.optimizer_state: dict[str, Any] | None = None
         self.stopped = threading.Event()  # Ctrl-C was pressed
@@ -152,7 +153,10 @@ class PoseTraining(L.LightningModule):
 
     def unlabelled_terms(self, batch: Batch, student: PoseOutputs) -> dict[str, Tensor]:
         """L_fu, and agreement with the teacher."""
-        loss, ramp = self.config.loss, self.ramp(self.config.train.unlabeled_fusion_start)
+        loss, progress = self.config.loss, self.budget.progress(self.step)
+        if self.unlabelled_since is None:  # in short runs later than `train.unlabeled_fusion_start`
+            self.unlabelled_since = progress
+        ramp = self.ramp(min(self.unlabelled_since, progress))  # of a run that was given more time
         with torch.no_grad():
             teacher = self.see(self.teacher, batch.weak)
         terms = {"fusion_unlabeled": loss.beta * ramp * self.fusion(teacher, student)} if loss.beta else {}
@@ -206,12 +210,13 @@ class PoseTraining(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint |= written_by() | {"step": self.step, "seconds": self.budget.elapsed}
         checkpoint["terms"] = {name: torch.stack(values) for name, values in self.terms.items()}
+        checkpoint["unlabelled_since"] = self.unlabelled_since
 
     def resume(self, checkpoint: dict[str, Any]) -> None:
         """Stand where the run was saved. Not left to Lightning, whose counters of epochs make the first one after a resume shorter."""
         self.load_state_dict(checkpoint["state_dict"])
         self.first_step, self.optimizer_state = checkpoint["step"], checkpoint["optimizer_states"][0]
-        self.budget.spent = checkpoint["seconds"]
+        self.budget.spent, self.unlabelled_since = checkpoint["seconds"], checkpoint["unlabelled_since"]
         self.terms.update({name: list(values) for name, values in checkpoint["terms"].items()})
 
     def on_train_start(self) -> None:

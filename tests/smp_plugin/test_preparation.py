@@ -17,7 +17,7 @@ from converters import FormatError, Instance, LabeledFrame, VideoSource, read_pr
 from smp_plugin.checking import check
 from smp_plugin.config import Config, read_config, set_value, write_config
 from smp_plugin.datasets import FrameReader
-from smp_plugin.preparation import Material, _complete_lengths, _pictures, _split, frame_names, name_sources, prepare
+from smp_plugin.preparation import Material, _pictures, _split, complete_lengths, frame_names, name_sources, prepare
 
 
 def material_of(*projects: Path, config: Config, listener: Any, val: Path | None = None, extra: list[Path] | None = None) -> Material:
@@ -330,10 +330,10 @@ def test_symmetries_that_are_given_stay(make_project: Any, make_config: Callable
 def test_animals_with_all_keypoints_say_the_size():
     whole, pair = np.array([(0.0, 0), (50, 0), (75, 0), (100, 0)]), np.array([(0.0, 0), (25, 0), (np.nan, np.nan), (np.nan, np.nan)])
     every = [0, 1, 2, 3]
-    assert set(_complete_lengths([(Instance(whole), every)] * 6 + [(Instance(pair), every)] * 30)) == {100}
-    assert set(_complete_lengths([(Instance(pair), every)] * 30)) == {25}
-    assert set(_complete_lengths([(Instance(whole), every)] * 3 + [(Instance(pair), every)] * 30)) == {100, 25}  # three are too few
-    assert len(_complete_lengths([(Instance(pair), [0, 1])] * 30 + [(Instance(whole), every)] * 10)) == 40  # each has all of its project
+    assert set(complete_lengths([(Instance(whole), every)] * 6 + [(Instance(pair), every)] * 30)) == {100}
+    assert set(complete_lengths([(Instance(pair), every)] * 30)) == {25}
+    assert set(complete_lengths([(Instance(whole), every)] * 3 + [(Instance(pair), every)] * 30)) == {100, 25}  # three are too few
+    assert len(complete_lengths([(Instance(pair), [0, 1])] * 30 + [(Instance(whole), every)] * 10)) == 40  # each has all of its project
 
 
 def test_a_project_of_one_animal_gets_one(make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path, listener: Any):

@@ -39,6 +39,12 @@ def test_animals_that_lie_across_each_other_are_told_apart_by_how_they_lie() -> 
     assert names(Tracker(LENGTH), poses, range(1, 30)) == [[0, 1] if frame % 3 else [1, 0] for frame in range(1, 30)]
 
 
+def test_fast_animals_are_sought_where_their_motion_takes_them() -> None:
+    """They pass each other between two frames, so that each is nearer to where the other was."""
+    found = names(Tracker(LENGTH), lambda f: [np.full((3, 2), (14.0 * f, 50.0)), np.full((3, 2), (273.0 - 14.0 * f, 52.0))], range(21))
+    assert found == [[0, 1]] * 21
+
+
 @pytest.mark.parametrize("most", [0, 2])
 def test_one_that_is_hidden_for_a_while_is_the_same_where_its_motion_would_take_it(most: int) -> None:
     def poses(frame: int) -> list[np.ndarray]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from smp_plugin.datasets import TrainingSteps
 from smp_plugin.heads import LAST_LAYERS
 from smp_plugin.inference import infer
 from smp_plugin.run_folder import RunFolder, append_row
-from smp_plugin.training import suit_weights, train
+from smp_plugin.training import PoseTraining, suit_weights, train
 
 pytestmark = pytest.mark.usefixtures("thin_backbone")
 
@@ -395,6 +396,10 @@ def test_resuming_with_fewer_steps_than_are_done(blobs: Any, make_config: Callab
     train(config=make_config(train__steps=2), out=run, resume=True, reporter=listener)
     assert same(before, (state(run), rows_of(run))) and (run / "report.html").exists()
     assert "nothing is left to train: 4 of 2 steps are done" in listener.sentences
+    said = [
+        line.partition("AP ")[2] for line in (run / "log.txt").read_text().splitlines() if " validation frames" in line and "AP " in line
+    ]
+    assert len(said) == 2 and said[0] == said[1]  # the score from which animals are kept is chosen by then, and AP goes by no such score
 
 
 def test_what_stands_beside_a_project_may_move(
@@ -431,6 +436,54 @@ def test_gradients_are_clipped_unless_that_is_switched_off(make_config: Callable
     first.grad = torch.full_like(first, first.numel() ** -0.5)
     module.on_before_optimizer_step(module.configure_optimizers())
     assert (module.gradient_norm.item(), first.grad.norm().item()) == pytest.approx((1, kept), rel=1e-3)
+
+
+def of_a_run(make_config: Callable[..., Config], steps: int, done: int, **settings: Any) -> PoseTraining:
+    """A run of so many steps after the first ``done``."""
+    module = PoseTraining(make_config(model__norm="group", **settings), [0, 1], 28.0, False, Budget(steps, 0.0), None)
+    module.first_step = done
+    return module
+
+
+def test_the_learning_rate_rises_and_falls(make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch):
+    group = {"factor": 0.5, "lr": 0.0}
+    monkeypatch.setattr(PoseTraining, "optimizers", lambda self: SimpleNamespace(param_groups=[group]))
+
+    def rate(done: int) -> float:
+        options = {"train__lr": 0.01, "train__warmup": 0.1, "train__final_lr": 0.2, "train__steps": 1000}
+        of_a_run(make_config, 1000, done, **options).on_train_batch_start()
+        return group["lr"] / (0.5 * 0.01)
+
+    assert rate(0) == pytest.approx(0.01) and rate(49) == pytest.approx(0.5, abs=0.01)  # warms up
+    assert rate(500) == pytest.approx(0.6) and rate(999) == pytest.approx(0.2, abs=1e-3)  # half of the cosine, and its end
+
+
+def test_the_teacher_is_a_moving_average(make_config: Callable[..., Config]):
+    for done, decay in ((0, 0.1), (90, 0.91), (10**6, 0.998)):  # soon forgets what it began with
+        module = of_a_run(make_config, 10**7, done, train__ema=0.998)
+        with torch.no_grad():
+            for weights in module.model.parameters():
+                weights.add_(1.0)
+        before = [weights.clone() for weights in module.teacher.parameters()]
+        module.on_train_batch_end()
+        for old, new in zip(before, module.teacher.parameters(), strict=True):
+            torch.testing.assert_close(new - old, torch.full_like(old, 1 - decay), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [600, 3000])
+def test_unlabelled_frames_begin_with_little_weight(make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, steps: int):
+    """Also where their first step comes later than their share of a short run."""
+    monkeypatch.setattr(PoseTraining, "see", lambda self, *_: None)
+    monkeypatch.setattr(PoseTraining, "fusion", lambda self, *_: torch.ones(()))
+    begin, done = max(300, steps // 3), [0.0, 0.01, 0.05, 0.2]
+    module = of_a_run(make_config, steps, begin, loss__beta=1.0, loss__agreement=0.0, train__ramp=0.1, train__unlabeled_fusion_start=1 / 3)
+    weights = []
+    for share in done:
+        module.first_step = begin + round(share * steps)
+        weights.append(float(module.unlabelled_terms(SimpleNamespace(weak=None), None)["fusion_unlabeled"]))  # type: ignore[arg-type]
+    assert weights == pytest.approx([0.1, 0.2, 0.6, 1.0], abs=0.02)
+    module.budget.steps *= 3  # gone on with for longer: what had begun goes on
+    assert float(module.unlabelled_terms(SimpleNamespace(weak=None), None)["fusion_unlabeled"]) >= 0.1  # type: ignore[arg-type]
 
 
 def test_frames_held_out_stay_so_when_labels_are_added(make_blobs: Any, make_config: Callable[..., Config], tmp_path: Path, listener: Any):
