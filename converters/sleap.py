@@ -7,6 +7,7 @@ Traps of the format:
 * sleap-io finds image sequences only from the current directory, and videos only from there and beside the project: they are found here;
 * a package may number its videos 0, 15, 29, which sleap-io understands only with opened videos;
 * skeletons and tracks are compared by identity, and instance scores are float32;
+* sleap-io resamples videos of variable frame rate as it reads them, and so gives other frames than those that were labelled;
 * sleap-io writes from objects, about 3 kB an animal: long predictions are appended to the tables of a file that it has begun.
 """
 
@@ -14,7 +15,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ import numpy as np
 from converters.files import Finder, written_whole
 from converters.hdf5 import check_hdf5, check_space, written_pieces
 from converters.labels import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, check_frame, files_of
-from converters.video import at_once, open_video
+from converters.video import Video, at_once, open_video
 
 _USER, _PREDICTED = 0, 1  # the format's instance types
 _BUFFERED_ROWS = 16384
@@ -316,14 +318,58 @@ def write_slp_package(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -
         try:
             count = write_slp(linked, labels.skeleton, labels.videos, labels.frames, {})
             project = sio.load_slp(str(linked), open_videos=True)
-            sio.save_slp(project, str(temporary), embed="user", verbose=False)
+            with _read_here(sio, project, labels.videos):
+                sio.save_slp(project, str(temporary), embed="user", embed_inplace=True, verbose=False)
         except FormatError:
             raise
-        except Exception as error:  # sleap-io reads the images in its own way, and raises what it meets
+        except Exception as error:  # sleap-io raises what it meets
             raise FormatError(f"{path} cannot be written ({error}); see whether every labelled image can be read.") from error
         finally:
             linked.unlink(missing_ok=True)
     return count
+
+
+@contextmanager
+def _read_here(sio: Any, project: Any, sources: Sequence[VideoSource]) -> Iterator[None]:
+    """Let sleap-io take the frames of ``project``, whose videos are the ``sources``, from `open_video`, as training does.
+
+    Images whose bytes it copies as they are stay with it.
+    """
+    opened: Video | None = None
+
+    class Frames(sio.Video):
+        """A video that is closed for sleap-io: it writes the metadata as they are, and asks for nothing but single frames."""
+
+        source: VideoSource
+
+        def __getitem__(self, index: int) -> np.ndarray:
+            nonlocal opened
+            if opened is None or opened.source is not self.source:  # sleap-io asks for the frames of one video after the other
+                if opened is not None:
+                    opened.close()
+                opened = open_video(self.source)
+            frame = opened.read(index)
+            return frame[..., :1] if self.grayscale else frame
+
+    replaced = {}
+    for video, source in zip(project.videos, sources, strict=True):
+        if source.kind == "embedded" or _copied(source):
+            continue
+        if video.backend is not None:
+            video.backend.close()
+        replaced[video] = Frames(filename=video.filename, backend_metadata=video.backend_metadata, open_backend=False)
+        replaced[video].source = source
+    project.replace_videos(video_map=replaced)
+    try:
+        yield
+    finally:
+        if opened is not None:
+            opened.close()
+
+
+def _copied(source: VideoSource) -> bool:
+    """Whether these are images that sleap-io does not decode: all PNG, or all JPEG."""
+    return source.kind == "images" and {path.suffix.lower() for path in source.paths} in ({".png"}, {".jpg"}, {".jpeg"})
 
 
 def _begin(path: Path, skeleton: Skeleton, videos: Sequence[VideoSource], provenance: dict[str, Any]) -> None:
