@@ -292,7 +292,8 @@ def write_slp_package(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -
 
     Args:
         path: the file to write.
-        labels: what to write; its videos must be readable.
+        labels: what to write; its videos must be readable where a frame is labelled. Others are listed without images, as the project
+            names them.
         inputs: further files that must not be overwritten; the videos never are.
 
     Returns:
@@ -304,8 +305,8 @@ def write_slp_package(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -
     path = Path(path).absolute()
     if not labels.labelled_frames:
         raise FormatError(f"{path} would hold no image, because no frame is labelled; give the file a name that ends in .slp alone.")
-    for video in labels.videos:
-        open_video(video).close()  # says what is wrong with it; sleap-io needs each, even those without labelled frames
+    for number in sorted({frame.video for frame in labels.labelled_frames}):
+        open_video(labels.videos[number]).close()  # says what is wrong with it
     for frame in labels.labelled_frames:  # sleap-io would read a device for ever
         video = labels.videos[frame.video]
         if video.kind == "images" and frame.index < len(video.paths) and not (image := video.paths[frame.index]).is_file():
@@ -342,6 +343,10 @@ def _read_here(sio: Any, project: Any, sources: Sequence[VideoSource]) -> Iterat
 
         source: VideoSource
 
+        @property
+        def shape(self) -> Any:  # of a video that is not there, too: sleap-io lists it among those without images
+            return super().shape or (0, 0, 0, 3)
+
         def __getitem__(self, index: int) -> np.ndarray:
             nonlocal opened
             if opened is None or opened.source is not self.source:  # sleap-io asks for the frames of one video after the other
@@ -353,11 +358,12 @@ def _read_here(sio: Any, project: Any, sources: Sequence[VideoSource]) -> Iterat
 
     replaced = {}
     for video, source in zip(project.videos, sources, strict=True):
-        if source.kind == "embedded" or _copied(source):
-            continue
         if video.backend is not None:
+            if source.kind == "embedded" or _copied(source):
+                continue
             video.backend.close()
-        replaced[video] = Frames(filename=video.filename, backend_metadata=video.backend_metadata, open_backend=False)
+        known = {"filename": video.filename, "backend_metadata": video.backend_metadata, "source_video": video.source_video}
+        replaced[video] = Frames(**known, open_backend=False)
         replaced[video].source = source
     project.replace_videos(video_map=replaced)
     try:

@@ -483,7 +483,7 @@ def test_packages(tmp_path: Path, video_file: Path, make_images: Callable[..., l
     for wrong, message in [
         (Labels(SKELETON, [sources[0], no_image], frames), "q.pkg.slp cannot be written: the image .*photos is no file"),
         (Labels(SKELETON, sources, frames[1:2]), "would hold no image, because no frame is labelled"),
-        (Labels(SKELETON, [*sources, VideoSource((tmp_path / "gone.mp4",))], frames), "gone.mp4 does not exist"),
+        (Labels(SKELETON, [sources[0], VideoSource((tmp_path / "gone.mp4",))], frames), "gone.mp4 does not exist"),
     ]:
         with pytest.raises(FormatError, match=message):
             write_slp_package(tmp_path / "q.pkg.slp", wrong)
@@ -511,6 +511,28 @@ def test_packages_of_uneven_videos(
     theirs = sio.load_slp(str(path))
     assert [number_of(frame.image) for frame in theirs] == numbers
     assert tuple(theirs.videos[0].source_video.backend_metadata["shape"][:3]) == size
+
+
+def test_packages_list_videos_that_are_not_there_and_have_no_labels(
+    tmp_path: Path, video_file: Path, number_of: Callable[[np.ndarray], int]
+) -> None:
+    damaged, images = tmp_path / "damaged.mp4", VideoSource(tuple(tmp_path / f"gone/img{number}.png" for number in range(3)))
+    damaged.write_bytes(video_file.read_bytes()[:-2000])
+    inside = VideoSource((tmp_path / "gone.pkg.slp",), "video0", VideoSource((tmp_path / "filmed.mp4",)))
+    sources = [VideoSource((tmp_path / "gone.mp4",)), images, VideoSource((video_file,)), inside, VideoSource((damaged,))]
+    guess, path = PredictedInstance(SOME, score=0.5), tmp_path / "p.pkg.slp"
+    frames = [LabeledFrame(2, 20, [Instance(SOME)]), LabeledFrame(0, 7, [], [guess]), LabeledFrame(1, 2, [], [guess])]
+    write_slp_package(path, Labels(SKELETON, sources, frames))
+    labels = read_slp(path)
+    assert labels.notes == [] and [video.original for video in labels.videos] == sources
+    assert [(f.video, f.index, len(f.instances), len(f.predicted)) for f in labels.frames] == [(2, 20, 1, 0), (0, 7, 0, 1), (1, 2, 0, 1)]
+    opened = [open_video(video) for video in labels.videos]
+    assert [list(video.frame_numbers) for video in opened] == [[], [], [20], [], []] and number_of(opened[2].read(20)) == 20
+    theirs = sio.load_slp(str(path))
+    assert [str(video.source_video.filename) for video in theirs.videos if isinstance(video.source_video.filename, str)] == [
+        str(source.paths[0]) for source in sources if source.kind != "images"
+    ]
+    assert number_of(theirs[0].image) == 20
 
 
 def test_packages_of_images_that_are_no_png(tmp_path: Path, make_images: Callable[..., list[Path]]) -> None:
