@@ -157,9 +157,17 @@ def _read_video(path: Path, video: Any, finder: Finder) -> tuple[VideoSource, li
     paths = tuple(file or finder.expected(name) for name, file in zip(names, found, strict=True))
     number = _dataset_number(meta.get("dataset"))
     if number is None:
-        return VideoSource(paths), missing
+        return VideoSource(paths, sizes=(_stated_size(meta.get("shape")),)), missing  # of a sequence, it is the first image's
     original = None if video.source_video is None else _read_video(path, video.source_video, finder)[0]
     return VideoSource(paths, embedded=f"video{number}", original=original), missing
+
+
+def _stated_size(shape: Any) -> tuple[int, int] | None:
+    """Height and width of (frames, height, width, channels); None of anything else, such as other orders."""
+    if not isinstance(shape, Sequence) or len(shape) != 4 or not all(isinstance(each, int) for each in shape):
+        return None
+    _, height, width, channels = shape
+    return (height, width) if height > 0 and width > 0 and channels in (1, 3, 4) else None
 
 
 def _names(video: Any) -> list[str]:
