@@ -196,7 +196,7 @@ def _read(path: Path, data: DataConfig, reporter: Reporter) -> Labels:
     if others:
         more = f" (and {len(others) - 1} more videos are of other sizes)" if len(others) > 1 else ""
         reporter.warn(
-            f"{path}: {others[0]}{more}, so labels may lie beside the animals; if it is another than the labelled one, or a resized one, "
+            f"{path}: {others[0]}{more}, so labels may lie beside the animals; if it is another one than was labelled, or resized, "
             "rename it, and give the right one's folder with --video-root."
         )
     return labels
@@ -209,7 +209,7 @@ def _other_size(source: VideoSource, read: dict[int, tuple[int, ...]]) -> list[s
         stated = source.sizes[place] if place < len(source.sizes) else None
         if stated is not None and sorted(stated) != sorted((height, width)):
             what = source.paths[place] if source.kind == "images" else source.name
-            return [f"{what} is {width} x {height} pixels and not {stated[1]} x {stated[0]}, as the project says"]
+            return [f"{what} is {width} x {height} pixels, but {stated[1]} x {stated[0]} in the project"]
     return []
 
 
