@@ -350,10 +350,12 @@ def _read_here(sio: Any, project: Any, sources: Sequence[VideoSource]) -> Iterat
         """A video that is closed for sleap-io: it writes the metadata as they are, and asks for nothing but single frames."""
 
         source: VideoSource
+        coloured = False  # whatever its first frame, by which the metadata say so
 
         @property
         def shape(self) -> Any:  # of a video that is not there, too: sleap-io lists it among those without images
-            return super().shape or (0, 0, 0, 3)
+            known = super().shape or (0, 0, 0, 3)
+            return (*known[:3], 3) if self.coloured else known
 
         def __getitem__(self, index: int) -> np.ndarray:
             nonlocal opened
@@ -362,6 +364,7 @@ def _read_here(sio: Any, project: Any, sources: Sequence[VideoSource]) -> Iterat
                     opened.close()
                 opened = open_video(self.source)
             frame = opened.read(index)
+            self.coloured = self.coloured or bool((frame[..., :1] != frame).any())
             return frame[..., :1] if self.grayscale else frame
 
     replaced = {}

@@ -539,6 +539,7 @@ def test_packages_of_images_that_are_no_png(tmp_path: Path, make_images: Callabl
     paths = [*make_images(tmp_path / "a", 1), *make_images(tmp_path / "b", 2, ".tif"), *make_images(tmp_path / "c", 1, ".jpg")]
     deep = np.random.default_rng(0).integers(0, 2**16, (48, 64), dtype=np.uint16)
     Image.fromarray(deep).save(paths[2])
+    Image.new("RGB", (64, 48)).save(paths[0])  # a first image without colours says nothing of the others
     source, path = VideoSource(tuple(paths)), tmp_path / "p.pkg.slp"
     write_slp_package(path, Labels(SKELETON, [source], [LabeledFrame(0, number, [Instance(SOME)]) for number in range(4)]))
     with open_video(read_slp(path).videos[0]) as images, open_video(source) as files:
