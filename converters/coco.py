@@ -150,7 +150,8 @@ def read_labels(path: Path, data: Any, source: Path, annotations: list[dict[str,
         frame.unposed = unposed.get(place, [])
     notes += _said(source, counts, _NOTES)
     counts["ids"] = sum(key != place for key, place in places.items())
-    videos = [VideoSource(paths)] if paths else []
+    sizes = _stated_sizes(data)
+    videos = [VideoSource(paths, sizes=tuple(sizes[name] for name in names))] if paths else []
     return Labels(skeleton, videos, [frames[place] for place in sorted(frames)], path, notes, _said(source, counts, _LEFT_BEHIND))
 
 
@@ -220,6 +221,16 @@ def read_images(path: Path, data: dict[str, Any]) -> tuple[list[str], dict[Id, i
         if entry.get("negative") is True:
             negative.add(places[key])
     return list(numbers), places, negative
+
+
+def _stated_sizes(data: dict[str, Any]) -> dict[str, tuple[int, int] | None]:
+    """(height, width) of each file name's image, None where the file does not say."""
+    sizes: dict[str, tuple[int, int] | None] = {}
+    for entry in data["images"]:
+        height, width = (entry.get(side) for side in ("height", "width"))
+        known = all(isinstance(side, (int, float)) and 0 < side < MOST_PIXELS for side in (height, width))
+        sizes.setdefault(entry["file_name"], (int(height), int(width)) if known else None)
+    return sizes
 
 
 def _read_categories(

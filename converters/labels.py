@@ -166,6 +166,8 @@ class VideoSource:
         original: the video that the images were taken from, as the project names it; it may be absent. `in_original` says which frame of
             it an image is.
         cut: (left, top, right, bottom) of the part of the original's frames that the images show, pixels; None: all of them.
+        sizes: (height, width) that the project says the video file, or each image, has; None where it does not. They may be wrong, and tell
+            nothing apart.
         kind: "file", "images" or "embedded".
     """
 
@@ -173,6 +175,7 @@ class VideoSource:
     embedded: str | None = None
     original: VideoSource | None = None
     cut: tuple[int, int, int, int] | None = None
+    sizes: tuple[tuple[int, int] | None, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def kind(self) -> str:

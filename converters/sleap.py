@@ -7,6 +7,7 @@ Traps of the format:
 * sleap-io finds image sequences only from the current directory, and videos only from there and beside the project: they are found here;
 * a package may number its videos 0, 15, 29, which sleap-io understands only with opened videos;
 * skeletons and tracks are compared by identity, and instance scores are float32;
+* sleap-io resamples videos of variable frame rate as it reads them, and so gives other frames than those that were labelled;
 * sleap-io writes from objects, about 3 kB an animal: long predictions are appended to the tables of a file that it has begun.
 """
 
@@ -14,7 +15,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ import numpy as np
 from converters.files import Finder, written_whole
 from converters.hdf5 import check_hdf5, check_space, written_pieces
 from converters.labels import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, check_frame, files_of
-from converters.video import at_once, open_video
+from converters.video import Video, at_once, open_video
 
 _USER, _PREDICTED = 0, 1  # the format's instance types
 _BUFFERED_ROWS = 16384
@@ -155,9 +157,17 @@ def _read_video(path: Path, video: Any, finder: Finder) -> tuple[VideoSource, li
     paths = tuple(file or finder.expected(name) for name, file in zip(names, found, strict=True))
     number = _dataset_number(meta.get("dataset"))
     if number is None:
-        return VideoSource(paths), missing
+        return VideoSource(paths, sizes=(_stated_size(meta.get("shape")),)), missing  # of a sequence, it is the first image's
     original = None if video.source_video is None else _read_video(path, video.source_video, finder)[0]
     return VideoSource(paths, embedded=f"video{number}", original=original), missing
+
+
+def _stated_size(shape: Any) -> tuple[int, int] | None:
+    """Height and width of (frames, height, width, channels); None of anything else, such as other orders."""
+    if not isinstance(shape, Sequence) or len(shape) != 4 or not all(isinstance(each, int) for each in shape):
+        return None
+    _, height, width, channels = shape
+    return (height, width) if height > 0 and width > 0 and channels in (1, 3, 4) else None
 
 
 def _names(video: Any) -> list[str]:
@@ -290,7 +300,8 @@ def write_slp_package(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -
 
     Args:
         path: the file to write.
-        labels: what to write; its videos must be readable.
+        labels: what to write; its videos must be readable where a frame is labelled. Others are listed without images, as the project
+            names them.
         inputs: further files that must not be overwritten; the videos never are.
 
     Returns:
@@ -302,8 +313,8 @@ def write_slp_package(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -
     path = Path(path).absolute()
     if not labels.labelled_frames:
         raise FormatError(f"{path} would hold no image, because no frame is labelled; give the file a name that ends in .slp alone.")
-    for video in labels.videos:
-        open_video(video).close()  # says what is wrong with it; sleap-io needs each, even those without labelled frames
+    for number in sorted({frame.video for frame in labels.labelled_frames}):
+        open_video(labels.videos[number]).close()  # says what is wrong with it
     for frame in labels.labelled_frames:  # sleap-io would read a device for ever
         video = labels.videos[frame.video]
         if video.kind == "images" and frame.index < len(video.paths) and not (image := video.paths[frame.index]).is_file():
@@ -316,14 +327,66 @@ def write_slp_package(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -
         try:
             count = write_slp(linked, labels.skeleton, labels.videos, labels.frames, {})
             project = sio.load_slp(str(linked), open_videos=True)
-            sio.save_slp(project, str(temporary), embed="user", verbose=False)
+            with _read_here(sio, project, labels.videos):
+                sio.save_slp(project, str(temporary), embed="user", embed_inplace=True, verbose=False)
         except FormatError:
             raise
-        except Exception as error:  # sleap-io reads the images in its own way, and raises what it meets
+        except Exception as error:  # sleap-io raises what it meets
             raise FormatError(f"{path} cannot be written ({error}); see whether every labelled image can be read.") from error
         finally:
             linked.unlink(missing_ok=True)
     return count
+
+
+@contextmanager
+def _read_here(sio: Any, project: Any, sources: Sequence[VideoSource]) -> Iterator[None]:
+    """Let sleap-io take the frames of ``project``, whose videos are the ``sources``, from `open_video`, as training does.
+
+    Images whose bytes it copies as they are stay with it.
+    """
+    opened: Video | None = None
+
+    class Frames(sio.Video):
+        """A video that is closed for sleap-io: it writes the metadata as they are, and asks for nothing but single frames."""
+
+        source: VideoSource
+        coloured = False  # whatever its first frame, by which the metadata say so
+
+        @property
+        def shape(self) -> Any:  # of a video that is not there, too: sleap-io lists it among those without images
+            known = super().shape or (0, 0, 0, 3)
+            return (*known[:3], 3) if self.coloured else known
+
+        def __getitem__(self, index: int) -> np.ndarray:
+            nonlocal opened
+            if opened is None or opened.source is not self.source:  # sleap-io asks for the frames of one video after the other
+                if opened is not None:
+                    opened.close()
+                opened = open_video(self.source)
+            frame = opened.read(index)
+            self.coloured = self.coloured or bool((frame[..., :1] != frame).any())
+            return frame[..., :1] if self.grayscale else frame
+
+    replaced = {}
+    for video, source in zip(project.videos, sources, strict=True):
+        if video.backend is not None:
+            if source.kind == "embedded" or _copied(source):
+                continue
+            video.backend.close()
+        known = {"filename": video.filename, "backend_metadata": video.backend_metadata, "source_video": video.source_video}
+        replaced[video] = Frames(**known, open_backend=False)
+        replaced[video].source = source
+    project.replace_videos(video_map=replaced)
+    try:
+        yield
+    finally:
+        if opened is not None:
+            opened.close()
+
+
+def _copied(source: VideoSource) -> bool:
+    """Whether these are images that sleap-io does not decode: all PNG, or all JPEG."""
+    return source.kind == "images" and {path.suffix.lower() for path in source.paths} in ({".png"}, {".jpg"}, {".jpeg"})
 
 
 def _begin(path: Path, skeleton: Skeleton, videos: Sequence[VideoSource], provenance: dict[str, Any]) -> None:

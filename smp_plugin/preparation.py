@@ -112,7 +112,7 @@ def prepare(config: Config, reporter: Reporter, held_out: set[Name] | None = Non
     if not projects:
         raise FormatError("No labelled project is named; add --slp PROJECT, --dlc CONFIG or --coco LABELS.")
     aliases = read_aliases(Path(config.data.aliases)) if config.data.aliases else {}
-    parts = [_read(p, config.data) for p in projects]
+    parts = [_read(p, config.data, reporter) for p in projects]
     labels, columns = unite(parts, aliases)
     for note in labels.notes:
         reporter.warn(note)
@@ -132,7 +132,7 @@ def prepare(config: Config, reporter: Reporter, held_out: set[Name] | None = Non
         reporter.say("animals: one in a frame is predicted, since the DeepLabCut project is for one (smp-predict --max-animals overrules)")
     labelled = {(f.video, f.index) for f in frames}  # held-out ones too: unlabelled frames must be new
     if val is not None:
-        held = _read(val, config.data)
+        held = _read(val, config.data, reporter)
         if not held.labelled_frames:  # frames marked as empty are
             raise FormatError(f"--val {val}: no frame is labelled in it; name a project with labelled frames, or leave --val out.")
         val_frames = _held_out(held, skeleton, aliases, len(videos))
@@ -173,8 +173,9 @@ def prepare(config: Config, reporter: Reporter, held_out: set[Name] | None = Non
     return Material(skeleton, videos, sources, val_frames, val_partial, typical, unlabeled_videos, pool)
 
 
-def _read(path: Path, data: DataConfig) -> Labels:
+def _read(path: Path, data: DataConfig, reporter: Reporter) -> Labels:
     """A project, whose labelled frames are known to exist: a wrong video is better noticed now than within the first steps."""
+    others: list[str] = []
     root, images = (Path(folder) if folder else None for folder in (data.video_root, data.images))
     labels = supplemented(read_project(path, root, images=images, category=data.category or None), data.supplement)
     for number, source in enumerate(labels.videos):
@@ -185,13 +186,31 @@ def _read(path: Path, data: DataConfig) -> Labels:
             absent = wanted - set(video.frame_numbers) if source.kind == "embedded" else set()
             last = max(absent or wanted)
             try:
-                video.read(last)
+                read = {0: (video.height, video.width), last: video.read(last).shape[:2]}
             except FormatError as error:
                 raise FormatError(
                     f"{path}: frame {last} of {source.name} is labelled, but can't be read: {error} "
                     "If this is another video than the labelled one, rename it, and give the right one's folder with --video-root."
                 ) from error
+        others += _other_size(source, read)
+    if others:
+        more = f" (and {len(others) - 1} more videos are of other sizes)" if len(others) > 1 else ""
+        reporter.warn(
+            f"{path}: {others[0]}{more}, so labels may lie beside the animals; if it is another one than was labelled, or resized, "
+            "rename it, and give the right one's folder with --video-root."
+        )
     return labels
+
+
+def _other_size(source: VideoSource, read: dict[int, tuple[int, ...]]) -> list[str]:
+    """What to say of a video or image that has another (height, width) than the project says; nothing where it is merely turned."""
+    for index, (height, width) in read.items():
+        place = index if source.kind == "images" else 0
+        stated = source.sizes[place] if place < len(source.sizes) else None
+        if stated is not None and sorted(stated) != sorted((height, width)):
+            what = source.paths[place] if source.kind == "images" else source.name
+            return [f"{what} is {width} x {height} pixels, but {stated[1]} x {stated[0]} in the project"]
+    return []
 
 
 def _with_sides(skeleton: Skeleton, reporter: Reporter) -> Skeleton:

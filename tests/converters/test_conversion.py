@@ -48,6 +48,18 @@ def project(tmp_path: Path, make_images: Callable[..., list[Path]]) -> Callable[
     return make
 
 
+def test_a_package_of_a_project_of_which_a_video_without_labels_is_not_there(tmp_path: Path, video_file: Path) -> None:
+    gone, here = VideoSource((tmp_path / "gone.mp4",)), VideoSource((video_file,))
+    write_slp(tmp_path / "in.slp", SKELETON, [gone, here], [LabeledFrame(1, 3, [Instance(SOME)])], {})
+    (note,) = convert(tmp_path / "in.slp", tmp_path / "out.pkg.slp")
+    assert "gone.mp4, not found; the output names the same" in note and "--video-root" in note
+    labels = read_project(tmp_path / "out.pkg.slp")
+    assert [(f.video, f.index) for f in labels.frames] == [(1, 3)] and [video.original for video in labels.videos] == [gone, here]
+    write_slp(tmp_path / "in.slp", SKELETON, [gone, here], [LabeledFrame(0, 3, [Instance(SOME)])], {})
+    with pytest.raises(FormatError, match=r"gone\.mp4 does not exist; .*--video-root"):
+        convert(tmp_path / "in.slp", tmp_path / "other.pkg.slp")
+
+
 PLAIN = Skeleton(SKELETON.keypoints)
 
 

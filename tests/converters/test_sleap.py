@@ -14,6 +14,7 @@ import pytest
 import sleap_io as sio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from converters import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource
 from converters.sleap import labelled_animals, read_slp, write_slp, write_slp_package
@@ -495,13 +496,67 @@ def test_packages(tmp_path: Path, video_file: Path, make_images: Callable[..., l
     for wrong, message in [
         (Labels(SKELETON, [sources[0], no_image], frames), "q.pkg.slp cannot be written: the image .*photos is no file"),
         (Labels(SKELETON, sources, frames[1:2]), "would hold no image, because no frame is labelled"),
-        (Labels(SKELETON, [*sources, VideoSource((tmp_path / "gone.mp4",))], frames), "gone.mp4 does not exist"),
+        (Labels(SKELETON, [sources[0], VideoSource((tmp_path / "gone.mp4",))], frames), "gone.mp4 does not exist"),
     ]:
         with pytest.raises(FormatError, match=message):
             write_slp_package(tmp_path / "q.pkg.slp", wrong)
     with pytest.raises(FormatError, match="is one of the inputs"):
         write_slp_package(path, labels)
     assert sorted(each.name for each in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(("name", "codec", "pix_fmt"), [("uneven.mp4", "libx264", "yuv420p"), ("dense.mkv", "libx264", "gray")])
+def test_packages_of_uneven_videos(
+    tmp_path: Path, make_video: Callable[..., Path], number_of: Callable[[np.ndarray], int], name: str, codec: str, pix_fmt: str
+) -> None:
+    times = np.cumsum(np.random.default_rng(0).choice([1, 2, 9], 90)).tolist()
+    source = VideoSource((make_video(tmp_path / name, n_frames=90, codec=codec, pix_fmt=pix_fmt, times=times),))
+    numbers, path = [0, 1, 5, 30, 31, 60, 80, 89], tmp_path / "p.pkg.slp"
+    write_slp_package(path, Labels(SKELETON, [source], [LabeledFrame(0, number, [Instance(SOME)]) for number in numbers]))
+    (package,) = read_slp(path).videos
+    assert package.original == source
+    with open_video(package) as images, open_video(source) as video:
+        assert list(images.frame_numbers) == numbers
+        for number in numbers:
+            image = images.read(number)
+            assert number_of(image) == number and np.array_equal(image, video.read(number))
+        size = (video.n_frames, video.height, video.width)
+    theirs = sio.load_slp(str(path))
+    assert [number_of(frame.image) for frame in theirs] == numbers
+    assert tuple(theirs.videos[0].source_video.backend_metadata["shape"][:3]) == size
+
+
+def test_packages_list_videos_that_are_not_there_and_have_no_labels(
+    tmp_path: Path, video_file: Path, number_of: Callable[[np.ndarray], int]
+) -> None:
+    damaged, images = tmp_path / "damaged.mp4", VideoSource(tuple(tmp_path / f"gone/img{number}.png" for number in range(3)))
+    damaged.write_bytes(video_file.read_bytes()[:-2000])
+    inside = VideoSource((tmp_path / "gone.pkg.slp",), "video0", VideoSource((tmp_path / "filmed.mp4",)))
+    sources = [VideoSource((tmp_path / "gone.mp4",)), images, VideoSource((video_file,)), inside, VideoSource((damaged,))]
+    guess, path = PredictedInstance(SOME, score=0.5), tmp_path / "p.pkg.slp"
+    frames = [LabeledFrame(2, 20, [Instance(SOME)]), LabeledFrame(0, 7, [], [guess]), LabeledFrame(1, 2, [], [guess])]
+    write_slp_package(path, Labels(SKELETON, sources, frames))
+    labels = read_slp(path)
+    assert labels.notes == [] and [video.original for video in labels.videos] == sources
+    assert [(f.video, f.index, len(f.instances), len(f.predicted)) for f in labels.frames] == [(2, 20, 1, 0), (0, 7, 0, 1), (1, 2, 0, 1)]
+    opened = [open_video(video) for video in labels.videos]
+    assert [list(video.frame_numbers) for video in opened] == [[], [], [20], [], []] and number_of(opened[2].read(20)) == 20
+    theirs = sio.load_slp(str(path))
+    assert [str(video.source_video.filename) for video in theirs.videos if isinstance(video.source_video.filename, str)] == [
+        str(source.paths[0]) for source in sources if source.kind != "images"
+    ]
+    assert number_of(theirs[0].image) == 20
+
+
+def test_packages_of_images_that_are_no_png(tmp_path: Path, make_images: Callable[..., list[Path]]) -> None:
+    paths = [*make_images(tmp_path / "a", 1), *make_images(tmp_path / "b", 2, ".tif"), *make_images(tmp_path / "c", 1, ".jpg")]
+    deep = np.random.default_rng(0).integers(0, 2**16, (48, 64), dtype=np.uint16)
+    Image.fromarray(deep).save(paths[2])
+    Image.new("RGB", (64, 48)).save(paths[0])  # a first image without colours says nothing of the others
+    source, path = VideoSource(tuple(paths)), tmp_path / "p.pkg.slp"
+    write_slp_package(path, Labels(SKELETON, [source], [LabeledFrame(0, number, [Instance(SOME)]) for number in range(4)]))
+    with open_video(read_slp(path).videos[0]) as images, open_video(source) as files:
+        assert all(np.array_equal(images.read(number), files.read(number)) for number in range(4))
 
 
 NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -477,6 +478,78 @@ def test_a_label_past_the_end_of_the_video(make_blobs: Any, make_config: Callabl
         material_of(long.project, config=make_config(), listener=listener)
     with pytest.raises(FormatError, match=r"long\.slp: frame 11"):
         material_of(make_blobs("fine").project, config=make_config(), listener=listener, val=long.project)
+
+
+def _state(project: Path, **meta: Any) -> None:
+    """Let the project say this of its video."""
+    import sleap_io as sio
+
+    labels = sio.load_slp(str(project), open_videos=False)
+    labels.videos[0].backend_metadata |= meta
+    sio.save_slp(labels, str(project), embed=False, verbose=False)
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_a_video_of_another_size_than_the_project_says(images: bool, make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+    blobs = make_blobs("resized", sizes=[(128, 96)], images=images)
+    _state(blobs.project, shape=[20, 48, 64, 3])
+    material_of(make_blobs("fine").project, config=make_config(), listener=listener, val=blobs.project)
+    (warning,) = listener.alarms
+    name = blobs.video / "img000.png" if images else blobs.video
+    assert warning.startswith(f"{blobs.project}: {name} is 128 x 96 pixels, but 64 x 48 in the project, so labels may lie beside")
+    assert "--video-root" in warning
+    check([blobs.project], config=make_config(), out=blobs.project.parent / "run", reporter=listener)
+    assert (
+        listener.alarms[1] == warning
+        and "is 128 x 96 pixels, but 64 x 48 in the project" in (blobs.project.parent / "run/check.html").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [[20, 96, 128, 3], [20, 128, 96, 1], [1, 96, 128, 3], None, [0, 0, 0, 3], [20, None, None, 1], [20, 3, 48, 64], [48, 64, 3], "20x48"],
+)
+def test_no_size_is_warned_of_that_is_right_or_unknown(shape: Any, make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+    """A video that is turned on reading may be stated either way."""
+    blobs = make_blobs(sizes=[(128, 96)])
+    _state(blobs.project, shape=shape)
+    material_of(blobs.project, config=make_config(), listener=listener)
+    assert listener.alarms == []
+
+
+def test_a_package_is_of_the_size_of_its_own_images(make_blobs: Any, make_config: Callable[..., Config], listener: Any):
+    package = make_blobs("packed", sizes=[(128, 96)], embed=True)
+    shutil.copy(make_blobs("other").video, package.video)
+    material_of(package.project, config=make_config(), listener=listener)
+    assert listener.alarms == []
+
+
+@pytest.mark.parametrize(
+    ("stated", "warned"),
+    [
+        ({"width": 128, "height": 96}, False),
+        ({"width": 96.0, "height": 128.0}, False),
+        ({"width": 64, "height": 48}, True),
+        ({"width": 0, "height": 0}, False),
+        ({"width": None, "height": "96"}, False),
+        ({}, False),
+    ],
+)
+def test_images_of_another_size_than_their_labels_say(
+    stated: dict[str, Any], warned: bool, make_blobs: Any, make_config: Callable[..., Config], listener: Any
+):
+    blobs = make_blobs(sizes=[(128, 96)], images=True)
+    labels = blobs.project.with_suffix(".json")
+    write_project(labels, read_project(blobs.project))
+    content = json.loads(labels.read_text())
+    for number, image in enumerate(content["images"]):
+        if number:  # the first one is as it says: the labelled ones count
+            del image["width"], image["height"]
+            image |= stated
+    labels.write_text(json.dumps(content))
+    material_of(labels, config=make_config(), listener=listener)
+    start = f"{labels}: {blobs.video / 'img011.png'} is 128 x 96 pixels, but 64 x 48 in the project"
+    assert [text[: len(start)] for text in listener.alarms] == [start] * warned
 
 
 def test_a_run_remembers_its_sources_and_another_project_brings_its_own(tmp_path: Path):
