@@ -8,21 +8,22 @@ from pathlib import Path
 
 from converters.deeplabcut_machinelabels import check_machinelabels
 from converters.deeplabcut_writing import video_names
-from converters.files import refuse_overwriting
+from converters.files import is_one_of, refuse_overwriting
 from converters.labels import FormatError, LabeledFrame, Skeleton, VideoSource
 from converters.project import (
     ANALYSIS,
     DLC_PREDICTIONS,
     check_predictions,
+    files_written,
     format_of,
     is_project,
     project_title,
     read_project,
-    refuse_losing,
 )
 from converters.video import open_video, video_source
 from smp_plugin.config import parse_ranges
 from smp_plugin.progress import Reporter
+from smp_plugin.records import refuse_replacing
 
 MACHINELABELS = "labeled-data"  # of a DeepLabCut project: predictions for a person to correct
 
@@ -51,6 +52,19 @@ class Job:
     def total(self) -> int:
         """Number of frames."""
         return sum(len(numbers) for numbers in self.wanted)
+
+    @property
+    def to_folder(self) -> bool:
+        """Whether DeepLabCut's files of one video are written, under the names that it would give them."""
+        return self.kind == DLC_PREDICTIONS and is_folder(self.output)
+
+    @property
+    def files(self) -> list[Path]:
+        """All that may be written, in each of which something may be lost. None of `MACHINELABELS`: these are never replaced."""
+        if self.kind == MACHINELABELS:
+            return []
+        files = files_written(self.output, self.videos, self.to_folder)
+        return files if self.to_folder else [files[0], *(file for file in files[1:] if not is_one_of(file, self.inputs))]
 
     @property
     def config(self) -> Path:
@@ -240,7 +254,9 @@ def check(jobs: list[Job], skeleton: Skeleton) -> None:
             check_machinelabels(job.config, skeleton, job.videos)
         else:
             refuse_overwriting(job.output, inputs)
-            refuse_losing(job.output)
+    refuse_replacing([file for job in jobs for file in job.files])
+    for job in jobs:
+        if job.kind != MACHINELABELS:
             check_predictions(job.output, skeleton, job.videos, _examples(job), job.inputs)
 
 

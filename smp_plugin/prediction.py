@@ -30,8 +30,9 @@ from smp_plugin.inference import FramePoses, choose_device, every_device, say_de
 from smp_plugin.jobs import MACHINELABELS, Job, check, is_folder, output_kind, plan
 from smp_plugin.predictor import Predictor, Recipe, in_segments, load, predict_segment, smallest
 from smp_plugin.progress import Reporter, Task
+from smp_plugin.records import digest
 from smp_plugin.runtimes import check_runtime
-from smp_plugin.segments import Segment, Work, digest, divide, leave
+from smp_plugin.segments import Segment, Work, divide, leave
 from smp_plugin.stopping import stoppable
 from smp_plugin.tracking import Trackers
 
@@ -119,8 +120,6 @@ def predict(
         )
     with _folder_for(output):
         check([work.job for work in works], skeleton)
-        for work in works:
-            work.refuse_losing_changes()
     recipe = Recipe(weights, digest(weights), __version__, json.dumps(overrides), device)
     done = _carry_out(works, checkpoint, path, recipe, where, (scheduler, local_cluster), overlay, resume, reporter)
     _tell(done, jobs, skeleton, inputs[0].name, output, reporter)

@@ -337,7 +337,7 @@ def test_convert_passes_everything_on_and_warns(monkeypatch: pytest.MonkeyPatch,
 
     kept: list[Any] = []
 
-    def fake(source: Path, target: Path, **options: Any) -> list[str]:
+    def fake(source: Path, target: Path, refuse: Any, **options: Any) -> list[str]:
         kept.append((source, target, options))
         return ["out.json: no tracks."]
 
