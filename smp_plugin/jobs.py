@@ -88,7 +88,14 @@ def plan(
             such frames.
     """
     kind = output_kind(output, suffix)
-    asked = [Job(output, kind, [path], *_asked(path, frames, kind, video_root, skeleton, reporter)) for path in inputs]
+    absent: list[str] = []
+    asked = [Job(output, kind, [path], *_asked(path, frames, kind, video_root, skeleton, reporter, absent)) for path in inputs]
+    if absent:
+        if not any(job.total for job in asked):
+            raise FormatError(f"{absent[0]}, nor any other of these.")
+        for sentence in absent:
+            reporter.warn(f"{sentence}, nor any other of these, so that it is left out")
+        asked = [_only_wanted(job) for job in asked if job.total]
     if kind == MACHINELABELS:
         jobs = [_without_labels(_together(asked))]
     elif is_folder(output):
@@ -176,9 +183,9 @@ def _title(path: Path) -> str:
 
 
 def _asked(
-    path: Path, frames: str | None, kind: str, video_root: Path | None, skeleton: Skeleton, reporter: Reporter
+    path: Path, frames: str | None, kind: str, video_root: Path | None, skeleton: Skeleton, reporter: Reporter, absent: list[str]
 ) -> tuple[list[VideoSource], list[Numbers]]:
-    """Videos of one input and the frames wanted of each."""
+    """Videos of one input and the frames wanted of each; ``absent`` is told of those that have none of them."""
     to_correct = kind == MACHINELABELS
     without_numbers = frames in (None, "all", "labeled", "unlabeled")
     if to_correct and frames == "labeled":
@@ -189,7 +196,7 @@ def _asked(
         source = video_source(path)
         if to_correct and source.kind == "file" and without_numbers:
             raise FormatError(f"{path}: which of its frames are to be corrected? Say so with --frames, such as --frames 0,500,1000.")
-        chosen = _numbers(source, frames or "all", set(), reporter)
+        chosen = _numbers(source, frames or "all", set(), reporter, absent)
         reporter.say(f"{path}: {len(chosen):,} frames")
         return [source], [chosen]
     labels = read_project(path, video_root)
@@ -204,14 +211,14 @@ def _asked(
     for number, source in enumerate(labels.videos):
         labelled = {f.index for f in labels.labelled_frames if f.video == number}
         whole_video = to_correct and source.kind == "file" and without_numbers  # nobody corrects every frame of it
-        wanted.append([] if whole_video else _numbers(source, frames or "unlabeled", labelled, reporter))
+        wanted.append([] if whole_video else _numbers(source, frames or "unlabeled", labelled, reporter, absent))
     reporter.say(
         f"{path}: {sum(len(w) for w in wanted):,} frames ({frames or 'unlabeled, as for any project'}) of {len(labels.videos)} videos"
     )
     return labels.videos, wanted
 
 
-def _numbers(source: VideoSource, frames: str, labelled: set[int], reporter: Reporter) -> Numbers:
+def _numbers(source: VideoSource, frames: str, labelled: set[int], reporter: Reporter, absent: list[str]) -> Numbers:
     with open_video(source) as video:
         existing, name = video.frame_numbers, video.name
     if frames == "all":
@@ -226,9 +233,10 @@ def _numbers(source: VideoSource, frames: str, labelled: set[int], reporter: Rep
     found = [i for i in existing if i in chosen]
     if beyond := [end for _, end in wanted if end > last]:
         what = f"--frames {frames}: {name} has {len(existing):,} frames (0-{last}); frame {beyond[0]} does not exist"
-        if not found:
-            raise FormatError(f"{what}, nor any other of these.")
-        reporter.warn(f"{what}, and those that do are predicted")
+        if found:
+            reporter.warn(f"{what}, and those that do are predicted")
+        else:
+            absent.append(what)
     return found
 
 
