@@ -202,11 +202,16 @@ def _tell(done: _Done, jobs: list[Job], skeleton: Skeleton, name: str, output: P
 
 
 def newest_run() -> Path:
-    """The newest run that smp-train ended, or that Ctrl-C did (report.html is written last). FormatError where there is none."""
+    """The newest run that smp-train ended, or that Ctrl-C did (report.html is written last). FormatError where there is none.
+
+    Runs of a comparison, whose ``job.json`` is above them, don't count: they have learnt from a part of the labels, or are ablations.
+    """
     runs = [p.parent for p in Path("runs").glob("**/model.pt") if (p.parent / "report.html").exists()]
-    if not runs:
-        raise FormatError("there is no finished run under runs/; train one with smp-train, or name a model with --model.")
-    return max(runs, key=lambda run: (run / "model.pt").stat().st_mtime)
+    own = [run for run in runs if not (run.parent / "job.json").exists()]
+    if not own:
+        but = " but those of a comparison" if runs else ""
+        raise FormatError(f"there is no finished run under runs/{but}; train one with smp-train, or name a model with --model.")
+    return max(own, key=lambda run: (run / "model.pt").stat().st_mtime)
 
 
 def _done_here(
