@@ -182,7 +182,9 @@ def test_corrections_are_not_replaced(place: Path, video_file: Path):
     frame = LabeledFrame(0, 9, [], [PredictedInstance(POSE)])
     write_machinelabels(place / "dlc" / "config.yaml", SKELETON, [VideoSource((video_file,))], [frame])
     before = everything(place)
-    with pytest.raises(FormatError, match="machinelabels-iter0.h5 exists already; have it corrected first, or move it away"):
+    with pytest.raises(
+        FormatError, match="machinelabels-iter0.h5 exists already; have it corrected and call deeplabcut.merge_datasets, or move it away"
+    ):
         planned("dlc/labeled-data", "dlc")
     assert everything(place) == before
 
