@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from converters.project import (
     DLC_PREDICTIONS,
     PACKAGE,
     SLEAP,
+    files_written,
     format_of,
     read_project,
     refuse_losing,
@@ -75,6 +76,7 @@ def convert(
     images: Path | None = None,
     category: str | None = None,
     annotations: Path | None = None,
+    refuse: Callable[[Collection[Path]], None] = refuse_losing,
 ) -> list[str]:
     """Read one native format and write another, whole or not at all. Where ``target`` can hold only one, labels go before predictions.
 
@@ -84,6 +86,7 @@ def convert(
         only: "labels" or "predictions": leave the others out.
         suffix: "h5" or "csv": ``target`` is a folder for DeepLabCut's predictions of each video, and not for a project.
         video_root, images, category, annotations: as in `read_project`. Videos are needed only where their images are written.
+        refuse: raises where one of the files that will be written is not to be lost.
 
     Returns:
         What was repaired or left out on reading, what could not be found, and what ``target`` cannot hold, a sentence each.
@@ -99,7 +102,8 @@ def convert(
         kind = DLC_PREDICTIONS
     if len({(path / "config.yaml" if path.is_dir() else path).resolve() for path in (source, target)}) == 1:
         raise FormatError(f"{target} is the input and would be overwritten; give the output another name.")
-    refuse_losing(target)
+    if suffix is None:
+        refuse([target])
     for_coco = {"--images": images, "--category": category, "--annotations": annotations}
     if given := [option for option, value in for_coco.items() if value is not None and format_of(source) != COCO]:
         raise FormatError(f"{source} is no COCO file, and {given[0]} is for these; leave it out.")
@@ -115,6 +119,7 @@ def convert(
         notes += write_project(target, labels, inputs)
         return notes + (lost(Contents.of(labels.frames), labels.skeleton, kind, source.name, target) if kind == PACKAGE else [])
     if suffix is not None:
+        refuse(files_written(target, labels.videos, to_folder=True))
         notes += _renamed(labels, target)
     elif kind == DLC_PREDICTIONS and (beside := existing_companions(target, labels.videos[0])):
         notes.append(f"{target}: what belongs beside it and is there already stays as it is: {', '.join(file.name for file in beside)}.")

@@ -102,7 +102,7 @@ def _tables(config: Path, settings: dict[str, Any], names: Mapping[int, str]) ->
     file = f"machinelabels-iter{settings.get('iteration') or '0'}.h5"
     tables = {video: config.parent / "labeled-data" / name / file for video, name in names.items()}
     if there := [table for table in tables.values() if table.exists()]:
-        raise FormatError(f"{there[0]} exists already; have it corrected first, or move it away.")
+        raise FormatError(f"{there[0]} exists already; have it corrected and call deeplabcut.merge_datasets, or move it away.")
     return tables
 
 

@@ -44,9 +44,11 @@ from converters.pickled import plain
 from converters.video import open_video, table_length
 
 SCORER = "DLC_SemiMultiPose_best"  # DeepLabCut's create_labeled_video(init_weights="SemiMultiPose_best.pt") asks for this one
+_SCORERS = ("DLC", "DeepCut")  # how their names begin
 _COORDS = ("x", "y", "likelihood")
 _TRACKER = re.compile(r"_(el|bx|sk|ctd|tr)$")
 _VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".mpg", ".mpeg", ".m4v", ".wmv", ".webm", ".flv")
+_META = ("Scorer", "fps", "frame_dimensions", "nframes", "cropping", "cropping_parameters", "individuals", "bodyparts", "unique_bodyparts")
 _PIECE = 1 << 20  # values of a table held at once
 
 
@@ -204,18 +206,35 @@ def _collect(path: Path, skeleton: Skeleton, videos: Sequence[VideoSource], fram
 
 
 def is_own_table(path: Path) -> bool:
-    """Whether `write_dlc_predictions` has written an ``.h5`` file, which holds its note, or a ``.csv`` file, which has its scorer."""
+    """Whether `write_dlc_predictions` has written an ``.h5`` file, which holds its note, a ``.csv`` file, which has its scorer, or is
+    called as DeepLabCut calls it and has such an ``.h5`` file beside it, or a ``_meta.pickle``, which says less than DeepLabCut's own.
+    """
     import h5py
 
     try:
+        if path.suffix.lower() == ".pickle":
+            return sorted(plain(path.read_bytes())["data"]) == sorted(_META)
         if path.suffix.lower() == ".csv":
             with path.open(encoding="utf-8-sig") as text:
-                return text.readline(1000).startswith(f"scorer,{SCORER},")
+                scorer = text.readline(1000).removeprefix("scorer,").partition(",")[0]
+            if scorer == SCORER or not (scorer.startswith(_SCORERS) and scorer in path.stem):
+                return scorer == SCORER
+            path = path.with_suffix(".h5")
         with h5py.File(path, "r") as file:
             check_hdf5(file)
             return f"{KEY}/smp_provenance" in file
-    except (OSError, ValueError, KeyError, RuntimeError):  # what h5py raises
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError):  # what h5py raises, and what is no such description
         return False
+
+
+def prediction_files(path: Path, videos: Sequence[VideoSource], to_folder: bool) -> list[Path]:
+    """The files that `write_dlc_predictions` may write; in a folder, what is predicted decides which of two names a video's get."""
+    names = video_names(videos)
+    if to_folder:
+        tables = [(path / f"{name}{SCORER}{several}.h5", name) for name in names for several in ("", "_el")]
+    else:
+        tables = [(path, names[0])] if len(names) == 1 else []
+    return list(dict.fromkeys(file for table, name in tables for file in (table, *_companions(table, name)))) or [path]
 
 
 def existing_companions(path: Path, video: VideoSource) -> list[Path]:
@@ -240,23 +259,15 @@ def _companions(path: Path, video: str) -> list[Path]:
 def _scorer(path: Path, video: str) -> str | None:
     """The scorer in the name of a file that is named as DeepLabCut does."""
     rest = _TRACKER.sub("", path.stem).removeprefix(video)
-    return rest if path.stem.startswith(video) and rest.startswith(("DLC", "DeepCut")) else None
+    return rest if path.stem.startswith(video) and rest.startswith(_SCORERS) else None
 
 
 def _meta(scorer: str, size: tuple[int, int, float], found: _Found, skeleton: Skeleton, multi: bool) -> dict[str, Any]:
     """DeepLabCut's description of an analysed video."""
     width, height, fps = size
-    return {
-        "Scorer": scorer,
-        "fps": fps,
-        "frame_dimensions": (width, height),
-        "nframes": found.n_frames,
-        "cropping": False,
-        "cropping_parameters": [0, width, 0, height],
-        "individuals": found.individuals() if multi else ["animal"],
-        "bodyparts": list(skeleton.keypoints),
-        "unique_bodyparts": [],
-    }
+    corners, individuals = [0, width, 0, height], found.individuals() if multi else ["animal"]
+    values: list[object] = [scorer, fps, (width, height), found.n_frames, False, corners, individuals, list(skeleton.keypoints), []]
+    return dict(zip(_META, values, strict=True))
 
 
 def _writers(columns: list[Column], found: _Found, meta: dict[str, Any], kept: dict[str, str]) -> dict[str, Callable[[Path], None]]:

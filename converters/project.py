@@ -260,11 +260,29 @@ def _refuse_single_images(path: Path, videos: Sequence[VideoSource]) -> None:
             )
 
 
-def refuse_losing(path: Path) -> None:
-    """FormatError where ``path`` is a file that holds a person's labels, who may have corrected earlier predictions in their own file, or
-    a table or an analysis file that this project did not write: these don't say what they hold.
+def files_written(path: Path, videos: Sequence[VideoSource], to_folder: bool = False) -> list[Path]:
+    """The files that `write_predictions` may write, those included that DeepLabCut expects beside its predictions.
+
+    ``to_folder``: ``path`` is a folder for DeepLabCut's predictions of each video, there or to be made.
     """
-    kind, remedy = format_of(path), "which would be lost; move it away, or choose another name"
+    if not to_folder and format_of(path) != DLC_PREDICTIONS:
+        return [path]
+    from converters.deeplabcut_predictions import prediction_files
+
+    return prediction_files(path, videos, to_folder)
+
+
+def refuse_losing(paths: Iterable[Path]) -> None:
+    """FormatError where one of ``paths`` is a file that holds a person's labels, who may have corrected earlier predictions in their own
+    file, or a table, what belongs beside it, or an analysis file that this project did not write: these don't say what they hold.
+    """
+    for path in paths:
+        _refuse_losing(path)
+
+
+def _refuse_losing(path: Path) -> None:
+    kind = DLC_PREDICTIONS if path.suffix.lower() == ".pickle" else format_of(path)
+    remedy = "which would be lost; move it away, or choose another name"
     if kind == DLC_PREDICTIONS and path.name.lower().startswith("collecteddata"):
         raise FormatError(f"{path}: DeepLabCut calls a person's labels so; choose another name.")
     if not path.is_file() or not path.stat().st_size:

@@ -29,6 +29,7 @@ from smp_plugin.completeness import looks_partial
 from smp_plugin.config import Config, set_value
 from smp_plugin.evaluation import evaluate
 from smp_plugin.pairing import frame_pairs
+from smp_plugin.peer_figures import installed, remedy
 from smp_plugin.progress import Reporter
 from smp_plugin.similarity import MEDIUM_S2, PAPER_S2, SLEAP_S2
 
@@ -179,6 +180,12 @@ def _do(jobs: Sequence[tuple[str, int, Job]], out: Path, reporter: Reporter) -> 
         said.append(sentence)
         reporter.warn(sentence)
 
+    finished = {cell.key for cell in read_results(out)}
+    wanted = {job.method for fraction, _, job in jobs if (job.method, fraction, job.seed) not in finished and not _finished(job)}
+    for camp, package in ((SLEAP, "sleap-nn"), (DLC, "deeplabcut")):  # our own methods may train for hours before it is their turn
+        if (lacking := [method for method in camp if method in wanted]) and package not in installed():
+            tell(f"{', '.join(lacking)}: {remedy(package)}; left out.")
+            left_out.update(camp)
     with reporter.task("comparing", len(jobs), "runs") as task:
         for number, (fraction, labels, job) in enumerate(jobs):
             task.update(number, method=job.method, labels=fraction, seed=job.seed)

@@ -8,21 +8,22 @@ from pathlib import Path
 
 from converters.deeplabcut_machinelabels import check_machinelabels
 from converters.deeplabcut_writing import video_names
-from converters.files import refuse_overwriting
+from converters.files import is_one_of, refuse_overwriting
 from converters.labels import FormatError, LabeledFrame, Skeleton, VideoSource
 from converters.project import (
     ANALYSIS,
     DLC_PREDICTIONS,
     check_predictions,
+    files_written,
     format_of,
     is_project,
     project_title,
     read_project,
-    refuse_losing,
 )
 from converters.video import open_video, video_source
 from smp_plugin.config import parse_ranges
 from smp_plugin.progress import Reporter
+from smp_plugin.records import refuse_replacing
 
 MACHINELABELS = "labeled-data"  # of a DeepLabCut project: predictions for a person to correct
 
@@ -53,6 +54,19 @@ class Job:
         return sum(len(numbers) for numbers in self.wanted)
 
     @property
+    def to_folder(self) -> bool:
+        """Whether DeepLabCut's files of one video are written, under the names that it would give them."""
+        return self.kind == DLC_PREDICTIONS and is_folder(self.output)
+
+    @property
+    def files(self) -> list[Path]:
+        """All that may be written, in each of which something may be lost. None of `MACHINELABELS`: these are never replaced."""
+        if self.kind == MACHINELABELS:
+            return []
+        files = files_written(self.output, self.videos, self.to_folder)
+        return files if self.to_folder else [files[0], *(file for file in files[1:] if not is_one_of(file, self.inputs))]
+
+    @property
     def config(self) -> Path:
         """Of `MACHINELABELS`: the project's file."""
         return self.output.parent / "config.yaml"
@@ -74,7 +88,14 @@ def plan(
             such frames.
     """
     kind = output_kind(output, suffix)
-    asked = [Job(output, kind, [path], *_asked(path, frames, kind, video_root, skeleton, reporter)) for path in inputs]
+    absent: list[str] = []
+    asked = [Job(output, kind, [path], *_asked(path, frames, kind, video_root, skeleton, reporter, absent)) for path in inputs]
+    if absent:
+        if not any(job.total for job in asked):
+            raise FormatError(f"{absent[0]}, nor any other of these.")
+        for sentence in absent:
+            reporter.warn(f"{sentence}, nor any other of these, so that it is left out")
+        asked = [_only_wanted(job) for job in asked if job.total]
     if kind == MACHINELABELS:
         jobs = [_without_labels(_together(asked))]
     elif is_folder(output):
@@ -157,9 +178,9 @@ def _title(path: Path) -> str:
 
 
 def _asked(
-    path: Path, frames: str | None, kind: str, video_root: Path | None, skeleton: Skeleton, reporter: Reporter
+    path: Path, frames: str | None, kind: str, video_root: Path | None, skeleton: Skeleton, reporter: Reporter, absent: list[str]
 ) -> tuple[list[VideoSource], list[Numbers]]:
-    """Videos of one input and the frames wanted of each."""
+    """Videos of one input and the frames wanted of each; ``absent`` is told of those that have none of them."""
     to_correct = kind == MACHINELABELS
     without_numbers = frames in (None, "all", "labeled", "unlabeled")
     if to_correct and frames == "labeled":
@@ -170,7 +191,7 @@ def _asked(
         source = video_source(path)
         if to_correct and source.kind == "file" and without_numbers:
             raise FormatError(f"{path}: which of its frames are to be corrected? Say so with --frames, such as --frames 0,500,1000.")
-        chosen = _numbers(source, frames or "all", set(), reporter)
+        chosen = _numbers(source, frames or "all", set(), reporter, absent)
         reporter.say(f"{path}: {len(chosen):,} frames")
         return [source], [chosen]
     labels = read_project(path, video_root)
@@ -185,14 +206,14 @@ def _asked(
     for number, source in enumerate(labels.videos):
         labelled = {f.index for f in labels.labelled_frames if f.video == number}
         whole_video = to_correct and source.kind == "file" and without_numbers  # nobody corrects every frame of it
-        wanted.append([] if whole_video else _numbers(source, frames or "unlabeled", labelled, reporter))
+        wanted.append([] if whole_video else _numbers(source, frames or "unlabeled", labelled, reporter, absent))
     reporter.say(
         f"{path}: {sum(len(w) for w in wanted):,} frames ({frames or 'unlabeled, as for any project'}) of {len(labels.videos)} videos"
     )
     return labels.videos, wanted
 
 
-def _numbers(source: VideoSource, frames: str, labelled: set[int], reporter: Reporter) -> Numbers:
+def _numbers(source: VideoSource, frames: str, labelled: set[int], reporter: Reporter, absent: list[str]) -> Numbers:
     with open_video(source) as video:
         existing, name = video.frame_numbers, video.name
     if frames == "all":
@@ -207,9 +228,10 @@ def _numbers(source: VideoSource, frames: str, labelled: set[int], reporter: Rep
     found = [i for i in existing if i in chosen]
     if beyond := [end for _, end in wanted if end > last]:
         what = f"--frames {frames}: {name} has {len(existing):,} frames (0-{last}); frame {beyond[0]} does not exist"
-        if not found:
-            raise FormatError(f"{what}, nor any other of these.")
-        reporter.warn(f"{what}, and those that do are predicted")
+        if found:
+            reporter.warn(f"{what}, and those that do are predicted")
+        else:
+            absent.append(what)
     return found
 
 
@@ -235,7 +257,9 @@ def check(jobs: list[Job], skeleton: Skeleton) -> None:
             check_machinelabels(job.config, skeleton, job.videos)
         else:
             refuse_overwriting(job.output, inputs)
-            refuse_losing(job.output)
+    refuse_replacing([file for job in jobs for file in job.files])
+    for job in jobs:
+        if job.kind != MACHINELABELS:
             check_predictions(job.output, skeleton, job.videos, _examples(job), job.inputs)
 
 

@@ -30,8 +30,9 @@ from smp_plugin.inference import FramePoses, choose_device, every_device, say_de
 from smp_plugin.jobs import MACHINELABELS, Job, check, is_folder, output_kind, plan
 from smp_plugin.predictor import Predictor, Recipe, in_segments, load, predict_segment, smallest
 from smp_plugin.progress import Reporter, Task
+from smp_plugin.records import digest
 from smp_plugin.runtimes import check_runtime
-from smp_plugin.segments import Segment, Work, digest, divide, leave
+from smp_plugin.segments import Segment, Work, divide, leave
 from smp_plugin.stopping import stoppable
 from smp_plugin.tracking import Trackers
 
@@ -119,8 +120,6 @@ def predict(
         )
     with _folder_for(output):
         check([work.job for work in works], skeleton)
-        for work in works:
-            work.refuse_losing_changes()
     recipe = Recipe(weights, digest(weights), __version__, json.dumps(overrides), device)
     done = _carry_out(works, checkpoint, path, recipe, where, (scheduler, local_cluster), overlay, resume, reporter)
     _tell(done, jobs, skeleton, inputs[0].name, output, reporter)
@@ -203,11 +202,16 @@ def _tell(done: _Done, jobs: list[Job], skeleton: Skeleton, name: str, output: P
 
 
 def newest_run() -> Path:
-    """The newest run that smp-train ended, or that Ctrl-C did (report.html is written last). FormatError where there is none."""
+    """The newest run that smp-train ended, or that Ctrl-C did (report.html is written last). FormatError where there is none.
+
+    Runs of a comparison, whose ``job.json`` is above them, don't count: they have learnt from a part of the labels, or are ablations.
+    """
     runs = [p.parent for p in Path("runs").glob("**/model.pt") if (p.parent / "report.html").exists()]
-    if not runs:
-        raise FormatError("there is no finished run under runs/; train one with smp-train, or name a model with --model.")
-    return max(runs, key=lambda run: (run / "model.pt").stat().st_mtime)
+    own = [run for run in runs if not (run.parent / "job.json").exists()]
+    if not own:
+        but = " but those of a comparison" if runs else ""
+        raise FormatError(f"there is no finished run under runs/{but}; train one with smp-train, or name a model with --model.")
+    return max(own, key=lambda run: (run / "model.pt").stat().st_mtime)
 
 
 def _done_here(

@@ -26,8 +26,9 @@ from smp_plugin.inference import FramePoses, choose_device, for_prediction, infe
 from smp_plugin.memory import keep_freed
 from smp_plugin.pipeline import abreast, ahead
 from smp_plugin.progress import Reporter
+from smp_plugin.records import digest, stamp
 from smp_plugin.runtimes import Runtime, check_runtime
-from smp_plugin.segments import Found, Segment, digest, stamp
+from smp_plugin.segments import Found, Segment
 
 KEPT = 0.98  # share of AP that --fast keeps
 MOST_LANES = 4  # batches that a CPU works on at once; each takes memory

@@ -26,18 +26,18 @@ from converters.deeplabcut_predictions import SCORER
 from converters.deeplabcut_writing import video_names
 from converters.files import written_whole
 from converters.labels import FormatError, LabeledFrame, PredictedInstance, VideoSource, stacked
-from converters.project import COCO, DLC_PREDICTIONS
+from converters.project import COCO
 from smp_plugin import __version__
 from smp_plugin.config import Config, to_dict
-from smp_plugin.jobs import MACHINELABELS, Job, Numbers, is_folder
+from smp_plugin.jobs import MACHINELABELS, Job, Numbers
 from smp_plugin.progress import Reporter
+from smp_plugin.records import RECORD, digest, record_of, stamp, written
 
 if TYPE_CHECKING:
     from smp_plugin.inference import FramePoses
 
 LENGTH = 1024  # frames: seconds of a GPU's work, minutes of a CPU's
 SHORT = 32  # of the few hundred that a person is to correct, of which an interrupted run writes nothing else
-_RECORD = "made_from.json"
 _OTHER = {
     "version": "by another version of smp-plugin",
     "model": "with another model",
@@ -166,7 +166,7 @@ class Work:
     def name(self) -> Path:
         """What messages call the output: DeepLabCut's files are known by the first part of their names."""
         output = self.job.output
-        return output / f"{video_names(self.job.videos)[0]}{SCORER}" if _to_folder(self.job) else output
+        return output / f"{video_names(self.job.videos)[0]}{SCORER}" if self.job.to_folder else output
 
     @property
     def folder(self) -> Path:
@@ -176,7 +176,7 @@ class Work:
     @property
     def record(self) -> Path:
         """What a finished output was made from."""
-        return self.name.with_name(f".{self.name.name}.{_RECORD}")
+        return record_of(self.name)
 
     @functools.cached_property
     def segments(self) -> list[Segment]:
@@ -189,7 +189,7 @@ class Work:
         Raises:
             FormatError: it was made from something else, so its segments are no parts of this prediction.
         """
-        record = self.folder / _RECORD
+        record = self.folder / RECORD
         if record.is_file():
             before, other = self._compared(record, _OF_PARTS)
             if other:
@@ -218,6 +218,11 @@ class Work:
         self.damage = before["damage"]
         return True
 
+    def changed(self) -> list[Path]:
+        """Files of a finished output that are others than were written: a person's corrections, or what another program put there."""
+        before = written(self.record)
+        return [path for path in self.job.files if path.name in before and path.is_file() and digest(path) != before[path.name]]
+
     def _compared(self, record: Path, keys: set[str]) -> tuple[dict[str, Any], str]:
         """A record of an earlier run, and in what of ``keys`` this run differs, in words; of settings, in those that both know."""
         try:
@@ -230,20 +235,10 @@ class Work:
         except (ValueError, KeyError, TypeError, AttributeError, OSError):
             return {}, "in a way that can't be read"
 
-    def refuse_losing_changes(self) -> None:
-        """FormatError where a finished output was changed since: a person may have corrected tracks in it, which are no labels."""
-        try:
-            written = dict(json.loads(self.record.read_text(encoding="utf-8"))["written"])
-        except (OSError, ValueError, KeyError, TypeError):  # of an output that is not finished
-            return
-        for path in outputs(self.job):
-            if path.name in written and path.exists() and written[path.name] != digest(path):
-                raise FormatError(f"{path} was changed since it was written; move it away, or choose another name.")
-
     def begin(self, resume: bool, reporter: Reporter) -> None:
         """Make the folder, with the segments of the earlier run where it is resumed and without them where it is not."""
         try:
-            if resume and (self.folder / _RECORD).is_file():  # none is missing until all were read: what is cut off here removes nothing
+            if resume and (self.folder / RECORD).is_file():  # none is missing until all were read: what is cut off here removes nothing
                 self.missing = {s.place for s in self.segments if (found := self.read(s)) is None or not found.complete}
                 reporter.say(f"{self.name}: {self._done:,} of {self.job.total:,} frames were predicted earlier")
                 return
@@ -253,7 +248,7 @@ class Work:
                     reporter.warn(f"{self.name}: an unfinished run is started again from its first frame; --resume goes on with one.")
                 shutil.rmtree(self.folder)
             self.folder.mkdir()
-            self._keep_record(self.folder / _RECORD)
+            self._keep_record(self.folder / RECORD)
         except OSError as error:
             raise FormatError(f"{self.folder} can't be written ({error.strerror}); choose another folder for -o.") from error
 
@@ -279,7 +274,7 @@ class Work:
     def finish(self) -> None:
         """The output is finished."""
         if outputs(self.job):
-            self._keep_record(self.record, written={path.name: digest(path) for path in outputs(self.job) if path.exists()})
+            self._keep_record(self.record, written={path.name: digest(path) for path in self.job.files if path.exists()})
         self.remove()
 
     def remove(self) -> None:
@@ -332,26 +327,6 @@ def _middle(video: VideoSource) -> str:
         return file.read(4096).hex()
 
 
-def stamp(path: Path) -> tuple[int, int]:
-    """Size and time of the last change; zeros where there is no such file, which reading it will say."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return 0, 0
-    return stat.st_size, stat.st_mtime_ns
-
-
-@functools.lru_cache
-def _digest(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, read once as long as it does not change."""
-    return _digest(path, *stamp(path))
-
-
 def divide(jobs: list[Job], model: Path, config: Config, resume: bool, reporter: Reporter) -> tuple[list[Work], list[str]]:
     """The work that is to be done; of jobs that an earlier run has finished there is none where it is resumed, but their videos' damage.
 
@@ -367,6 +342,10 @@ def divide(jobs: list[Job], model: Path, config: Config, resume: bool, reporter:
         if resume and work.finished(model):
             reporter.say(f"{work.name}: finished earlier, skipped")
             by_date += [] if work.record.is_file() else [work.name]
+            if changed := work.changed():
+                reporter.warn(
+                    f"--resume: {changed[0]} was changed since it was written, and stays so; move it away to have it predicted again."
+                )
             damage += work.damage
             continue
         if resume:
@@ -400,10 +379,6 @@ def outputs(job: Job) -> list[Path]:
     """Files of which a finished job has made one."""
     if job.kind == MACHINELABELS:
         return []  # these are never replaced: `check` refuses them
-    if _to_folder(job):
+    if job.to_folder:
         return [job.output / f"{video_names(job.videos)[0]}{SCORER}{several}.h5" for several in ("", "_el")]
     return [job.output]
-
-
-def _to_folder(job: Job) -> bool:
-    return job.kind == DLC_PREDICTIONS and is_folder(job.output)

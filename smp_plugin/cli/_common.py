@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
+from click import get_current_context
 from click.exceptions import Exit
 
 from converters.labels import FormatError, printable
+from converters.project import COCO, DLC, PACKAGE, SLEAP, format_of, is_project
 from smp_plugin.config import Config, forget_projects, preset, read_config, set_value
 from smp_plugin.progress import Reporter
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 FILE = click.Path(path_type=Path)  # or a folder
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}  # how each command shows its own
+UNNAMED = {**HELP, "allow_extra_args": True}  # of commands that refuse them in words of their own: `refuse_unnamed`
+PROJECTS = {"slp": (SLEAP, PACKAGE), "dlc": (DLC,), "coco": (COCO,)}  # options for labelled projects -> what they take
 DONE, BUG, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 # Errors that say something about the machine, and not about this program.
 MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EIO, errno.EFBIG}
@@ -152,6 +156,17 @@ def existing(path: Path) -> Path:
     if not path.exists():
         raise FormatError(f"{path}: no such file or folder.")
     return path
+
+
+def refuse_unnamed() -> None:
+    """UsageError where the command is given a file without an option before it; names the option that the file's kind needs."""
+    if not (arguments := get_current_context().args):
+        return
+    path = Path(arguments[0])
+    kind = format_of(path) if is_project(path) else None
+    flag = next((flag for flag, kinds in PROJECTS.items() if kind in kinds), None)
+    remedy = f"write --{flag} {shlex.quote(arguments[0])}" if flag else "a labelled project is named with --slp, --dlc or --coco"
+    raise click.UsageError(f"{arguments[0]} has no option before it; {remedy}.")
 
 
 def device_option(function: Callable[..., Any]) -> Callable[..., Any]:

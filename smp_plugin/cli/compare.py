@@ -18,7 +18,7 @@ from smp_plugin.progress import Reporter
 EPILOG = "Example:  smp-compare --slp flies.slp --val heldout.slp --minutes 20 --labels-fraction 5,25,all --seeds 3 -o comparison"
 
 
-@click.command("smp-compare", epilog=EPILOG, context_settings=_common.HELP)
+@click.command("smp-compare", epilog=EPILOG, context_settings=_common.UNNAMED)
 @click.option("--slp", type=FILE, metavar="FILE", help="SLEAP project (.slp, .pkg.slp).")
 @click.option("--dlc", type=FILE, metavar="FILE", help="DeepLabCut project (its config.yaml).")
 @click.option("--coco", type=FILE, metavar="FILE", help="COCO keypoints (.json).")
@@ -45,6 +45,7 @@ EPILOG = "Example:  smp-compare --slp flies.slp --val heldout.slp --minutes 20 -
 def command(state: _common.State, **options: Any) -> None:
     """Train our method, its ablations, SLEAP's models and DeepLabCut's on the same labels with the same budget, and compare them."""
     reporter = state.reporter = Reporter(quiet=options["quiet"], json=options["as_json"])
+    _common.refuse_unnamed()
     named = [options[kind] for kind in ("slp", "dlc", "coco") if options[kind]]
     if len(named) != 1:
         raise click.UsageError("Name one labelled project, with --slp, --dlc or --coco.")

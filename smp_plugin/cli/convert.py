@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,18 @@ def command(state: _common.State, source: Path, target: Path, **options: Any) ->
             _common.existing(path)
 
     from converters import convert
+    from smp_plugin.records import forget, refuse_replacing
+
+    replaced: list[Path] = []
+
+    def refuse(paths: Collection[Path]) -> None:
+        refuse_replacing(paths)
+        replaced.extend(paths)
 
     settings = {name: options[name] for name in ("only", "suffix", "video_root", "images", "category", "annotations")}
-    for note in convert(source, target, **settings):
+    for note in convert(source, target, refuse=refuse, **settings):
         reporter.warn(note)
+    forget(replaced)  # or smp-predict --resume would take them for its own
     reporter.say(f"written: {target}")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import rich_click as click
 
 from converters.labels import FormatError
-from converters.project import COCO, DLC, PACKAGE, SLEAP, format_of
+from converters.project import COCO, DLC, SLEAP, format_of
 from smp_plugin.cli import _common
 from smp_plugin.cli._common import FILE
 from smp_plugin.config import parse_ranges, read_config, refuse_changes
@@ -20,7 +20,7 @@ from smp_plugin.progress import Reporter
 EPILOG = "Example:  smp-train --slp flies.slp -o runs/flies --minutes 30"
 
 
-@click.command("smp-train", epilog=EPILOG, context_settings=_common.HELP)
+@click.command("smp-train", epilog=EPILOG, context_settings=_common.UNNAMED)
 @click.option("--slp", type=FILE, multiple=True, metavar="FILE", help="SLEAP project (.slp, .pkg.slp); these three repeat.")
 @click.option("--dlc", type=FILE, multiple=True, metavar="FILE", help="DeepLabCut project (its config.yaml).")
 @click.option("--coco", type=FILE, multiple=True, metavar="FILE", help="COCO keypoints (.json).")
@@ -74,6 +74,7 @@ EPILOG = "Example:  smp-train --slp flies.slp -o runs/flies --minutes 30"
 def command(state: _common.State, **options: Any) -> None:
     """Train a pose model on a labelled project, and on its unlabelled frames."""
     reporter = state.reporter = Reporter(quiet=options["quiet"], json=options["as_json"])
+    _common.refuse_unnamed()
     projects = _projects(options)
     if options["steps"] and options["minutes"]:
         raise click.UsageError("Give --minutes or --steps, not both: the budget of the training.")
@@ -120,7 +121,7 @@ def command(state: _common.State, **options: Any) -> None:
 
 def _projects(options: dict[str, Any]) -> list[Path]:
     """The projects of all formats; one behind the wrong flag is better named than guessed at."""
-    known = {"slp": (SLEAP, PACKAGE), "dlc": (DLC,), "coco": (COCO,)}
+    known = _common.PROJECTS
     flags = {kind: flag for flag, kinds in known.items() for kind in kinds}
     for flag, kinds in known.items():
         for path in options[flag]:

@@ -401,7 +401,9 @@ def test_machinelabels_that_cannot_be_written_are_known_before(project: Path, vi
         with pytest.raises(FormatError, match="clip cannot be written to; choose a project that you may write to"):
             check_machinelabels(project, SKELETON, videos)
     write_machinelabels(project, SKELETON, videos, [LabeledFrame(0, 8, predicted=[animal()])])
-    with pytest.raises(FormatError, match="machinelabels-iter0.h5 exists already; have it corrected first"):
+    with pytest.raises(
+        FormatError, match="machinelabels-iter0.h5 exists already; have it corrected and call deeplabcut.merge_datasets, or move"
+    ):
         check_machinelabels(project, SKELETON, videos)
 
 

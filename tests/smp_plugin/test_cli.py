@@ -75,6 +75,10 @@ def test_help_fits_one_screen_and_ends_with_an_example(module: Any, capsys: pyte
     ("module", "arguments", "sentence"),
     [
         (train, [], "Missing option '--slp'"),
+        (train, ["project.slp"], "project.slp has no option before it; write --slp project.slp."),
+        (train, ["--slp", "project.slp", "more.json"], "more.json has no option before it; write --coco more.json."),
+        (train, ["my mice/config.yaml"], "write --dlc 'my mice/config.yaml'."),
+        (train, ["video.mp4"], "video.mp4 has no option before it; a labelled project is named with --slp, --dlc or --coco"),
         (train, ["--slp", "nothere.slp"], "nothere.slp: no such file"),
         (train, ["--dlc", "nothere.yaml"], "nothere.yaml: no such file"),
         (train, ["--dlc", "project.slp"], "--dlc project.slp is a SLEAP file; name it with --slp"),
@@ -337,7 +341,7 @@ def test_convert_passes_everything_on_and_warns(monkeypatch: pytest.MonkeyPatch,
 
     kept: list[Any] = []
 
-    def fake(source: Path, target: Path, **options: Any) -> list[str]:
+    def fake(source: Path, target: Path, refuse: Any, **options: Any) -> list[str]:
         kept.append((source, target, options))
         return ["out.json: no tracks."]
 

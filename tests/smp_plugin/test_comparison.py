@@ -66,6 +66,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Job]]:
             return None
 
         monkeypatch.setattr(comparison, "_run", run)
+        monkeypatch.setattr(comparison, "installed", lambda: ["sleap-nn", "deeplabcut"])
         return done
 
     return make
@@ -232,6 +233,26 @@ def test_what_is_not_installed_is_said_once_and_skipped(
     assert "DeepLabCut is not here." in page.read_text() and len(rows_of(tmp_path)) == 2
     with pytest.raises(FormatError, match=r"No method could be run: DeepLabCut is not here\.$"):
         compare(blobs.project, out=tmp_path / "b", methods=methods[1:], steps=3)
+
+
+def test_what_is_not_installed_is_said_before_anything_is_trained(
+    blobs: Any, tmp_path: Path, pretend: Callable[..., list[Job]], monkeypatch: pytest.MonkeyPatch, listener: Any
+) -> None:
+    def run(job: Job, tick: Callable[[float], None]) -> comparison._Problem | None:
+        said.append([*listener.alarms])
+        return carry_out(job, tick)
+
+    pretend()
+    said, carry_out = list[list[str]](), comparison._run
+    monkeypatch.setattr(comparison, "_run", run)
+    monkeypatch.setattr(comparison, "installed", lambda: ["deeplabcut"])
+    methods = ("smp", "sleap-bottomup", "sleap-topdown")
+    page = compare(blobs.project, out=tmp_path, methods=methods, steps=3, reporter=listener)
+    sentence = "sleap-bottomup, sleap-topdown: sleap-nn is not installed (pip install 'smp-plugin[sleap]'); left out."
+    assert said == [[sentence]] == [listener.alarms], "once, before the first run, and the others are not tried"
+    assert "sleap-nn is not installed" in page.read_text() and len(rows_of(tmp_path)) == 1
+    with pytest.raises(FormatError, match="No method could be run: sleap-topdown: sleap-nn is not installed"):
+        compare(blobs.project, out=tmp_path / "b", methods=methods[2:], steps=3)
 
 
 def test_a_folder_holds_one_comparison(blobs: Any, tmp_path: Path, pretend: Callable[..., list[Job]]) -> None:

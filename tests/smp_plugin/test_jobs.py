@@ -134,11 +134,19 @@ def test_formats_of_one_video_take_a_project_with_frames_of_one(place: Path, vid
         planned("out.csv", "two.slp")
 
 
-def test_the_video_that_is_too_short_is_named(place: Path, video_file: Path):
+def test_a_video_that_is_too_short_is_named_and_left_out(place: Path, video_file: Path, listener: Any):
     videos = [VideoSource((video_file,)), video_source(place / "photos")]
     write_project(place / "two.slp", Labels(SKELETON, videos, [LabeledFrame(0, 3, [Instance(POSE)])]))
-    with pytest.raises(FormatError, match=r"--frames 12-20: .*photos .12 images. has 12 frames .0-11.; frame 20 does not exist, nor any"):
-        planned("out.slp", "two.slp", frames="12-20")
+    too_short = r"--frames 12-20: .*photos .12 images. has 12 frames .0-11.; frame 20 does not exist, nor any other of these"
+    several: list[tuple[str, list[Path]]] = [("out.slp", [Path("two.slp")]), ("out", [Path("photos"), video_file])]
+    for output, inputs in several:
+        (job,) = plan(inputs, Path(output), None, "12-20", None, SKELETON, listener)
+        assert (job.videos, numbers([job])) == (videos[:1], [list(range(12, 21))])
+        assert re.search(too_short + ", so that it is left out", listener.alarms.pop()) and not listener.alarms
+    with pytest.raises(FormatError, match=too_short + r"\.$"):
+        planned("out.slp", "photos", frames="12-20")
+    with pytest.raises(FormatError, match=r"clip.mp4 has 40 frames .0-39.; frame 99 does not exist, nor any"):
+        planned("out.slp", "two.slp", frames="99")
     with pytest.raises(FormatError, match=r"project\.pkg\.slp .video0. has 2 frames .0-7.; frame 9 does not exist"):
         planned("out.slp", "project.pkg.slp", frames="9")
 
@@ -174,7 +182,9 @@ def test_corrections_are_not_replaced(place: Path, video_file: Path):
     frame = LabeledFrame(0, 9, [], [PredictedInstance(POSE)])
     write_machinelabels(place / "dlc" / "config.yaml", SKELETON, [VideoSource((video_file,))], [frame])
     before = everything(place)
-    with pytest.raises(FormatError, match="machinelabels-iter0.h5 exists already; have it corrected first, or move it away"):
+    with pytest.raises(
+        FormatError, match="machinelabels-iter0.h5 exists already; have it corrected and call deeplabcut.merge_datasets, or move it away"
+    ):
         planned("dlc/labeled-data", "dlc")
     assert everything(place) == before
 

@@ -312,6 +312,11 @@ def test_the_newest_finished_run_is_used(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FormatError, match="no finished run under runs/; train one with smp-train, or name a model with --model"):
         predict([blobs.video], tmp_path / "out.slp", device="cpu")
+    cell = tmp_path / "runs" / "compare" / "cells" / "directpose_all_0"
+    shutil.copytree(trained, cell / "run")
+    (cell / "job.json").write_text("{}")
+    with pytest.raises(FormatError, match="no finished run under runs/ but those of a comparison; train one with smp-train, or name"):
+        predict([blobs.video], tmp_path / "out.slp", device="cpu")
     for age, name in enumerate(("unfinished", "new", "old")):
         shutil.copytree(trained, tmp_path / "runs" / name)
         os.utime(tmp_path / "runs" / name / "model.pt", (10**9 - age, 10**9 - age))

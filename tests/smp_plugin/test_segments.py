@@ -27,6 +27,7 @@ from converters.deeplabcut_predictions import SCORER
 from converters.video import open_video
 from smp_plugin import cluster, prediction, predictor, segments
 from smp_plugin.checkpoint import Checkpoint, save_model
+from smp_plugin.cli import convert
 from smp_plugin.cli.predict import main
 from smp_plugin.config import Config
 from smp_plugin.inference import FramePoses
@@ -346,6 +347,73 @@ def test_an_output_that_was_changed_since_is_not_replaced(name: str, suffix: str
     assert output.read_bytes() == before and counted.seen == 0
     output.rename(video.with_name("mine"))
     again()
+
+
+@pytest.mark.parametrize("name", ["out", "clipDLC_net_el.h5"])
+@pytest.mark.parametrize("ending", [".h5", ".csv", "_meta.pickle"])
+def test_nothing_is_lost_of_what_deeplabcut_expects_beside_a_table(
+    name: str, ending: str, place: Path, video: Path, counted: type[Counted]
+):
+    def again() -> None:
+        predict([video], out, model=place / "model.pt", device="cpu", suffix=None if out.suffix else "h5", frames="0-3")
+
+    out = video.with_name(name)
+    again()
+    again()
+    (edited,) = video.parent.rglob(f"[!.]*{ending}")
+    (record,) = video.parent.rglob(".*.made_from.json")
+    record.unlink()
+    again()  # as after an interrupted run, which leaves none
+    edited.write_bytes(before := edited.read_bytes() + b"\n")
+    counted.seen = 0
+    with pytest.raises(FormatError, match=rf"{edited.name} was changed since it was written; move it away, or choose another name"):
+        again()
+    edited.rename(video.with_name("mine"))
+    again()
+    record.unlink()
+    counted.seen = 0
+    edited.write_bytes(theirs := b"what another program has written")
+    with pytest.raises(FormatError, match=rf"{edited.name} holds what neither .* has written, which would be lost; move it away, or"):
+        again()
+    assert edited.read_bytes() == theirs and video.with_name("mine").read_bytes() == before and counted.seen == 0
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("out.slp", None), ("out", "h5")])
+def test_smp_convert_replaces_no_output_that_was_changed_since(
+    name: str, suffix: str | None, place: Path, video: Path, counted: type[Counted], listener: Any, capsys: pytest.CaptureFixture[str]
+):
+    out, other = video.with_name(name), video.with_name("other.slp")
+    options: dict[str, Any] = {"model": place / "model.pt", "device": "cpu", "frames": "0-3"}
+    predict([video], other, **options)
+    predict([video], out, **options, suffix=suffix)
+    called = [str(other), str(out), *(["--format", suffix] if suffix else [])]
+    (output,) = (path for path in video.parent.rglob(f"[!.]*{'.csv' if suffix else out.suffix}") if path != other)
+    before = output.read_bytes()
+    output.write_bytes(before + b"\n")
+    assert convert.main(called) == 2
+    said = capsys.readouterr().err
+    assert f"{output.name} was changed since it was written; move it away, or choose another name" in said
+    assert output.read_bytes() == before + b"\n"
+    predict([video], out, **options, suffix=suffix, resume=True, reporter=listener)
+    (alarm,) = listener.alarms
+    assert f"{output.name} was changed since it was written, and stays so; move it away to have it predicted again" in alarm
+    output.write_bytes(before)
+    assert convert.main(called) == 0, "as it was written, it may be replaced"
+    assert [path.name for path in video.parent.rglob(".*.made_from.json")] == [".other.slp.made_from.json"], "it is of what was replaced"
+    counted.seen = 0
+    predict([video], out, **options, suffix=suffix, resume=True, reporter=listener)
+    assert counted.seen == 0 and "by its date alone" in listener.alarms[-1]
+    predict([video], out, **options, suffix=suffix)
+    assert counted.seen == 4, "what smp-convert has written may be replaced"
+
+
+def test_a_record_vouches_for_no_other_file(place: Path, video: Path, counted: type[Counted], listener: Any):
+    out = video.with_name("out.json")
+    options: dict[str, Any] = {"model": place / "model.pt", "device": "cpu", "frames": "0-3"}
+    predict([video], out, **options)
+    out.write_text("[]")
+    predict([video], out, **options, resume=True, reporter=listener)
+    assert "out.json was changed since it was written, and stays so; move it away" in listener.alarms[0] and out.read_text() == "[]"
 
 
 def test_videos_of_cameras_that_run_together_are_told_apart(place: Path, tmp_path: Path):
