@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +23,7 @@ from torchvision.models import get_model
 from converters import FormatError
 from smp_plugin import backbone, budget, run_folder, stopping, training
 from smp_plugin.budget import Budget
-from smp_plugin.checkpoint import load_model
+from smp_plugin.checkpoint import load_model, save_model
 from smp_plugin.cli.train import main
 from smp_plugin.config import Config, from_dict, read_config, to_dict
 from smp_plugin.datasets import TrainingSteps
@@ -396,10 +398,18 @@ def test_resuming_with_fewer_steps_than_are_done(blobs: Any, make_config: Callab
     train(config=make_config(train__steps=2), out=run, resume=True, reporter=listener)
     assert same(before, (state(run), rows_of(run))) and (run / "report.html").exists()
     assert "nothing is left to train: 4 of 2 steps are done" in listener.sentences
-    said = [
-        line.partition("AP ")[2] for line in (run / "log.txt").read_text().splitlines() if " validation frames" in line and "AP " in line
-    ]
-    assert len(said) == 2 and said[0] == said[1]  # the score from which animals are kept is chosen by then, and AP goes by no such score
+
+
+def test_figures_go_by_no_score_cut(trained: Path, tmp_path: Path):
+    """Which is chosen at the end of a run, and is there when it is resumed."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    kept = load_model(run)
+    kept.config.predict.min_score = 1.0
+    save_model(run / "model.pt", kept)
+    train(out=run, resume=True)
+    lines = (run / "log.txt").read_text().splitlines()
+    before, after = (line.partition("AP on ")[2] for line in lines if "AP on " in line)
+    assert before == after and float(re.findall(r": (\d\.\d+) ", after)[0]) > 0.2
 
 
 def test_what_stands_beside_a_project_may_move(
