@@ -86,8 +86,7 @@ def main() -> None:
     said: list[str] = []
     if args.compile:
         module.reporter = Reporter()
-        config.train.compile = "yes"
-        module.try_largest_batch()
+        module.compile_network()
         said = [*itertools.chain.from_iterable(module.reporter.take())]
     rows = {name: costs(module, steps, name == "unlabelled", args.steps, device) for name in ("supervised", "unlabelled")}
     ratio = rows["unlabelled"]["step"] / rows["supervised"]["step"]

@@ -228,21 +228,27 @@ class PoseTraining(L.LightningModule):
             except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
                 raise unfit(error) from error
             self.optimizer_state = None
-        self.try_largest_batch()
+        if self.device.type == "cuda":
+            self.try_largest_batch()
+        if compiling_pays(self.config.train, self.step, self.budget.elapsed, self.device):
+            self.compile_network()
+
+    def largest_batch(self) -> tuple[Tensor, int]:
+        """Noise like the images (N, 3, H, W) of the run's largest steps, and how many of them are unlabelled."""
+        settings, side = self.config.train, self.config.data.crop
+        unlabelled = settings.unlabeled_batch if self.unlabelled and self.config.loss.unlabelled else 0
+        size = settings.batch + unlabelled, 3, side, side
+        return torch.randint(256, size, generator=torch.Generator().manual_seed(0), dtype=torch.uint8).to(self.device), unlabelled
 
     def try_largest_batch(self) -> None:
-        """On a GPU, see now whether memory is enough once unlabelled frames count, a third into the run. Where it pays, let PyTorch's
-        compiler compute student and teacher from here on, if that proves as exact and faster.
-        """
-        settings, side = self.config.train, self.config.data.crop
-        labelled, unlabelled = settings.batch, settings.unlabeled_batch if self.unlabelled and self.config.loss.unlabelled else 0
-        size = labelled + unlabelled, 3, side, side
-        images = torch.randint(256, size, generator=torch.Generator().manual_seed(0), dtype=torch.uint8).to(self.device)
-        if self.device.type == "cuda":
-            gradient_of(self.model.answers, self.model, images, settings.precision)
-        if compiling_pays(settings, self.step, self.budget.elapsed, self.device):
-            of_teacher = ([unlabelled] if unlabelled else []) + ([labelled] if self.partial else [])
-            self.compiled = for_training(self.model, self.teacher, images, labelled, of_teacher, settings, self.reporter)
+        """See now whether memory is enough once unlabelled frames count, a third into the run."""
+        gradient_of(self.model.answers, self.model, self.largest_batch()[0], self.config.train.precision)
+
+    def compile_network(self) -> None:
+        """Let PyTorch's compiler compute student and teacher, if that proves as exact and faster."""
+        settings, (images, unlabelled) = self.config.train, self.largest_batch()
+        of_teacher = ([unlabelled] if unlabelled else []) + ([settings.batch] if self.partial else [])
+        self.compiled = for_training(self.model, self.teacher, images, settings.batch, of_teacher, settings, self.reporter)
 
 
 def train(

@@ -115,7 +115,7 @@ def test_a_gpu_is_asked_for_its_most_before_the_first_step(
     config = make_config(model__norm="group", train__batch=2, train__unlabeled_batch=1, train__compile="no")
     for unlabelled, asked in ((True, 3), (False, 2)):
         module = training.PoseTraining(config, [0, 1], 28.0, False, Budget(10, 0.0), None, unlabelled)
-        module.try_largest_batch()
+        module.on_train_start()
         assert narrow == [asked] and all(p.grad is None for p in module.parameters())
         narrow.clear()
 
