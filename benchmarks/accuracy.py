@@ -25,7 +25,7 @@ from machine import machine
 from converters import read_project
 from smp_plugin.checkpoint import load_model
 from smp_plugin.config import preset, set_value
-from smp_plugin.datasets import FrameReader
+from smp_plugin.frame_reader import FrameReader
 from smp_plugin.metrics import evaluate_poses
 from smp_plugin.progress import Reporter
 from smp_plugin.run_folder import predict_frames, truth_of

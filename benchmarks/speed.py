@@ -41,7 +41,7 @@ from smp_plugin.checkpoint import load_model
 from smp_plugin.comparison import compare
 from smp_plugin.comparison_results import cell_folder, read_outcome, read_results
 from smp_plugin.config import preset, set_value
-from smp_plugin.datasets import FrameReader
+from smp_plugin.frame_reader import FrameReader
 from smp_plugin.progress import Reporter
 from smp_plugin.run_folder import shrunk
 from smp_plugin.training import train

@@ -13,9 +13,9 @@ from PIL import Image
 
 from converters.labels import Labels, stacked
 from smp_plugin.config import Config
-from smp_plugin.datasets import FrameReader
 from smp_plugin.diagnosis import Finding, Spot, alike, certain, likely, thumbnail
 from smp_plugin.drawing import SIDES, draw_poses, keypoint_sides
+from smp_plugin.frame_reader import FrameReader
 from smp_plugin.model import LEVEL_STRIDES
 from smp_plugin.page import CSS, Html, bullets, escape, picture, table, write_page
 from smp_plugin.preparation import Material, complete_lengths, name_sources, prepare

@@ -5,29 +5,21 @@ Step i of seed s is the same crops whoever of equally many loader processes make
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from converters.labels import FormatError, Instance, LabeledFrame, Skeleton, VideoSource
-from converters.video import Video, open_video
+from converters.labels import Instance, LabeledFrame, Skeleton, VideoSource
 from smp_plugin import transforms
 from smp_plugin.config import Config
-from smp_plugin.moving import moving
+from smp_plugin.frame_reader import FrameReader
+from smp_plugin.unlabeled import UnlabeledFrames, UnlabeledPool
 
-BLOCK_STEPS = 50  # steps of a loader process that share one set of decoded unlabelled frames
-BLOCK_FRAMES = 12  # frames in it per unlabelled crop of a step: reading runs forward through them once
-FEW = 0.05  # share of a video's frames without labels below which they are listed: drawing until one of them comes would take long
-TOGETHER = 6  # of them from one video, where there are several
-BLOCK_BYTES = 0.5e9  # of such a set at most, in each process; frames of 4K would take gigabytes
 NEVER = 2**31 - 1
 
 
@@ -64,124 +56,6 @@ class Batch:
         return Batch(**{k: v.pin_memory() for k, v in vars(self).items()})
 
 
-class FrameReader:
-    """Frames of several videos at the input scale, (3, H, W) uint8; opens videos when first needed, also inside loader processes."""
-
-    def __init__(self, videos: list[VideoSource], scale: float, cache_bytes: float = 0) -> None:
-        self.videos, self.scale, self.room = videos, scale, cache_bytes
-        self._open: dict[int, Video] = {}
-        self._cache: dict[tuple[int, int], tuple[Tensor, np.ndarray]] = {}
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_open": {}}  # open files do not travel to other processes
-
-    def video(self, number: int) -> Video:
-        """The opened video."""
-        if number not in self._open:
-            self._open[number] = open_video(self.videos[number])
-        return self._open[number]
-
-    def frame_bytes(self, number: int) -> float:
-        """Of a frame of this video at the input scale, as far as its first frame tells; 1 where it can't be opened."""
-        with contextlib.suppress(FormatError):
-            return max(1.0, 3 * self.video(number).height * self.video(number).width * self.scale**2)
-        return 1.0
-
-    def prepared(self, frame: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        """A frame (H, W, 3) at the input scale, and the matrix frame -> input pixels."""
-        tensor = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None]
-        return transforms.resize_frames(tensor, self.scale)[0].contiguous(), transforms.resize_matrix(
-            frame.shape[0], frame.shape[1], self.scale
-        )
-
-    def get(self, video: int, index: int) -> tuple[Tensor, np.ndarray]:
-        """One frame, kept as long as there is room."""
-        found = self._cache.get((video, index))
-        if found is None:
-            found = self.prepared(self.video(video).read(index))
-            if self.room > found[0].numel():
-                self.room -= found[0].numel()
-                self._cache[video, index] = found
-        return found
-
-    def get_many(self, video: int, indices: list[int]) -> list[Tensor]:
-        """Several frames in ascending order, read in one forward pass, up to one that can't be read: headers promise more frames than
-        there are, and recordings end damaged.
-        """
-        found: list[Tensor] = []
-        with contextlib.suppress(FormatError):
-            for _, frame in self.video(video).read_many(indices):
-                found.append(self.prepared(frame)[0])
-        return found
-
-
-class UnlabeledPool:
-    """Which frames have no labels: counts per video, and lists only where these are short, so that hours of video cost nothing.
-
-    Args:
-        frames: how many each video has, or the numbers of those that there are.
-        labelled: the numbers of those with labels.
-        ranges: of frames to be drawn, both ends included; None: all.
-    """
-
-    def __init__(self, frames: Sequence[int | Sequence[int]], labelled: list[set[int]], ranges: list[tuple[int, int]] | None) -> None:
-        self.labelled = labelled
-        ends = [there if isinstance(there, int) else max(there, default=-1) + 1 for there in frames]
-        self.spans = [[(a, min(b, end - 1)) for a, b in _disjoint(ranges or [(0, end - 1)]) if a < end] for end in ends]
-        self.counts = np.array([sum(b - a + 1 for a, b in spans) for spans in self.spans], dtype=float)
-        self.few: dict[int, list[int]] = {}
-        for video, (there, spans) in enumerate(zip(frames, self.spans, strict=True)):
-            least = FEW * self.counts[video]
-            self.counts[video] -= sum(any(a <= i <= b for a, b in spans) for i in labelled[video])
-            if self.counts[video] < least or not isinstance(there, int):  # where most have labels, to look at each takes no longer
-                numbers = itertools.chain.from_iterable(range(a, b + 1) for a, b in spans) if isinstance(there, int) else there
-                free = (i for i in numbers if i not in labelled[video])
-                self.few[video] = [i for i in free if any(a <= i <= b for a, b in spans)]
-                self.counts[video] = len(self.few[video])
-
-    def __len__(self) -> int:
-        return int(self.counts.sum())
-
-    def draw(self, rng: np.random.Generator, count: int) -> dict[int, list[int]]:
-        """``count`` random frames, with replacement where there are fewer: video -> ascending indices.
-
-        Of few videos, several of each: the more of a video's frames are seen together, the better can be told what moves in it.
-        """
-        drawn: dict[int, set[int]] = {}
-        missing = count
-        share = self.counts / self.counts.clip(1, TOGETHER)  # short videos give fewer at a time, and are drawn more often
-        while missing > 0:
-            video = int(rng.choice(len(self.counts), p=share / share.sum()))
-            together: set[int] = set()
-            while len(together) < min(TOGETHER, missing, self.counts[video]):
-                together.add(self._of_video(rng, video))
-            missing -= len(together)
-            drawn[video] = drawn.get(video, set()) | together
-        return {video: sorted(indices) for video, indices in sorted(drawn.items())}
-
-    def _of_video(self, rng: np.random.Generator, video: int) -> int:
-        if video in self.few:
-            return self.few[video][rng.integers(len(self.few[video]))]
-        spans = self.spans[video]
-        lengths = np.array([b - a + 1 for a, b in spans])
-        while True:
-            start, end = spans[rng.choice(len(spans), p=lengths / lengths.sum())]
-            index = int(rng.integers(start, end + 1))
-            if index not in self.labelled[video]:
-                return index
-
-
-def _disjoint(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same frames in rising ranges that do not overlap: a frame named twice is still one frame."""
-    merged: list[tuple[int, int]] = []
-    for first, last in sorted(ranges):
-        if merged and first <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
-        else:
-            merged.append((first, last))
-    return merged
-
-
 @dataclass
 class LabelSource:
     """The labels of one project. ``partial``: animals without a label are not background.
@@ -195,14 +69,6 @@ class LabelSource:
     path: Path | None = None
 
 
-class Unlabeled(NamedTuple):
-    """A frame without labels: its ``name`` (video, index), its image at the input scale, and ``places`` (n, 2) where something moved."""
-
-    name: tuple[int, int]
-    image: Tensor
-    places: np.ndarray
-
-
 class TrainingSteps(Dataset[Batch]):
     """Map-style data set whose item i is the whole batch of step i.
 
@@ -212,8 +78,7 @@ class TrainingSteps(Dataset[Batch]):
         skeleton: their skeleton.
         unlabeled_videos, pool: where unlabelled frames come from.
         rank: number of this process among ``world`` ones, each of which makes its own crops.
-        lanes: how many loader processes take the steps in turn. Each decodes unlabelled frames for its own steps alone, so that what a
-            step shows depends on their number.
+        lanes: how many loader processes take the steps in turn, as `UnlabeledFrames` has it.
         typical: length of the median complete animal, input pixels; None: as wanted.
     """
 
@@ -232,14 +97,13 @@ class TrainingSteps(Dataset[Batch]):
     ) -> None:
         self.sources, self.skeleton, self.config = sources, skeleton, config
         self.typical = config.data.animal_size if typical is None else typical
-        self.pool, self.rank, self.world, self.lanes = pool, rank, world, lanes
+        self.rank, self.world = rank, world
         self.reader = FrameReader(videos, config.data.input_scale, config.data.cache_gb * 1e9)
-        self.unlabeled_reader = FrameReader(unlabeled_videos, config.data.input_scale)
+        self.unlabeled = UnlabeledFrames(FrameReader(unlabeled_videos, config.data.input_scale), pool, config.train, rank, lanes)
         # Shared with loader processes: the step from which unlabelled crops are made.
         self.first_unlabeled_step = torch.tensor([NEVER]).share_memory_()
         self.complete = [[(f, i) for f in s.frames for i in f.instances if i.labelled[s.keypoints].all()] for s in sources]
         self.donors = [donor for of_source in self.complete for donor in of_source]
-        self._block: tuple[tuple[int, int], list[Unlabeled]] = ((-1, -1), [])
 
     def __len__(self) -> int:
         return NEVER
@@ -254,7 +118,7 @@ class TrainingSteps(Dataset[Batch]):
         for i, (_, points, counts, _, had) in enumerate(samples):
             keypoints[i, : len(points)], weights[i, : len(counts)], own[i, had] = points, counts, True
         views = []
-        if step >= int(self.first_unlabeled_step) and len(self.pool):
+        if step >= int(self.first_unlabeled_step) and len(self.unlabeled.pool):
             views = [self._unlabeled_crop(step, i) for i in range(train.unlabeled_batch)]
         empty = torch.empty(0, 3, size, size, dtype=torch.uint8)
         return Batch(
@@ -357,48 +221,21 @@ class TrainingSteps(Dataset[Batch]):
         keypoints = np.where(hidden[..., None], np.nan, keypoints)
         return crop, np.concatenate((keypoints, points[None]))
 
-    def _block_of(self, step: int) -> tuple[int, int]:
-        """The block of frames that a step's unlabelled crops are from, and its lane: `StepRange` begins anew every ``val_every`` steps, and
-        with it the loader's processes take turns from the first one on.
-        """
-        rounds, place = divmod(step, self.config.train.val_every)
-        turn, lane = divmod(place, self.lanes)
-        return (rounds * -(-self.config.train.val_every // self.lanes) + turn) // BLOCK_STEPS, lane
-
-    def _drawn_unlabeled(self, step: int, rng: np.random.Generator) -> Unlabeled:
-        train, (block, lane) = self.config.train, self._block_of(step)
-        if self._block[0] != (block, lane):
-            self._block = ((-1, -1), [])  # its memory is needed for the next one
-            rng_of_block = np.random.default_rng((train.seed, 4, block, self.rank * self.lanes + lane))
-            count = BLOCK_FRAMES * train.unlabeled_batch
-            drawn = self.pool.draw(rng_of_block, count)
-            room = BLOCK_BYTES / max(self.unlabeled_reader.frame_bytes(video) for video in drawn)
-            if room < count:
-                drawn = self.pool.draw(rng_of_block, max(int(room), train.unlabeled_batch))
-            frames = []
-            for video, indices in drawn.items():
-                images = self.unlabeled_reader.get_many(video, indices)
-                found = zip(indices, images, moving(images), strict=False)  # the rest can't be read
-                frames += [Unlabeled((video, index), image, places) for index, image, places in found]
-            if not frames:
-                names = ", ".join(self.unlabeled_reader.videos[video].name for video in drawn)
-                raise FormatError(f"{names}: no unlabelled frame can be read; convert the video to MP4, or name another with --unlabeled.")
-            self._block = ((block, lane), frames)
-        return self._block[1][rng.integers(len(self._block[1]))]
-
     def crops_of(self, step: int, unlabeled: int) -> tuple[list[tuple[LabelSource, LabeledFrame]], list[tuple[int, int]]]:
         """What a step's crops show: project and frame of the labelled ones, (video, index) of the first ``unlabeled`` others."""
         train, number = self.config.train, step * self.world + self.rank
         labelled = [self._drawn(number * train.batch + i)[1:3] for i in range(train.batch)]
         rngs = [np.random.default_rng((train.seed, 3, number * train.unlabeled_batch + i)) for i in range(unlabeled)]
-        return labelled, [self._drawn_unlabeled(step, rng).name for rng in rngs]
+        frames = self.unlabeled.of_step(step) if unlabeled else []
+        return labelled, [frames[rng.integers(len(frames))].name for rng in rngs]
 
     def _unlabeled_crop(self, step: int, i: int) -> tuple[Tensor, Tensor]:
         """The teacher's and the student's view of one crop: the same place, other colours."""
         config, size = self.config, self.config.data.crop
         number = (step * self.world + self.rank) * config.train.unlabeled_batch + i
         rng = np.random.default_rng((config.train.seed, 3, number))
-        drawn = self._drawn_unlabeled(step, rng)
+        frames = self.unlabeled.of_step(step)
+        drawn = frames[rng.integers(len(frames))]
         height, width = drawn.image.shape[1:]
         # Crops lie within the frame where it is large enough: border shows nothing.
         margin = np.minimum((width / 2, height / 2), size / 3)

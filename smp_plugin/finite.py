@@ -77,7 +77,7 @@ class FiniteGuard(L.Callback):
     def stop(self, trainer: L.Trainer, module: PoseTraining, step: Step, what: str) -> None:
         """Keep the batch, and raise FormatError saying which terms and frames it was."""
         labelled, unlabelled = self.steps.crops_of(step.number, len(step.batch.strong))
-        videos, others = self.steps.reader.videos, self.steps.unlabeled_reader.videos
+        videos, others = self.steps.reader.videos, self.steps.unlabeled.reader.videos
         names = [f"{videos[f.video].title(f.index)} of {source.path}" for source, f in labelled]
         names += [f"{others[video].title(index)} (without labels)" for video, index in unlabelled]
         _save(self.out / FILE, step, names)

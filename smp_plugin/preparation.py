@@ -17,8 +17,9 @@ from converters.supplement import supplemented
 from converters.video import open_video, video_source
 from smp_plugin.completeness import looks_partial
 from smp_plugin.config import Config, DataConfig, choose, forget_projects, parse_ranges, was_chosen
-from smp_plugin.datasets import LabelSource, UnlabeledPool
+from smp_plugin.datasets import LabelSource
 from smp_plugin.progress import Reporter
+from smp_plugin.unlabeled import UnlabeledPool
 
 MIN_FRAMES_TO_SPLIT = 10  # with fewer labelled frames every one is needed for training, unless a share is asked for
 SHARE = 0.1  # of the labelled frames that is held out where none is asked for, and twice as much where that has too few animals

@@ -22,8 +22,9 @@ from converters.files import refuse_links, remove_leftovers, written_whole
 from converters.labels import FormatError, LabeledFrame
 from smp_plugin.checkpoint import Checkpoint, check_version, load_model, save_model
 from smp_plugin.config import MIN_SCORE, Config, read_config
-from smp_plugin.datasets import Batch, FrameReader, TrainingSteps
+from smp_plugin.datasets import Batch, TrainingSteps
 from smp_plugin.diagnosis import few_to_validate
+from smp_plugin.frame_reader import FrameReader
 from smp_plugin.inference import FramePoses, infer
 from smp_plugin.metrics import Evaluation, evaluate_poses
 from smp_plugin.model import PoseModel

@@ -1,24 +1,21 @@
-"""Training crops: labels follow the image wherever augmentation moves it, steps repeat exactly, and the pool holds no labelled frame."""
+"""Training crops: labels follow the image wherever augmentation moves it, and steps repeat exactly."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from converters.labels import Instance, LabeledFrame, PredictedInstance, Skeleton, VideoSource
-from smp_plugin import datasets
 from smp_plugin.config import Config
-from smp_plugin.datasets import NEVER, Batch, FrameReader, LabelSource, StepRange, TrainingSteps, UnlabeledPool, clip_animals, uncorrected
+from smp_plugin.datasets import NEVER, Batch, LabelSource, StepRange, TrainingSteps, clip_animals, uncorrected
+from smp_plugin.unlabeled import UnlabeledPool
 
 SKELETON = Skeleton(("nose", "left", "right", "tail"), ((0, 3),), ((1, 2),))
 ANIMAL = np.array([[0.0, -24.0], [-12.0, -4.0], [12.0, -4.0], [0.0, 24.0]])  # seen from above, nose up
@@ -366,73 +363,6 @@ def test_weak_and_strong_views_show_the_same_place(make_steps: Callable[..., Tra
             assert not torch.equal(weak, strong)
 
 
-@given(st.data())
-@settings(max_examples=80, deadline=None)
-def test_the_pool_never_gives_a_labelled_frame_and_counts_right(data: st.DataObject) -> None:
-    numbers = st.sets(st.integers(0, 30)).map(sorted)  # of the images in a package
-    frames = data.draw(st.lists(st.one_of(st.integers(1, 30), numbers), min_size=1, max_size=4))
-    labelled = [data.draw(st.sets(st.integers(0, 32))) for _ in frames]
-    span = st.tuples(st.integers(0, 35), st.integers(0, 8)).map(lambda s: (s[0], s[0] + s[1]))
-    ranges = data.draw(st.one_of(st.none(), st.lists(span, min_size=1, max_size=3)))
-    allowed = [
-        {
-            i
-            for i in (range(there) if isinstance(there, int) else there)
-            if i not in known and (ranges is None or any(a <= i <= b for a, b in ranges))
-        }
-        for there, known in zip(frames, labelled, strict=True)
-    ]
-    pool = UnlabeledPool(frames, labelled, ranges)
-    assert len(pool) == sum(map(len, allowed))
-    if len(pool):
-        drawn = pool.draw(np.random.default_rng(data.draw(st.integers(0, 99))), 20)
-        assert drawn and list(drawn) == sorted(drawn)
-        for number, indices in drawn.items():
-            assert set(indices) <= allowed[number] and indices == sorted(set(indices))
-
-
-@pytest.mark.parametrize(
-    ("frames", "labelled"),
-    [(20_000, set(range(20_000)) - {7, 8, 9, 19_999}), ([7, 8, 9, 55, 19_999], {55})],  # a video proofread; a package with suggestions
-)
-def test_few_frames_without_labels_are_found_at_once(frames: Any, labelled: set[int]) -> None:
-    class Counting(np.random.Generator):
-        calls = 0
-
-        def integers(self, *args: Any, **options: Any) -> Any:
-            self.calls += 1
-            return super().integers(*args, **options)
-
-    rng, pool = Counting(np.random.PCG64(0)), UnlabeledPool([frames], [labelled], [(5, 30_000)])
-    seen = [index for _ in range(50) for index in pool.draw(rng, 2)[0]]
-    assert len(pool) == 4 and set(seen) == {7, 8, 9, 19_999} and rng.calls < 200
-
-
-def test_every_unlabelled_frame_is_as_likely_as_any_other() -> None:
-    pool = UnlabeledPool([100, 10], [set(range(60)), {3}], [(50, 79), (0, 9)])
-    rng = np.random.default_rng(0)
-    counts: dict[tuple[int, int], int] = {}
-    for _ in range(4000):
-        for number, indices in pool.draw(rng, 1).items():
-            for index in indices:
-                counts[number, index] = counts.get((number, index), 0) + 1
-    assert len(counts) == len(pool) == 20 + 9
-    assert min(counts.values()) > 80 and max(counts.values()) < 210
-
-
-def test_frames_of_short_videos_are_as_likely_and_come_together() -> None:
-    pool = UnlabeledPool([40, *[1] * 20, 8], [set()] * 22, None)
-    rng, counts = np.random.default_rng(0), np.zeros((22, 40))
-    for _ in range(1500):
-        for number, indices in pool.draw(rng, 12).items():
-            counts[number, indices] += 1
-    expected = counts.sum() / 68
-    seen = counts[counts > 0]
-    assert len(seen) == 68 and seen.min() > 0.7 * expected and seen.max() < 1.35 * expected
-    several = UnlabeledPool([8] * 10, [set()] * 10, None)
-    assert all(len(indices) >= 6 for _ in range(50) for indices in several.draw(rng, 36).values())
-
-
 # --- reading and loading ------------------------------------------------------------------------------------------------------------------
 
 
@@ -454,58 +384,12 @@ def test_loader_processes_give_the_same_batches_as_none(make_steps: Callable[...
         assert_same(a, b)
 
 
-@pytest.mark.parametrize(("lanes", "every"), [(1, 20), (2, 20), (4, 30), (3, 200)])
-@pytest.mark.parametrize("first", [0, 7])
-def test_a_loader_process_decodes_for_its_own_steps_alone(
-    make_steps: Callable[..., TrainingSteps], monkeypatch: pytest.MonkeyPatch, lanes: int, every: int, first: int
-) -> None:
-    """Processes take the steps of a round in turn; each has as many blocks as its own steps ask for, and none is another's."""
-    monkeypatch.setattr(datasets, "BLOCK_STEPS", 5)
-    steps = make_steps(lanes=lanes, train__val_every=every)
-    blocks: list[list[tuple[int, int]]] = [[] for _ in range(lanes)]
-    start, end = first, 4 * every
-    while start < end:
-        for place, step in enumerate(StepRange(lambda: start, every)):  # noqa: B023
-            blocks[place % lanes].append(steps._block_of(step))
-        start += every - start % every
-    for process, own in enumerate(blocks):
-        changes = sum(a != b for a, b in zip(own, own[1:], strict=False))
-        assert changes <= len(own) / 5 + (4 if every % lanes else 0) + 1
-        assert all(own.count(block) <= 5 for block in own)
-        assert not any(set(own) & set(other) for other in blocks[process + 1 :]) or first
-
-
 def test_the_sampler_goes_on_from_where_the_run_stands() -> None:
     step = 10
     sampler = StepRange(lambda: step, 3, 16)
     assert list(sampler) == [10, 11]  # to the next multiple of 3
     for step, left in ((12, [12, 13, 14]), (15, [15]), (16, [])):  # noqa: B007  # the sampler asks for it
         assert list(sampler) == left
-
-
-def test_the_cache_keeps_what_fits_and_changes_nothing(video: tuple[VideoSource, list[LabeledFrame]]) -> None:
-    source, _ = video
-    size = 3 * 75 * 100
-    cached, plain = FrameReader([source], 0.5, 2.5 * size), FrameReader([source], 0.5)
-    for index in (0, 1, 2, 0, 2):
-        (a, matrix), (b, same) = cached.get(0, index), plain.get(0, index)
-        assert torch.equal(a, b) and np.array_equal(matrix, same) and a.shape == (3, 75, 100)
-    assert cached.get(0, 0)[0] is cached.get(0, 0)[0] and cached.get(0, 2)[0] is not cached.get(0, 2)[0]
-    assert all(torch.equal(a, plain.get(0, i)[0]) for i, a in zip((1, 4), plain.get_many(0, [1, 4]), strict=True))
-    source_missing = FrameReader([VideoSource((Path("nowhere") / "a.png", Path("nowhere") / "b.png"))], 1.0)
-    with pytest.raises(ValueError, match="a.png"):
-        source_missing.get(0, 0)
-
-
-def test_unlabelled_frames_in_memory_are_bounded(make_steps: Callable[..., TrainingSteps], monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for as many as a step has crops."""
-    frame, held = 3 * 150 * 200, {}
-    for room in (3.5, 0.1, 100.0):
-        monkeypatch.setattr(datasets, "BLOCK_BYTES", room * frame)
-        steps, again = (make_steps(unlabeled_from=0) for _ in range(2))
-        assert_same(steps[0], again[0])
-        held[room] = len(steps._block[1])
-    assert held[0.1] <= 2 and held[3.5] <= 3 and held[100.0] == N_FRAMES - N_LABELLED
 
 
 @pytest.mark.parametrize(("device", "ahead"), [("cuda", True), ("mps", False)])

@@ -11,8 +11,9 @@ from PIL import Image
 
 from converters.labels import Instance, LabeledFrame, Skeleton, VideoSource
 from smp_plugin.config import Config
-from smp_plugin.datasets import LabelSource, TrainingSteps, UnlabeledPool
+from smp_plugin.datasets import LabelSource, TrainingSteps
 from smp_plugin.moving import moving
+from smp_plugin.unlabeled import UnlabeledPool
 
 SIDE = 32  # of the square that moves, pixels
 

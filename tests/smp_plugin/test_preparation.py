@@ -17,7 +17,7 @@ import torch
 from converters import FormatError, Instance, LabeledFrame, VideoSource, read_project, write_project
 from smp_plugin.checking import check
 from smp_plugin.config import Config, read_config, set_value, write_config
-from smp_plugin.datasets import FrameReader
+from smp_plugin.frame_reader import FrameReader
 from smp_plugin.preparation import Material, _pictures, _split, complete_lengths, frame_names, name_sources, prepare
 
 

@@ -265,7 +265,7 @@ def test_unlabelled_video_that_ends_early(make_blobs: Any, make_config: Callable
     (tmp_path / "cut.mp4").write_bytes(content)
     config = make_config(train__unlabeled_fusion_start=0.0)
     from converters.video import video_source
-    from smp_plugin.datasets import FrameReader
+    from smp_plugin.frame_reader import FrameReader
 
     reader = FrameReader([video_source(tmp_path / "cut.mp4")], 1.0)
     reader.video(0).n_frames = 90  # what the header promises
