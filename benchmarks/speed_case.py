@@ -24,7 +24,7 @@ def ours(case: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], None], 
     from converters import LabeledFrame, PredictedInstance, VideoSource, write_predictions
     from converters.video import open_video
     from smp_plugin.checkpoint import load_model
-    from smp_plugin.inference import choose_device
+    from smp_plugin.devices import choose_device
     from smp_plugin.predictor import Predictor
 
     checkpoint = load_model(Path(case["models"][0]))
@@ -55,7 +55,7 @@ def parts(predictor: Any, source: Any, frames: int) -> dict[str, float]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from converters.video import open_video
-    from smp_plugin import decode, inference, transforms
+    from smp_plugin import decode, devices, transforms
 
     def timed(part: Callable[[], Any]) -> tuple[float, Any]:
         started = time.perf_counter()
@@ -74,12 +74,12 @@ def parts(predictor: Any, source: Any, frames: int) -> dict[str, float]:
             spent["decode_video"] += seconds
             seconds, inputs = timed(lambda x=images: transforms.resize_frames(predictor.images(x), scale))  # type: ignore[misc]
             spent["transform"] += seconds
-            with inference.autocast(predictor.device, config.train.precision):
+            with devices.autocast(predictor.device, config.train.precision):
                 seconds, outputs = timed(lambda x=inputs: predictor.model(x))  # type: ignore[misc]
             spent["network"] += seconds
             seconds, _found = timed(lambda x=outputs: decode.decode(x, config.predict, typical).poses.cpu())  # type: ignore[misc]
             spent["decode_outputs"] += seconds
-        with inference.autocast(predictor.device, config.train.precision), FlopCounterMode(display=False) as counter:
+        with devices.autocast(predictor.device, config.train.precision), FlopCounterMode(display=False) as counter:
             predictor.model(inputs[:1])
     done = frames // BATCH * BATCH
     figures = {f"{name}_ms": 1e3 * seconds / done for name, seconds in spent.items()}

@@ -22,7 +22,7 @@ from machine import machine
 from smp_plugin.budget import Budget
 from smp_plugin.config import preset, set_value
 from smp_plugin.datasets import Batch, TrainingSteps
-from smp_plugin.inference import autocast, choose_device
+from smp_plugin.devices import autocast, choose_device
 from smp_plugin.preparation import prepare
 from smp_plugin.progress import Reporter
 from smp_plugin.training import PoseTraining

@@ -333,11 +333,11 @@ def _kind_of(device: str) -> str:
     import torch
 
     if not torch.cuda.is_available():
-        from smp_plugin.inference import choose_device
+        from smp_plugin.devices import choose_device
 
         return choose_device(device)[0].type
     # A process that has tried a GPU keeps some of it, and the runs may need it all: one that ends tries it.
-    code = "from smp_plugin.inference import choose_device; print(choose_device('auto')[0].type)"
+    code = "from smp_plugin.devices import choose_device; print(choose_device('auto')[0].type)"
     found = subprocess.run([sys.executable, "-c", code], env=_environment(), capture_output=True, text=True)
     return found.stdout.split()[-1] if found.returncode == 0 else "cuda"
 

@@ -25,8 +25,9 @@ from converters.video import open_video
 from smp_plugin import __version__, cluster
 from smp_plugin.checkpoint import Checkpoint
 from smp_plugin.config import MIN_SCORE, to_dict
+from smp_plugin.devices import choose_device, every_device, say_device
 from smp_plugin.drawing import PALETTE, OverlayWriter, is_overlay
-from smp_plugin.inference import FramePoses, choose_device, every_device, say_device
+from smp_plugin.inference import FramePoses
 from smp_plugin.jobs import MACHINELABELS, Job, check, is_folder, output_kind, plan
 from smp_plugin.predictor import Predictor, Recipe, in_segments, load, predict_segment, smallest
 from smp_plugin.progress import Reporter, Task

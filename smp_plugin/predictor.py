@@ -10,6 +10,7 @@ import json
 import math
 import platform
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ from converters.video import Video, open_video
 from smp_plugin import __version__, cluster
 from smp_plugin.checkpoint import Checkpoint, load_model
 from smp_plugin.config import set_value
-from smp_plugin.inference import FramePoses, choose_device, for_prediction, infer, out_of_memory, say_device
+from smp_plugin.devices import choose_device, out_of_memory, say_device
+from smp_plugin.inference import FramePoses, for_prediction, infer
 from smp_plugin.memory import keep_freed
 from smp_plugin.pipeline import abreast, ahead
 from smp_plugin.progress import Reporter
@@ -33,6 +35,7 @@ from smp_plugin.segments import Found, Segment
 KEPT = 0.98  # share of AP that --fast keeps
 MOST_LANES = 4  # batches that a CPU works on at once; each takes memory
 CUDA_LANES = 2  # while the host waits for one batch's animals, the GPU has the next one to do
+BATCHES = (4, 8, 16, 32, 64)  # that a GPU tries
 MOST_PIXELS = 2**27  # in the network at once, 16 frames of 4K: a video of a few kilobytes may claim any size
 
 
@@ -53,7 +56,8 @@ class Predictor:
         self.model = for_prediction(checkpoint.model, device, self.config.train.precision)
         if device.type == "cpu":
             keep_freed()
-        self.batch = self.config.predict.batch or (16 if device.type == "cuda" else 4)
+        self.batch = self.config.predict.batch or 4
+        self._measure = device.type == "cuda" and not self.config.predict.batch and runtime == "pytorch"  # others are made for one size
         threads = torch.get_num_threads()
         on_cpu = max(n for n in range(1, MOST_LANES + 1) if threads % n == 0)
         self.lanes = {"cpu": on_cpu, "cuda": CUDA_LANES}.get(device.type, 1)
@@ -95,19 +99,43 @@ class Predictor:
             self._warn(f"{self.device}: its memory is not enough for --batch {count}; smaller batches are tried.")
         self.batch, self._warn = count // 2, None
 
+    def measure_batch(self, frame: np.ndarray) -> None:
+        """Take the smallest of `BATCHES` that predicts frames like this one (H, W, 3) within 5 % as fast as any; what a GPU is best at
+        depends on the GPU.
+        """
+        rates: dict[int, float] = {}
+        for batch in BATCHES:
+            if batch * frame[..., 0].size * self._enlarged > MOST_PIXELS:
+                break
+            images, before = self.images([frame] * batch), max(rates.values(), default=0.0)
+            rates[batch] = batch / min([self._seconds(images) for _ in range(3)][1:])  # the first one is slow
+            if rates[batch] <= 1.05 * before:
+                break
+        if rates:
+            self.batch = min(batch for batch, rate in rates.items() if rate * 1.05 >= max(rates.values()))
+            tried = ", ".join(f"{rate:.0f} frames/s by {batch}" for batch, rate in rates.items())
+            self.reporter.say(f"batch: {self.batch} frames of {frame.shape[1]} x {frame.shape[0]} pixels, as measured ({tried})")
+
+    def _seconds(self, images: torch.Tensor) -> float:
+        started = time.perf_counter()
+        return math.inf if self.attempt(images) is None else time.perf_counter() - started
+
     def images(self, frames: list[np.ndarray]) -> torch.Tensor:
         """Frames (H, W, 3) uint8 of one size -> (N, 3, H, W), on a GPU already if it has room beside the batches in hand.
 
-        A copy from pinned memory holds nothing up.
+        A copy from pinned memory holds nothing up. torch keeps such memory, and gives it out again once what was copied from it has
+        arrived: as many buffers as are on their way are used in turn.
         """
-        images = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+        shape = (len(frames), *frames[0].shape)
         if self.device.type == "cuda":
             try:
-                return images.pin_memory().to(self.device, non_blocking=True)
+                pinned = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+                np.stack(frames, out=pinned.numpy())
+                return pinned.permute(0, 3, 1, 2).to(self.device, non_blocking=True)
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
-        return images
+        return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
 
     def stream(self, frames: Iterable[tuple[int, np.ndarray]]) -> Generator[tuple[int, np.ndarray, FramePoses], None, None]:
         """(number, frame) pairs -> (number, frame, animals) in the same order. A thread decodes and sends ahead."""
@@ -142,6 +170,9 @@ class Predictor:
             if not most:
                 read = f"{width} x {height} pixels, which the model reads at {math.sqrt(self._enlarged):g} times their size"
                 raise FormatError(f"Frame {number} has {read}; {MOST_PIXELS:,} pixels are the most, so make the video smaller.")
+            if self._measure:
+                self._measure = False
+                self.measure_batch(frame)
             if batch and (len(batch) >= min(self.batch, most) or batch[0][1].shape != frame.shape):
                 yield batch, self.images([frame for _, frame in batch])
                 batch = []

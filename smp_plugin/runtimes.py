@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from converters.labels import FormatError
 from smp_plugin.config import TrainConfig
-from smp_plugin.inference import autocast
+from smp_plugin.devices import autocast
 from smp_plugin.model import PoseModel
 from smp_plugin.progress import Reporter
 

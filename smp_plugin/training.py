@@ -37,9 +37,9 @@ from smp_plugin.consistency import (
     select,
 )
 from smp_plugin.datasets import NEVER, Batch, StepRange, TrainingSteps
+from smp_plugin.devices import choose_device, in_bf16, out_of_memory, refuse_processes, say_device
 from smp_plugin.diagnosis import certain, few_to_validate
 from smp_plugin.finite import EVERY, FiniteGuard
-from smp_plugin.inference import choose_device, in_bf16, out_of_memory, refuse_processes, say_device
 from smp_plugin.losses import supervised
 from smp_plugin.model import LEVEL_STRIDES, PoseModel, PoseOutputs
 from smp_plugin.optimizer import go_on_with, make_optimizer

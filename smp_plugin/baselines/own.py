@@ -13,7 +13,7 @@ from smp_plugin import __version__
 from smp_plugin.baselines import CurvePoint, Job, Outcome, own_settings
 from smp_plugin.checkpoint import Checkpoint, load_model
 from smp_plugin.config import preset, set_value
-from smp_plugin.inference import choose_device, in_bf16
+from smp_plugin.devices import choose_device, in_bf16
 from smp_plugin.predictor import Predictor
 from smp_plugin.progress import Reporter
 from smp_plugin.training import train

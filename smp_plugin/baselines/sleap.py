@@ -47,7 +47,7 @@ def run(job: Job) -> Outcome:
         import sleap_nn
     except ImportError as error:
         raise Unavailable(f"{job.method} needs sleap-nn, which is not installed: pip install 'smp-plugin[sleap]'") from error
-    from smp_plugin.inference import choose_device
+    from smp_plugin.devices import choose_device
 
     _hush()
     job = replace(job, device=str(choose_device(job.device)[0]))  # once, for training and prediction

@@ -227,7 +227,7 @@ def build_config(
     """
     cuda = device.startswith("cuda")
     if preset_name == "auto" and (cuda or device == "auto"):
-        from smp_plugin.inference import choose_device
+        from smp_plugin.devices import choose_device
 
         cuda = choose_device(device)[0].type == "cuda"
     config, reason = preset(preset_name, cuda)

@@ -63,7 +63,7 @@ class Gpu:
 
 @contextlib.contextmanager
 def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """As `inference.autocast`; ``torch.autocast`` refuses without a GPU."""
+    """As `devices.autocast`; ``torch.autocast`` refuses without a GPU."""
     assert device.type == "cuda"
     torch.set_autocast_dtype("cuda", torch.bfloat16)
     torch.set_autocast_enabled("cuda", precision == "bf16")

@@ -8,7 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from smp_plugin.config import Config
-from smp_plugin.inference import autocast, for_prediction, infer
+from smp_plugin.devices import autocast
+from smp_plugin.inference import for_prediction, infer
 from smp_plugin.model import PoseModel
 
 CPU = torch.device("cpu")

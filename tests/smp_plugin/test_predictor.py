@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -622,3 +623,38 @@ def test_frames_of_one_size_share_a_batch(trained: Path, monkeypatch: pytest.Mon
     made = Predictor(load_model(trained), torch.device("cpu"))
     frames = [np.zeros((32, 32 if i < 5 else 64, 3), np.uint8) for i in range(8)]
     assert [n for n, _, _ in made.stream(enumerate(frames))] == list(range(8)) and sorted(sizes) == [1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("launch", "frame", "room", "size", "batch"),
+    [
+        (0.010, 0.0001, 1000, 48, 64),  # a large card, which waits for the host
+        (0.010, 0.0001, 20, 48, 16),  # one with little memory
+        (0.010, 0.0001, 3, 48, 4),  # with too little, which is found out later, too
+        (0.0, 0.01, 1000, 48, 4),  # a small one, which a few frames fill
+        (0.010, 0.003, 1000, 48, 32),  # to 64 it gains 4 %
+        (0.010, 0.0001, 1000, 96, 16),  # more would be larger than any batch may be
+    ],
+)
+def test_the_batch_is_what_the_gpu_is_best_at(
+    launch: float, frame: float, room: int, size: int, batch: int, trained: Path, monkeypatch: pytest.MonkeyPatch, listener: Any
+):
+    now, sizes = [0.0], []
+
+    def attempt(self: Predictor, images: torch.Tensor) -> list[FramePoses] | None:
+        sizes.append(len(images))
+        now[0] += launch + frame * len(images) + 60.0 * (len(sizes) == 1)  # it begins slowly
+        if len(images) > room and len(images) > 1:
+            return None
+        return [FramePoses(np.zeros((0, 3, 2)), np.zeros(0), np.zeros((0, 3))) for _ in images]
+
+    monkeypatch.setattr(Predictor, "attempt", attempt)
+    monkeypatch.setattr("smp_plugin.predictor.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("smp_plugin.predictor.MOST_PIXELS", 70 * 48 * 48)
+    made = Predictor(load_model(trained), torch.device("cpu"), listener)
+    assert not made._measure  # on a CPU it takes longer than it brings
+    made._measure = True
+    picture = np.zeros((size, size, 3), np.uint8)
+    assert len(list(made.stream((i, picture) for i in range(70)))) == 70
+    assert made.batch == (batch if batch <= room else 2)
+    assert any(f"batch: {batch} frames of {size} x {size} pixels" in text for text in listener.sentences)

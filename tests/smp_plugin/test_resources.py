@@ -18,11 +18,11 @@ import torch
 
 from converters import FormatError, LabeledFrame, PredictedInstance, hdf5, read_project, write_predictions
 from converters.video import open_video, video_source
-from smp_plugin import inference, training
+from smp_plugin import devices, training
 from smp_plugin.budget import Budget
 from smp_plugin.checkpoint import Checkpoint
 from smp_plugin.cli.predict import main
-from smp_plugin.inference import choose_device, every_device, has_bf16, say_device
+from smp_plugin.devices import choose_device, every_device, has_bf16, say_device
 from smp_plugin.model import PoseModel
 from smp_plugin.predictor import Predictor
 from smp_plugin.training import train
@@ -166,7 +166,7 @@ def test_a_card_that_torch_cannot_use_is_said_aloud(monkeypatch: pytest.MonkeyPa
 def test_an_apple_gpu_without_what_the_network_needs(monkeypatch: pytest.MonkeyPatch):
     """As before torch 2.13, where it samples maps neither up to their borders nor with a gradient."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(inference, "_nvidia_is_there", lambda: False)
+    monkeypatch.setattr(devices, "_nvidia_is_there", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     zeros = torch.zeros
     monkeypatch.setattr(torch, "zeros", lambda *size, device, **rest: zeros(*size, **rest))
@@ -190,7 +190,7 @@ def test_a_card_without_a_driver_for_torch(hidden: str | None, seen: bool, monke
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(inference.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(devices.shutil, "which", lambda name: f"/usr/bin/{name}")
     device, why = choose_device("auto")
     say_device(listener, why)
     assert device.type == "cpu" and bool(listener.alarms) == seen and why.startswith("NO USE OF THE NVIDIA GPU") == seen
@@ -224,7 +224,7 @@ def test_cards_that_do_not_work_are_left_out(broken: set[int], used: list[str], 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=0: "a card")
-    monkeypatch.setattr(inference, "_try", fail)
+    monkeypatch.setattr(devices, "_try", fail)
     assert every_device("auto") == used and every_device("cuda:1") == ["cuda:1"]
     device, why = choose_device("auto")
     assert str(device) == first and ("since cuda:0 can't be used (CUDA error" in why) == (first == "cuda:2")
@@ -242,7 +242,7 @@ def test_of_several_training_processes_each_tries_its_own_card(name: str, monkey
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: current.__setitem__(0, index))
-    monkeypatch.setattr(inference, "_try", others_card)
+    monkeypatch.setattr(devices, "_try", others_card)
     assert choose_device(name)[0] == torch.device("cuda") and current == [1]
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
     current[0] = 0
@@ -251,10 +251,10 @@ def test_of_several_training_processes_each_tries_its_own_card(name: str, monkey
 
 
 def test_windows_trains_in_one_process(make_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(inference, "os", SimpleNamespace(name="nt"))
+    monkeypatch.setattr(devices, "os", SimpleNamespace(name="nt"))
     with pytest.raises(FormatError, match="--devices 2, --num-nodes 1: on Windows, training takes one process"):
-        inference.refuse_processes(torch.device("cpu"), 2, 1)
-    inference.refuse_processes(torch.device("cpu"), 1, 1)
+        devices.refuse_processes(torch.device("cpu"), 2, 1)
+    devices.refuse_processes(torch.device("cpu"), 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -295,15 +295,36 @@ def test_a_card_is_asked_about_itself(monkeypatch: pytest.MonkeyPatch):
 def test_frames_wait_on_the_host_where_a_card_is_full(word: str, untrained: Checkpoint, monkeypatch: pytest.MonkeyPatch):
     """A thread sends them ahead, while the network may have all of the card's memory."""
 
-    def fail(_: torch.Tensor) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError(word)
 
     made = Predictor(untrained, torch.device("cpu"))
     made.device = torch.device("cuda")
-    monkeypatch.setattr(torch.Tensor, "pin_memory", fail)
+    monkeypatch.setattr(torch, "empty", fail)
     with pytest.raises(RuntimeError, match="other") if word == "other" else contextlib.nullcontext():
         images = made.images([np.zeros((32, 48, 3), np.uint8)] * 2)
         assert images.device.type == "cpu" and images.shape == (2, 3, 32, 48)
+
+
+def test_frames_are_copied_once_on_their_way_to_a_card(untrained: Checkpoint, monkeypatch: pytest.MonkeyPatch):
+    """Into pinned memory, which torch gives out and takes back."""
+    frames, pinned = [np.full((4, 6, 3), i, np.uint8) for i in range(3)], []
+
+    def empty(shape: tuple[int, ...], dtype: torch.dtype, pin_memory: bool) -> torch.Tensor:
+        assert pin_memory and dtype == torch.uint8
+        pinned.append(torch.zeros(shape, dtype=dtype))
+        return pinned[-1]
+
+    def to(self: torch.Tensor, device: torch.device, non_blocking: bool) -> torch.Tensor:
+        assert device.type == "cuda" and non_blocking and self.data_ptr() == pinned[-1].data_ptr()
+        return self
+
+    made = Predictor(untrained, torch.device("cpu"))
+    made.device = torch.device("cuda")
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    images = made.images(frames)
+    assert images.shape == (3, 3, 4, 6) and [int(image.unique()) for image in images] == [0, 1, 2]
 
 
 # --- disks ---

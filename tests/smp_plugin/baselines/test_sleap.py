@@ -86,7 +86,7 @@ def test_one_device_is_chosen_for_training_and_prediction(tmp_path: Path, monkey
         return 1.0, 1
 
     monkeypatch.setitem(sys.modules, "sleap_nn", SimpleNamespace(__version__="0"))
-    monkeypatch.setattr("smp_plugin.inference.choose_device", lambda name: (torch.device("mps"), "as on a Mac"))
+    monkeypatch.setattr("smp_plugin.devices.choose_device", lambda name: (torch.device("mps"), "as on a Mac"))
     for name, value in (("_hush", lambda: None), ("_train", train), ("_predict", predict)):
         monkeypatch.setattr(sleap, name, value)
     monkeypatch.setattr(sleap, "curve_point", lambda job, path, seconds, step: (path.name, seconds, step))
