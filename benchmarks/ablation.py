@@ -32,8 +32,7 @@ METHODS: dict[str, dict[str, object]] = {
     "fusion-release": {"loss.fusion": "release"},  # the authors' hard cells
     "gradient-to-heatmaps": {"loss.fusion_gradient": "heatmap"},
     "gradient-to-vectors": {"loss.fusion_gradient": "vectors"},
-    "teacher-0.99": {"train.ema": 0.99},
-    "teacher-0.9995": {"train.ema": 0.9995},
+    "teacher-0.9": {"train.ema": 0.9},  # it begins at (1 + step) / (10 + step): .99 is no change before step 890
     "adamw": {"train.optimizer": "adamw", "train.lr": 1e-3},
     "resnet34": {"model.backbone": "resnet34"},
     "resnet50": {"model.backbone": "resnet50"},
