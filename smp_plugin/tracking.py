@@ -42,7 +42,7 @@ class _Track:
     def update(self, frame: int, pose: Array) -> None:
         known = np.isfinite(pose[:, 0] + pose[:, 1])
         both = known & np.isfinite(self.pose[:, 0])
-        shift = (pose - self.pose)[both].mean(axis=0) if both.any() else np.nanmean(pose, axis=0) - np.nanmean(self.pose, axis=0)
+        shift = np.median((pose - self.pose)[both], axis=0) if both.any() else np.nanmean(pose, axis=0) - np.nanmean(self.pose, axis=0)
         self.velocity = (self.velocity + shift / (frame - self.frame)) / 2
         self.pose, self.frame = np.where(known[:, None], pose, self.pose + shift), frame
 

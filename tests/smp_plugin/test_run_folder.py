@@ -53,6 +53,24 @@ def test_with_partial_labels_it_does_not_matter_how_many_animals_have_one(share:
     assert 0.26 < choose_min_score(labelled, list(found), partial=True) < 0.56
 
 
+def test_models_are_chosen_by_all_three_tolerances(monkeypatch: pytest.MonkeyPatch):
+    """By the first alone, a model that finds animals and knows nothing of their keypoints would do."""
+    monkeypatch.setattr(run_folder, "predict_frames", lambda *_: [])
+    monkeypatch.setattr(run_folder, "evaluate_poses", lambda *_, **__: SimpleNamespace(pixel_error={50: 2.5}))
+    monkeypatch.setattr(run_folder, "judged_ap", lambda _: {1.0: 0.9, 0.1: 0.5, 0.0025: 0.1})
+    keeper: Any = SimpleNamespace(
+        val_frames=[],
+        reader=None,
+        config=Config(),
+        material=SimpleNamespace(skeleton=Skeleton(("a",)), val_partial=False),
+        task=SimpleNamespace(update=lambda *_, **__: None),
+    )
+    module: Any = SimpleNamespace(teacher=None, typical=20.0, budget=SimpleNamespace(seconds=0.0), step=7)
+    chosen_by, figures = RunFolder.validate(keeper, module)
+    assert chosen_by == pytest.approx(0.5)
+    assert list(figures.values()) == ["0.9000", "0.5000", "0.1000", "2.5000"]
+
+
 def test_a_double_that_is_nearer_to_the_label_does_not_speak_for_low_scores():
     truth = [np.array([SHAPE + (100 * i, 0) for i in range(4)])] * 10
     poses, scores = np.concatenate((truth[0] + 2, truth[0])), np.repeat([0.6, 0.1], 4)

@@ -76,6 +76,27 @@ def test_nobody_leaps_unless_their_number_is_known() -> None:
     assert names(Tracker(LENGTH, 3), poses, range(6)) == [[0]] * 4 + [[1]] * 2  # two of them have not been seen yet
 
 
+def test_a_hidden_animal_is_expected_to_slow_down() -> None:
+    """It went 6 pixels a frame and was hidden for 20: it is looked for some 30 pixels on, and neither where it was nor at 120."""
+
+    def poses(frame: int) -> list[np.ndarray]:
+        if frame < 10:
+            return [SHAPE + (6.0 * frame, 100.0)]
+        return [] if frame < 30 else [SHAPE + (54.0 + far, 100.0) for far in (120.0, 30.0, -24.0)]
+
+    assert names(Tracker(LENGTH), poses, range(31))[-1] == [1, 0, 2]
+
+
+def test_a_keypoint_that_jumps_does_not_make_another_animal() -> None:
+    def poses(frame: int) -> list[np.ndarray]:
+        pose = SHAPE + (3.0 * frame, 100.0)
+        if frame % 4 == 3:
+            pose[frame % 3, 0] += 5 * LENGTH
+        return [pose]
+
+    assert names(Tracker(LENGTH), poses, range(20)) == [[0]] * 20
+
+
 def test_frames_without_a_common_keypoint_are_bridged() -> None:
     def poses(frame: int) -> list[np.ndarray]:
         both = np.array([SHAPE + (3.0 * frame, 50.0), SHAPE + (3.0 * frame, 95.0)])

@@ -153,6 +153,33 @@ def test_colour_changes_leave_the_geometry_and_the_input_alone() -> None:
     assert torch.equal(image, before)
 
 
+def test_the_student_has_the_harder_view() -> None:
+    """Stronger colours, noise or blur, and patches of one colour, as many as allowed at most."""
+    flat = torch.full((3, 200, 200), 120, dtype=torch.uint8)
+    ramp = torch.arange(200).repeat(200, 1).byte().expand(3, -1, -1).contiguous()
+    config, views = AugmentConfig(), range(60)
+    plain = AugmentConfig(erase=0)
+
+    def change(image: torch.Tensor, seen: torch.Tensor) -> float:
+        return float((seen.float() - image.float()).mean(dim=(1, 2)).abs().mean())
+
+    teacher = [change(flat, transforms.jitter(np.random.default_rng(seed), flat, config, 0.3)) for seed in views]
+    student = [change(flat, transforms.disturb(np.random.default_rng(seed), flat, plain)) for seed in views]
+    assert np.mean(student) > 4 * np.mean(teacher)
+    noise = np.array([float(transforms.disturb(np.random.default_rng(seed), flat, plain).float().std(dim=(1, 2)).mean()) for seed in views])
+    assert 0.3 < np.mean(noise > 1) < 0.7 and noise.max() > 8  # about half of the views, up to 12 levels
+    edges = ramp.clone()
+    edges[:, :, ::2] = 0
+    rough = [float(transforms.disturb(np.random.default_rng(seed), edges, plain).float().diff(dim=2).abs().mean()) for seed in views]
+    assert 0.1 < np.mean(np.array(rough) < 0.6 * np.median(rough)) < 0.45  # a quarter is blurred
+    counts = []
+    for seed in views:
+        wiped = transforms.disturb(np.random.default_rng(seed), flat, config).float()
+        whole = transforms.disturb(np.random.default_rng(seed), flat, plain).float()
+        counts.append(float(((wiped - whole).abs().amax(dim=0) > 0).float().mean()))
+    assert 0.1 < np.mean(np.array(counts) == 0) < 0.4 and np.mean(counts) > 0.005 and max(counts) < 3 * 0.15**2
+
+
 def test_no_jitter_without_strength() -> None:
     image = torch.randint(0, 256, (3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     changed = transforms.jitter(np.random.default_rng(0), image, AugmentConfig(), 0.0)

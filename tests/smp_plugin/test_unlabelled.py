@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from smp_plugin.config import Config, LossConfig
 from smp_plugin.consistency import agreement, relative_scores, select
 from smp_plugin.datasets import Batch
 from smp_plugin.model import LEVEL_STRIDES, PoseOutputs
+from smp_plugin.targets import Instances
 from smp_plugin.training import PoseTraining
 from smp_plugin.turning import WAYS
 
@@ -107,6 +109,44 @@ def test_a_phase_is_named_after_what_is_learnt_in_it(
     made = PoseTraining(make_config(model__norm="group"), MIRRORED, 28.0, partial, Budget(10, 0.0), None, unlabelled)
     made.budget.progress = lambda step: 1.0  # type: ignore[method-assign]
     assert made.phase == name
+
+
+@pytest.mark.parametrize(
+    ("partial", "fill", "progress", "filled"),
+    [
+        (True, True, 1.0, True),
+        (False, True, 1.0, False),
+        (True, False, 1.0, False),
+        (True, True, 0.2, False),
+    ],
+)
+def test_gaps_are_filled_late_and_only_where_labels_are_partial(
+    partial: bool, fill: bool, progress: float, filled: bool, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what the teacher says about the same crops, and only in crops of projects whose labels are."""
+    config = make_config(data__crop=SIDE, model__norm="group", loss__fill=fill, train__unlabeled_fusion_start=0.5)
+    made = PoseTraining(config, MIRRORED, 28.0, partial, Budget(10, 0.0), None)
+    made.budget.progress = lambda step: progress  # type: ignore[method-assign]
+    made.model, made.teacher = Equivariant(), Equivariant()  # type: ignore[assignment]
+    made.confidence = made.confidence.double()
+    learnt: list[Tensor] = []
+
+    def supervised(outputs: PoseOutputs, labels: Instances, *_: object) -> dict[str, Tensor]:
+        learnt.append(labels.keypoints)
+        return {"heatmap": outputs.heatmaps.sum()}
+
+    pose = torch.arange(6).view(3, 2).double() + 20
+    sure = Instances(pose.expand(2, 1, 3, 2), torch.ones(2, 1), torch.ones(2, 1, 1))
+    monkeypatch.setattr(training, "supervised", supervised)
+    monkeypatch.setattr(training, "pseudo_instances", lambda *_: sure)
+    one = batch_of(crops(1)[:0], crops(2)[:0])
+    two = {name: torch.cat([getattr(one, name)] * 2) for name in ("keypoints", "weights", "background", "own")}
+    batch = replace(one, images=crops(3), partial=torch.tensor([True, False]), **two)
+    made.loss_terms(batch)
+    (keypoints,) = learnt
+    assert torch.equal(keypoints[0][keypoints[0].isfinite().all(dim=(1, 2))], pose[None]) if filled else keypoints.isnan().all()
+    assert keypoints[1].isnan().all()
+    assert [torch.equal(seen, batch.images) for seen in made.teacher.seen] == [True] * filled  # type: ignore[union-attr]
 
 
 def test_the_teacher_sees_the_clean_view_and_chooses(module: PoseTraining, monkeypatch: pytest.MonkeyPatch) -> None:
