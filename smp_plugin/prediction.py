@@ -333,8 +333,7 @@ def _trackers(checkpoint: Checkpoint) -> Trackers | None:
 def _tracked(frames: Iterable[LabeledFrame], trackers: Trackers | None) -> Iterator[LabeledFrame]:
     """The same frames, their animals with names where they are followed."""
     for frame in frames:
-        animals = [animal for animal in frame.predicted if animal.labelled.any()]
-        if trackers is not None and animals:
+        if trackers is not None and (animals := [animal for animal in frame.predicted if animal.labelled.any()]):
             numbers = trackers(frame.video, frame.index, np.stack([animal.points for animal in animals]))
             for animal, number in zip(animals, numbers, strict=True):
                 animal.track = f"animal{number + 1}"
