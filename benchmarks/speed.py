@@ -16,6 +16,7 @@ our small preset predicts it, since sleap-nn shrinks frames to the size of those
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -195,7 +196,8 @@ def summarised(runs: list[dict[str, Any]], rate: dict[str, float]) -> list[dict[
             if ratios and method.startswith("smp"):
                 row[f"times_{peer}"] = statistics.median(ratios)
                 row[f"times_{peer}_range"] = [min(ratios), max(ratios)]
-        row |= {key: statistics.median(r[key] for r in own if key in r) for key in own[0] if key.endswith("_ms")}
+        optional = [key for key in own[0] if key.endswith("_ms") or key == "animals_found"]
+        row |= {key: statistics.median(r[key] for r in own if key in r) for key in optional}
         if "gflop" in own[0]:
             row |= {"gflop": own[0]["gflop"], "floor_ms": 1e3 * own[0]["gflop"] / max(rate.values())}
         rows.append(row)
@@ -253,7 +255,9 @@ def main() -> None:
     if wrong := [pair for pair in args.crowds if not 0 <= pair[1] <= pair[0] ** 2]:
         parser.error(f"--crowds {wrong[0][0]}:{wrong[0][1]}: so many tiles cannot be shown")
     args.models.mkdir(parents=True, exist_ok=True)
-    networks, shown, rate = models(args, args.methods.split(",")), videos(args), matrix_rate(args.device)
+    with contextlib.redirect_stdout(sys.stderr):  # what DeepLabCut says in this process
+        networks = models(args, args.methods.split(","))
+    shown, rate = videos(args), matrix_rate(args.device)
     runs: list[dict[str, Any]] = []
     for number in range(args.rounds):
         for video in shown:

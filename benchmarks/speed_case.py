@@ -12,7 +12,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ BATCH = 4  # frames to warm up with
 
 
 def ours(case: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], None], Callable[[], dict[str, float]]]:
-    """Warming up, the work, and its parts."""
+    """Warming up, the work, and figures of it: animals found in a frame, and milliseconds a frame of its parts, writing included."""
     from converters import LabeledFrame, PredictedInstance, VideoSource, write_predictions
     from converters.video import open_video
     from smp_plugin.checkpoint import load_model
@@ -35,16 +35,32 @@ def ours(case: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], None], 
     def animals(found: Any) -> list[PredictedInstance]:
         return [PredictedInstance(p, None, float(s), q) for p, s, q in zip(found.poses, found.scores, found.point_scores, strict=True)]
 
-    def work(frames: int, output: str) -> None:
+    kept: list[tuple[int, Any]] = []  # what the last work has found
+
+    def write(frames: Iterable[tuple[int, Any]], output: str) -> None:
+        labelled = (LabeledFrame(0, index, predicted=animals(found)) for index, found in frames)
+        write_predictions(Path(output), checkpoint.skeleton, [source], labelled, {})
+
+    def predicted(frames: int) -> Iterator[tuple[int, Any]]:
+        kept.clear()
         with open_video(source) as video:
-            stream = predictor.stream(itertools.islice(video.stream(), frames))
-            labelled = (LabeledFrame(0, index, predicted=animals(found)) for index, _, found in stream)
-            write_predictions(Path(output), checkpoint.skeleton, [source], labelled, {})
+            for index, _, found in predictor.stream(itertools.islice(video.stream(), frames)):
+                kept.append((index, found))
+                yield index, found
+
+    def afterwards() -> dict[str, float]:
+        figures = {"animals_found": sum(len(found.scores) for _, found in kept) / len(kept)}
+        if case.get("parts"):
+            started = time.perf_counter()
+            write(kept, case["output"] + ".again.slp")
+            figures["write_ms"] = 1e3 * (time.perf_counter() - started) / len(kept)
+            figures |= parts(predictor, source, min(case["frames"], 40))
+        return figures
 
     return (
-        lambda: work(BATCH, case["output"] + ".warm.slp"),
-        lambda: work(case["frames"], case["output"]),
-        lambda: parts(predictor, source, min(case["frames"], 40)),
+        lambda: write(predicted(BATCH), case["output"] + ".warm.slp"),
+        lambda: write(predicted(case["frames"]), case["output"]),
+        afterwards,
     )
 
 
@@ -95,10 +111,18 @@ def sleap(case: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], None],
 
     predictor = Predictor.from_model_paths(case["models"], device=case["device"], batch_size=BATCH)
 
-    def work(frames: int, output: str) -> None:
-        predictor.predict(case["video"], frames=list(range(frames))).save(output, verbose=False)
+    found: list[int] = []  # animals in the frames of the last work that have any
 
-    return lambda: work(BATCH, case["output"] + ".warm.slp"), lambda: work(case["frames"], case["output"]), dict
+    def work(frames: int, output: str) -> None:
+        labels = predictor.predict(case["video"], frames=list(range(frames)))
+        labels.save(output, verbose=False)
+        found[:] = [len(frame.instances) for frame in labels]
+
+    return (
+        lambda: work(BATCH, case["output"] + ".warm.slp"),
+        lambda: work(case["frames"], case["output"]),
+        lambda: {"animals_found": sum(found) / case["frames"]},
+    )
 
 
 def deeplabcut(case: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], None], Callable[[], dict[str, float]]]:
@@ -113,18 +137,25 @@ def deeplabcut(case: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], N
     device = None if case["device"] == "auto" else case["device"]
     runner = get_pose_inference_runner(config, snapshot, batch_size=BATCH, device=device, max_individuals=case["animals"])
 
+    found: list[int] = []  # animals in the frames of the last work
+
     def work(video: str, frames: int) -> None:
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
-            found = video_inference(video, runner)
-        assert len(found) == frames
+            poses = [frame["bodyparts"] for frame in video_inference(video, runner)]  # (n, K, 3), negative where nothing is
+        assert len(poses) == frames
+        found[:] = [int((pose[..., 2] >= 0).any(axis=1).sum()) for pose in poses]
 
-    return lambda: work(case["warm"], BATCH), lambda: work(case["video"], case["frames"]), dict
+    return (
+        lambda: work(case["warm"], BATCH),
+        lambda: work(case["video"], case["frames"]),
+        lambda: {"animals_found": sum(found) / case["frames"]},
+    )
 
 
 def main() -> None:
     case = json.loads(sys.argv[1])
     begun = time.time()
-    warm, work, alone = {"sleap": sleap, "dlc": deeplabcut, "smp": ours}[case["method"].partition("-")[0]](case)
+    warm, work, afterwards = {"sleap": sleap, "dlc": deeplabcut, "smp": ours}[case["method"].partition("-")[0]](case)
     warm()
     ready = time.time()
     work()
@@ -132,7 +163,7 @@ def main() -> None:
     from smp_plugin.baselines.__main__ import peak_memory  # now, since start-up is timed
 
     figures = {"startup_seconds": ready - case.get("launched", begun), "frames_per_second": case["frames"] / (done - ready)}
-    print("RESULT " + json.dumps({**figures, "peak_memory_gb": peak_memory() / 2**30, **(alone() if case.get("parts") else {})}))
+    print("RESULT " + json.dumps({**figures, "peak_memory_gb": peak_memory() / 2**30, **afterwards()}))
 
 
 if __name__ == "__main__":

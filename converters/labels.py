@@ -11,6 +11,7 @@ The classes check themselves once, on construction; everything behind them may t
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -147,7 +148,7 @@ class PredictedInstance(Instance):
         if self.point_scores.shape != (len(self.points),):
             raise FormatError(f"An instance of {len(self.points)} keypoints has point scores of shape {self.point_scores.shape}.")
         self.point_scores = np.where(np.isfinite(self.point_scores), self.point_scores, 0.0)
-        self.score = float(self.score) if np.isfinite(self.score) else 0.0
+        self.score = float(self.score) if math.isfinite(self.score) else 0.0
 
 
 Place = tuple[Path, str | None, int]  # file with links followed, HDF5 group in a package, number there (0 of an image)

@@ -25,12 +25,22 @@ import numpy as np
 
 from converters.files import Finder, written_whole
 from converters.hdf5 import check_hdf5, check_space, written_pieces
-from converters.labels import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, check_frame, files_of
+from converters.labels import (
+    FormatError,
+    Instance,
+    LabeledFrame,
+    Labels,
+    PredictedInstance,
+    Skeleton,
+    VideoSource,
+    check_frame,
+    files_of,
+    stacked,
+)
 from converters.video import Video, at_once, open_video
 
 _USER, _PREDICTED = 0, 1  # the format's instance types
-_BUFFERED_ROWS = 16384
-_BUFFERED_PIECES = 2048  # an array of one row costs far more than the row
+_ROWS_AT_ONCE = 16384  # an array of one row costs far more than the row
 _NEGATIVE_FRAME = np.dtype([("video_id", "u4"), ("frame_idx", "u8")])
 
 
@@ -428,7 +438,7 @@ def _write_video(sio: Any, source: VideoSource) -> Any:
 
 
 class _Table:
-    """One growing table of an HDF5 file, filled through a buffer."""
+    """One growing table of an HDF5 file."""
 
     def __init__(self, file: Any, name: str, dtype: np.dtype | None = None) -> None:
         """Replace the table that sleap-io wrote by an empty one of the same type, or make one of ``dtype``."""
@@ -436,73 +446,79 @@ class _Table:
         if name in file:
             del file[name]
         self._dataset = file.create_dataset(name, shape=(0,), maxshape=(None,), chunks=(4096,), dtype=self.dtype)
-        self._buffer: list[np.ndarray] = []
-        self._buffered = 0
         self.rows = 0
 
     def add(self, count: int, **columns: Any) -> None:
         """Append ``count`` rows; columns that are not given are zero."""
+        if not count:
+            return
         rows = np.zeros(count, self.dtype)
         for name, values in columns.items():
             rows[name] = values
-        self._buffer.append(rows)
-        self._buffered += count
+        check_space(Path(self._dataset.file.filename))
         self.rows += count
-        if self._buffered >= _BUFFERED_ROWS or len(self._buffer) >= _BUFFERED_PIECES:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._buffer:
-            check_space(Path(self._dataset.file.filename))
-            self._dataset.resize((self.rows,))
-            self._dataset[self.rows - self._buffered :] = np.concatenate(self._buffer)
-            self._buffer, self._buffered = [], 0
+        self._dataset.resize((self.rows,))
+        self._dataset[self.rows - count :] = rows
 
 
 def _append(file: Any, path: Path, skeleton: Skeleton, videos: Sequence[VideoSource], frames: Iterable[LabeledFrame]) -> int:
     import h5py
 
     table = {name: _Table(file, name) for name in ("frames", "instances", "points", "pred_points")}
-    negative = _Table(file, "negative_frames", _NEGATIVE_FRAME)
+    table["negative_frames"] = _Table(file, "negative_frames", _NEGATIVE_FRAME)
     numbers = _video_numbers(videos)
     tracks: dict[str, int] = {}
+    piece, rows = list[LabeledFrame](), 0
     for frame in frames:
         check_frame(path, frame, skeleton, videos)
-        first, frame_id = table["instances"].rows, table["frames"].rows
-        for instance in (*frame.instances, *frame.predicted):
-            track = -1 if instance.track is None else tracks.setdefault(instance.track, len(tracks))
-            _append_instance(table, instance, frame_id, track)
-        place = {"video": numbers[frame.video], "frame_idx": frame.index}
-        table["frames"].add(1, frame_id=frame_id, instance_id_start=first, instance_id_end=table["instances"].rows, **place)
-        if frame.negative:
-            negative.add(1, video_id=numbers[frame.video], frame_idx=frame.index)
-    for each in (*table.values(), negative):
-        each.flush()
-    if not negative.rows:
+        piece.append(frame)
+        rows += 1 + len(skeleton) * (len(frame.instances) + len(frame.predicted))
+        if rows >= _ROWS_AT_ONCE:
+            _append_frames(table, piece, numbers, tracks, len(skeleton))
+            piece, rows = [], 0
+    _append_frames(table, piece, numbers, tracks, len(skeleton))
+    if not table["negative_frames"].rows:
         del file["negative_frames"]  # sleap-io writes the table only where there are some
     del file["tracks_json"]
-    rows = [json.dumps([0, name], separators=(",", ":")) for name in tracks]
-    file.create_dataset("tracks_json", data=rows, dtype=h5py.string_dtype(), maxshape=(None,))
+    names = [json.dumps([0, name], separators=(",", ":")) for name in tracks]
+    file.create_dataset("tracks_json", data=names, dtype=h5py.string_dtype(), maxshape=(None,))
     return table["frames"].rows
 
 
-def _append_instance(table: dict[str, _Table], instance: Instance, frame_id: int, track: int) -> None:
-    kind, points, score, extra = _USER, table["points"], 0.0, {}
-    if isinstance(instance, PredictedInstance):
-        kind, points, score = _PREDICTED, table["pred_points"], instance.score
-        extra = {"score": np.nan_to_num(instance.point_scores)}
-    start, (x, y) = points.rows, instance.points.T
-    points.add(len(x), x=x, y=y, visible=instance.labelled, **extra)
+def _append_frames(
+    table: dict[str, _Table], frames: list[LabeledFrame], numbers: list[int], tracks: dict[str, int], keypoints: int
+) -> None:
+    """Frames with their animals, a column at a time. ``numbers``: of the videos; ``tracks``: number by name, grows by new names."""
+    counts = np.array([len(frame.instances) + len(frame.predicted) for frame in frames], np.int64)
+    frame_ids = table["frames"].rows + np.arange(len(frames))
+    ends = table["instances"].rows + counts.cumsum()
+    place = {"video": [numbers[frame.video] for frame in frames], "frame_idx": [frame.index for frame in frames]}
+    table["frames"].add(len(frames), frame_id=frame_ids, instance_id_start=ends - counts, instance_id_end=ends, **place)
+    negative = [frame for frame in frames if frame.negative]
+    place = {"video_id": [numbers[frame.video] for frame in negative], "frame_idx": [frame.index for frame in negative]}
+    table["negative_frames"].add(len(negative), **place)
+
+    animals = [animal for frame in frames for animal in (*frame.instances, *frame.predicted)]
+    kinds = np.array([_PREDICTED if isinstance(animal, PredictedInstance) else _USER for animal in animals], np.int64)
+    scores, starts = np.zeros(len(animals)), np.zeros(len(animals), np.int64)
+    predicted = [animal for animal in animals if isinstance(animal, PredictedInstance)]
+    scores[kinds == _PREDICTED] = [animal.score for animal in predicted]
+    point_scores = np.array([animal.point_scores for animal in predicted]).ravel()
+    for kind, name, columns in ((_USER, "points", {}), (_PREDICTED, "pred_points", {"score": point_scores})):
+        points = stacked([animals[i].points for i in np.flatnonzero(kinds == kind)], keypoints)  # (n, K, 2)
+        starts[kinds == kind] = table[name].rows + keypoints * np.arange(len(points))
+        x, y = points.reshape(-1, 2).T
+        table[name].add(len(x), x=x, y=y, visible=~np.isnan(x), **columns)
     table["instances"].add(
-        1,
-        instance_id=table["instances"].rows,
-        instance_type=kind,
-        frame_id=frame_id,
-        track=track,
+        len(animals),
+        instance_id=table["instances"].rows + np.arange(len(animals)),
+        instance_type=kinds,
+        frame_id=frame_ids.repeat(counts),
+        track=[-1 if animal.track is None else tracks.setdefault(animal.track, len(tracks)) for animal in animals],
         from_predicted=-1,
-        score=score,
-        point_id_start=start,
-        point_id_end=points.rows,
+        score=scores,
+        point_id_start=starts,
+        point_id_end=starts + keypoints,
         tracking_score=np.nan,
     )
 

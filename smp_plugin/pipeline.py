@@ -1,4 +1,4 @@
-"""Work that overlaps: items made ahead in a thread, and several items worked on at once, always in order and never many of them."""
+"""Work that overlaps: items made ahead in a thread, worked on behind, or several at once; always in order and never many of them."""
 
 from __future__ import annotations
 
@@ -48,6 +48,33 @@ def ahead(items: Iterable[Any], depth: int) -> Generator[Any, None, None]:
     finally:
         stop.set()
         thread.join()
+
+
+def behind(work: Callable[[Any, threading.Event], None], items: Iterable[Any]) -> None:
+    """Do ``work`` with each item in a thread, in order, while the next item is made; none waits but the one just made.
+
+    An error of ``work`` is raised when the next item is there, one of ``items`` when nothing is worked on any more.
+
+    Args:
+        work: called with an item and an event, which a KeyboardInterrupt sets: nobody wants to wait for the rest.
+        items: what it is done with.
+    """
+    given_up = threading.Event()
+    done: Future[None] = Future()
+    done.set_result(None)
+    with ThreadPoolExecutor(1, "behind") as pool:
+        try:
+            try:
+                for item in items:
+                    done.result()
+                    done = pool.submit(work, item, given_up)
+            except Exception:
+                done.result()  # its error came first
+                raise
+            done.result()
+        except KeyboardInterrupt:
+            given_up.set()
+            raise
 
 
 def abreast(

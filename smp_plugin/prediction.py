@@ -29,6 +29,7 @@ from smp_plugin.devices import choose_device, every_device, say_device
 from smp_plugin.drawing import PALETTE, OverlayWriter, is_overlay
 from smp_plugin.inference import FramePoses
 from smp_plugin.jobs import MACHINELABELS, Job, check, is_folder, output_kind, plan
+from smp_plugin.pipeline import behind
 from smp_plugin.predictor import Predictor, Recipe, in_segments, load, predict_segment, smallest
 from smp_plugin.progress import Reporter, Task
 from smp_plugin.records import digest
@@ -155,8 +156,25 @@ def _carry_out(
     resume: bool,
     reporter: Reporter,
 ) -> _Done:
-    """Predict and write: on the device ``here``, unless ``workers``, a scheduler's address or how many, or several GPUs do it."""
+    """Predict and write: on the device ``here``, unless ``workers``, a scheduler's address or how many, or several GPUs do it.
+
+    An output is written while the next one is predicted.
+    """
     done, started = _Done(), time.time()
+
+    def write(work: Work, given_up: threading.Event) -> None:
+        provenance = _provenance(checkpoint, run, work.job, started)
+        found = _tracked(_merged(work, reporter), None if work.job.kind == MACHINELABELS else _trackers(checkpoint))
+        try:
+            work.record.unlink(missing_ok=True)  # it is of what is now replaced
+            done.notes += _write(work.job, checkpoint, _counted(_unless(given_up, found), done.contents), provenance)
+            done.written.append(work.job.output)
+            if not work.missing:
+                work.finish()
+        except BaseException:
+            stopped.set()  # what is predicted meanwhile would be in vain, or for hours
+            raise
+
     with stoppable() as stopped, contextlib.ExitStack() as stack:
         video = stack.enter_context(OverlayWriter(overlay, checkpoint.skeleton, _fps(works[0].job))) if overlay else None
         drawn = _Overlay(video, checkpoint) if video else None
@@ -174,14 +192,8 @@ def _carry_out(
             complete = _done_there(pool, recipe, works, drawn, task, stopped, reporter)
         # Half of what a person is to correct would be taken for the whole, and is not replaced later: it waits for --resume.
         halves = (work for work in works if stopped.is_set() and work.begun and work.job.kind != MACHINELABELS)
-        for work in itertools.chain(complete, halves):
-            provenance = _provenance(checkpoint, run, work.job, started)
-            found = _tracked(_merged(work, reporter), None if work.job.kind == MACHINELABELS else _trackers(checkpoint))
-            work.record.unlink(missing_ok=True)  # it is of what is now replaced
-            done.notes += _write(work.job, checkpoint, _counted(found, done.contents), provenance)
-            done.written.append(work.job.output)
-            if not work.missing:
-                work.finish()
+        behind(write, complete)
+        behind(write, halves)  # by now what is complete has been written, so that it is none of them
     done.drawn, done.interrupted = video is not None and video.begun, stopped.is_set()
     return done
 
@@ -334,8 +346,7 @@ def _trackers(checkpoint: Checkpoint) -> Trackers | None:
 def _tracked(frames: Iterable[LabeledFrame], trackers: Trackers | None) -> Iterator[LabeledFrame]:
     """The same frames, their animals with names where they are followed."""
     for frame in frames:
-        animals = [animal for animal in frame.predicted if animal.labelled.any()]
-        if trackers is not None and animals:
+        if trackers is not None and (animals := [animal for animal in frame.predicted if animal.labelled.any()]):
             numbers = trackers(frame.video, frame.index, np.stack([animal.points for animal in animals]))
             for animal, number in zip(animals, numbers, strict=True):
                 animal.track = f"animal{number + 1}"
@@ -349,6 +360,13 @@ def _write(job: Job, checkpoint: Checkpoint, frames: Iterable[LabeledFrame], pro
     several = checkpoint.config.predict.max_animals != 1
     write_predictions(job.output, checkpoint.skeleton, job.videos, frames, provenance, job.inputs, several=several)
     return []
+
+
+def _unless(given_up: threading.Event, frames: Iterable[LabeledFrame]) -> Iterator[LabeledFrame]:
+    for frame in frames:
+        if given_up.is_set():
+            raise KeyboardInterrupt
+        yield frame
 
 
 def _counted(frames: Iterable[LabeledFrame], contents: Contents) -> Iterator[LabeledFrame]:

@@ -340,7 +340,9 @@ def tables(path: Path) -> dict[str, Any]:
     return found
 
 
-def test_the_file_is_the_one_sleap_io_writes(tmp_path: Path, video_file: Path) -> None:
+@pytest.mark.parametrize("rows", [1, 16384])
+def test_the_file_is_the_one_sleap_io_writes(tmp_path: Path, video_file: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr("converters.sleap._ROWS_AT_ONCE", rows)
     provenance = {"model": "m.ckpt", "version": "0.1"}
     ours, theirs = tmp_path / "ours.slp", tmp_path / "theirs.slp"
     assert write_slp(ours, SKELETON, [VideoSource((video_file,))], predictions(), provenance) == 4

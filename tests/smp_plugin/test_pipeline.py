@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from converters import FormatError
-from smp_plugin.pipeline import abreast, ahead
+from smp_plugin.pipeline import abreast, ahead, behind
 
 
 def test_ahead_keeps_order_and_bounds():
@@ -42,6 +42,57 @@ def test_ahead_ends_when_left():
     endless = ahead(iter(int, 1), 4)
     assert next(endless) == 0
     endless.close()
+
+
+def test_behind_keeps_order_and_bounds():
+    made, worked = list[int](), list[int]()
+
+    def items() -> Iterator[int]:
+        for i in range(20):
+            assert len(worked) >= i - 2  # one is worked on, and one has just been made
+            made.append(i)
+            yield i
+
+    def work(i: int, _: threading.Event) -> None:
+        assert len(made) <= i + 3
+        worked.append(square(i, True))
+
+    behind(work, items())
+    assert worked == [i * i for i in range(20)]
+
+
+def test_behind_raises_the_first_error_when_all_is_at_rest():
+    ended = threading.Event()
+
+    def items(broken: bool) -> Iterator[int]:
+        yield 1
+        if broken:
+            raise FormatError("broken item")
+
+    def work(_: int, __: threading.Event) -> None:
+        time.sleep(0.05)
+        ended.set()
+
+    def failing(_: int, __: threading.Event) -> None:
+        raise FormatError("broken work")
+
+    with pytest.raises(FormatError, match="broken item"):
+        behind(work, items(broken=True))
+    assert ended.is_set()
+    for broken in (True, False):
+        with pytest.raises(FormatError, match="broken work"):
+            behind(failing, items(broken))
+
+
+def test_behind_gives_up_at_ctrl_c():
+    def items() -> Iterator[int]:
+        yield 1
+        raise KeyboardInterrupt
+
+    gave_up: list[bool] = []
+    with pytest.raises(KeyboardInterrupt):
+        behind(lambda _, given_up: gave_up.append(given_up.wait(20)), items())
+    assert gave_up == [True]
 
 
 def square(i: int, alone: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -535,6 +536,92 @@ def test_interrupted_twice_it_stops_at_once(
     with pytest.raises(KeyboardInterrupt):
         predict([blobs.video], tmp_path / "out.slp", model=trained, device="cpu", overlay=tmp_path / "o.mp4")
     assert leftovers(tmp_path) in ([], ["o.mp4"])
+
+
+@pytest.fixture
+def while_writing(make_blobs: Any, stub: type[Stub], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[Path], threading.Event]]:
+    """Two videos, and an event: the first one is written only once the second is being predicted.
+
+    ``event`` is called with the number of the second one's batch, from 1; ``writing`` is called after its first one, with the frames.
+    """
+
+    def make(event: Callable[[int], None], writing: Callable[[Any], Any]) -> tuple[list[Path], threading.Event]:
+        second, real = threading.Event(), prediction._unless
+
+        def of_batch(calls: int) -> None:
+            if calls > 1:  # of each video there are four frames, a batch, in the first, and 40 in the second
+                second.set()
+                event(calls - 1)
+
+        def unless(given_up: threading.Event, frames: Any) -> Any:
+            second.wait(20)
+            return real(given_up, writing(frames))
+
+        stub.event = staticmethod(of_batch)
+        monkeypatch.setattr(prediction, "_unless", unless)
+        return [make_blobs(name, counts=[1] * n, labelled=[0]).video for name, n in (("a", 4), ("b", 40))], second
+
+    return make
+
+
+def test_a_file_is_written_while_the_next_video_is_predicted(trained: Path, while_writing: Any, tmp_path: Path):
+    began, written = threading.Event(), list[bool]()
+
+    def writing(frames: Any) -> Any:
+        written.append(second.is_set())
+        began.set()
+        return frames
+
+    videos, second = while_writing(lambda batch: began.wait(20), writing)
+    outputs = predict(videos, tmp_path / "out", model=trained, device="cpu")
+    assert written == [True, True]
+    assert [len(numbers(read_project(path))) for path in outputs] == [4, 40]
+
+
+def test_an_error_of_writing_ends_what_is_predicted_meanwhile(trained: Path, stub: type[Stub], while_writing: Any, tmp_path: Path):
+    failed = threading.Event()
+
+    def writing(frames: Any) -> Any:
+        if failed.is_set():
+            return frames
+        failed.set()
+        raise FormatError("the disk is full")
+
+    def event(batch: int) -> None:
+        assert failed.wait(20)
+        time.sleep(0.1)  # until it is known
+
+    videos, _ = while_writing(event, writing)
+    with pytest.raises(FormatError, match="the disk is full"):
+        predict(videos, tmp_path / "out", model=trained, device="cpu")
+    assert stub.calls < 6, "the second video has ten batches"
+    assert ".a.predictions.slp.segments" in leftovers(tmp_path / "out") and "a.predictions.slp" not in leftovers(tmp_path / "out")
+    outputs = predict(videos, tmp_path / "out", model=trained, device="cpu", resume=True)
+    assert [len(numbers(read_project(path))) for path in outputs] == [4, 40]
+
+
+def test_interrupted_twice_it_does_not_wait_for_what_is_being_written(
+    trained: Path, while_writing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    began = threading.Event()
+
+    def writing(frames: Any) -> Any:
+        for frame in itertools.cycle(frames):
+            yield frame
+            began.set()
+            time.sleep(0.01)
+
+    def event(batch: int) -> None:
+        began.wait(20)
+        for _ in range(2 if batch == 1 else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+
+    monkeypatch.setattr(stopping, "AGAIN", 0.0)
+    videos, _ = while_writing(event, writing)
+    with pytest.raises(KeyboardInterrupt):
+        predict(videos, tmp_path / "out", model=trained, device="cpu")
+    assert leftovers(tmp_path / "out") == [".a.predictions.slp.segments"]
 
 
 def test_interrupted_before_anything_is_predicted(trained: Path, blobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
