@@ -21,7 +21,7 @@ import numpy as np
 from converters import FormatError, LabeledFrame, Labels, read_project, write_project
 from converters.files import refuse_links
 from converters.supplement import write_supplement
-from smp_plugin.baselines import DEFAULT, DLC, METHODS, OWN, SAID_OTHERWISE, SLEAP, Job, Outcome, budget_in_words, own_settings
+from smp_plugin.baselines import DEFAULT, DLC, METHODS, MINUTES, OWN, SAID_OTHERWISE, SLEAP, Job, Outcome, budget_in_words, own_settings
 from smp_plugin.baselines.__main__ import REFUSED, UNAVAILABLE
 from smp_plugin.comparison_report import write_comparison
 from smp_plugin.comparison_results import append_result, cell_folder, read_results, said_by, shown
@@ -30,7 +30,7 @@ from smp_plugin.config import Config, set_value
 from smp_plugin.evaluation import evaluate
 from smp_plugin.pairing import frame_pairs
 from smp_plugin.peer_figures import installed, remedy
-from smp_plugin.progress import Reporter
+from smp_plugin.progress import Reporter, duration
 from smp_plugin.similarity import MEDIUM_S2, PAPER_S2, SLEAP_S2
 
 CAMPS = (OWN, SLEAP, DLC)  # what is not available for one method is not for its camp
@@ -65,7 +65,7 @@ def compare(
         val: a project whose labelled frames are predicted and measured, or the share of the labelled frames that are.
         out: the folder for ``results.csv``, ``report.html`` and the runs.
         methods: of ``baselines.METHODS``.
-        minutes: wall-clock budget of each training; or
+        minutes: wall-clock budget of each training, ``baselines.MINUTES`` where there are no steps; or
         steps: optimiser steps of each network.
         seeds: one run each. A seed also draws which labelled frames are learnt from.
         fractions: how many labelled frames are learnt from: "all", a number, or a percentage such as "20%"; the others are unlabelled.
@@ -85,15 +85,16 @@ def compare(
         raise FormatError(f"--methods names none; choose from {', '.join(METHODS)}.")
     if not fractions:
         raise FormatError("--labels-fraction names none; write numbers of labelled frames, percentages or all, such as 5,20%,all.")
-    if not minutes and not steps:
-        raise FormatError("--minutes or --steps is missing: the budget that every method gets.")
+    if minutes and steps:
+        raise FormatError("Give --minutes or --steps, not both: the budget that each training gets.")
+    if not steps:
+        minutes = minutes or MINUTES
     chosen = Config()
     for key, value in own_settings(settings or {}).items():  # a wrong one is better said now than in every run
         set_value(chosen, key, value)
         if how := SAID_OTHERWISE.get(key):
             raise FormatError(f"--set {key} would have no effect in a comparison: {how}; leave it out.")
     rule = chosen.data.labels  # one for the curves and figures of all methods
-    steps = 0 if minutes else steps
     budget = budget_in_words(minutes, steps)
     labels = read_project(project, video_root)
     held = read_project(val, video_root) if isinstance(val, Path) else None
@@ -181,11 +182,15 @@ def _do(jobs: Sequence[tuple[str, int, Job]], out: Path, reporter: Reporter) -> 
         reporter.warn(sentence)
 
     finished = {cell.key for cell in read_results(out)}
-    wanted = {job.method for fraction, _, job in jobs if (job.method, fraction, job.seed) not in finished and not _finished(job)}
+    wanted = [job for fraction, _, job in jobs if (job.method, fraction, job.seed) not in finished and not _finished(job)]
     for camp, package in ((SLEAP, "sleap-nn"), (DLC, "deeplabcut")):  # our own methods may train for hours before it is their turn
-        if (lacking := [method for method in camp if method in wanted]) and package not in installed():
+        if (lacking := [method for method in camp if any(job.method == method for job in wanted)]) and package not in installed():
             tell(f"{', '.join(lacking)}: {remedy(package)}; left out.")
             left_out.update(camp)
+    trainings = [job for job in wanted if job.method not in left_out]
+    if seconds := 60 * sum(job.minutes for job in trainings):
+        what = f"{len(trainings)} {'training' if len(trainings) == 1 else 'trainings'} of {budget_in_words(trainings[0].minutes, 0)}"
+        reporter.say(f"{what}: about {duration(seconds)} at least, as start-up, curves and predictions come on top")
     with reporter.task("comparing", len(jobs), "runs") as task:
         for number, (fraction, labels, job) in enumerate(jobs):
             task.update(number, method=job.method, labels=fraction, seed=job.seed)

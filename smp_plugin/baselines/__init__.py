@@ -35,6 +35,7 @@ SAID_OTHERWISE = {  # settings of ours that a comparison makes, and how it is to
 PEERS = ("sleap.", "dlc.")  # how the names of their settings begin
 METHODS = (*OWN, *SLEAP, *DLC)
 DEFAULT = (*OWN, *SLEAP)  # what is compared unless others are named
+MINUTES = 20.0  # wall-clock budget of each training where neither minutes nor steps are asked for
 
 
 def own_settings(settings: Mapping[str, str]) -> dict[str, str]:

@@ -262,6 +262,25 @@ def test_a_folder_holds_one_comparison(blobs: Any, tmp_path: Path, pretend: Call
         compare(blobs.project, out=tmp_path, methods=("smp",), minutes=2)
 
 
+def test_a_training_gets_20_minutes_by_default_and_what_is_left_is_said_in_advance(
+    blobs: Any, tmp_path: Path, pretend: Callable[..., list[Job]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = pretend(broken=("smp_all_1",))
+    monkeypatch.setattr(comparison, "installed", lambda: ["deeplabcut"])
+    arguments = ["--slp", str(blobs.project), "--methods", "directpose,smp,sleap-topdown", "--seeds", "2", "-o", str(tmp_path)]
+    said = []
+    for _ in range(2):
+        assert main(arguments) == 0
+        said.append(" ".join(capsys.readouterr().err.split()))
+    assert {(job.minutes, job.steps) for job in done} == {(20.0, 0)} and "20 minutes each" in said[0]
+    assert "4 trainings of 20 minutes: about 1 h 20 min at least" in said[0], "without the method that is not installed"
+    assert "1 training of 20 minutes: about 20 min 0 s at least" in said[1]
+    compare(blobs.project, out=tmp_path / "python", methods=("smp",))
+    assert done[-1].minutes == 20
+    compare(blobs.project, out=tmp_path / "steps", methods=("smp",), steps=3)
+    assert (done[-1].minutes, done[-1].steps) == (0, 3)
+
+
 def test_devices_are_not_mixed(blobs: Any, tmp_path: Path, pretend: Callable[..., list[Job]]) -> None:
     pretend()
     arguments: dict[str, Any] = {"out": tmp_path, "methods": ("smp",), "steps": 3}
@@ -409,7 +428,7 @@ def test_smaller_draws_are_part_of_larger_ones(blobs: Any) -> None:
     ("arguments", "sentence"),
     [
         (["--steps", "3"], "Name one labelled project"),
-        (["--slp", "{project}"], "Give --minutes or --steps"),
+        (["--slp", "{project}", "--steps", "3", "--minutes", "2"], "Give --minutes or --steps, not both"),
         (["--slp", "{project}", "--steps", "3", "--methods", "smp,magic"], "there is no such method"),
         (["--slp", "{project}", "--steps", "3", "--methods", ""], "--methods names none; choose from directpose"),
         (["--slp", "{project}", "--steps", "3", "--labels-fraction", " ,"], "--labels-fraction names none; write"),
