@@ -20,8 +20,22 @@ import numpy as np
 
 from converters import FormatError, LabeledFrame, Labels, read_project, write_project
 from converters.files import refuse_links
+from converters.project import COCO, format_of
 from converters.supplement import write_supplement
-from smp_plugin.baselines import DEFAULT, DLC, METHODS, MINUTES, OWN, SAID_OTHERWISE, SLEAP, Job, Outcome, budget_in_words, own_settings
+from smp_plugin.baselines import (
+    DEFAULT,
+    DLC,
+    METHODS,
+    MINUTES,
+    OWN,
+    SAID_OTHERWISE,
+    SLEAP,
+    Job,
+    Outcome,
+    budget_in_words,
+    own_settings,
+    read_predictions,
+)
 from smp_plugin.baselines.__main__ import REFUSED, UNAVAILABLE
 from smp_plugin.comparison_report import write_comparison
 from smp_plugin.comparison_results import append_result, cell_folder, read_results, said_by, shown
@@ -110,7 +124,7 @@ def compare(
     _claim(out, project, val, (train, judged), budget, preset, settings or {}, device)
     for note in notes:
         reporter.warn(note)
-    val_file = out / "data" / "val.slp"
+    val_file = out / "data" / f"val.{_ending(val if isinstance(val, Path) else project, judged)}"
     val_file.parent.mkdir(exist_ok=True)
     _write(val_file, judged)
     beside = val_file.with_name("supplement.json").absolute()
@@ -123,7 +137,7 @@ def compare(
     settings = {**({"predict.max_animals": "1"} if train.one_animal else {}), **(settings or {})}
     jobs: list[tuple[str, int, Job]] = []
     for fraction, seed in itertools.product(fractions, seeds):
-        train_file = out / "data" / f"train_{counts[fraction]}_{seed}.slp"
+        train_file = out / "data" / f"train_{counts[fraction]}_{seed}.{_ending(project, train)}"
         _write(train_file, drawn(train, counts[fraction], seed))
         for method in sorted(set(methods), key=METHODS.index):
             folder = cell_folder(out, method, fraction, seed)
@@ -366,7 +380,12 @@ def _write(path: Path, labels: Labels) -> None:
     with contextlib.suppress(FormatError):  # damaged
         if path.exists() and _paths(read_project(path, require_videos=False)) == _paths(labels):
             return
-    write_project(path, labels)
+    write_project(path, labels, predicted=True)
+
+
+def _ending(source: Path, labels: Labels) -> str:
+    """Of a file for labels from ``source``: that of COCO where these are, so that it needs no sleap-io, and else SLEAP's."""
+    return "json" if format_of(source) == COCO and all(video.kind == "images" for video in labels.videos) else "slp"
 
 
 def _paths(labels: Labels) -> list[tuple[list[str], list[str]]]:
@@ -441,7 +460,7 @@ def _environment() -> dict[str, str]:
 def _row(job: Job, labels: int, fraction: str) -> dict[str, object]:
     """AP over all predictions, which AP weighs by score; counts and pixel errors over those that a person would be shown."""
     outcome = Outcome.read(job.folder)
-    found, truth = read_project(job.predictions, require_videos=False), job.truth()
+    found, truth = read_predictions(job.predictions), job.truth()
     every = read_project(job.everything, require_videos=False) if job.everything.exists() else found
     full = evaluate(truth, every, rule=job.rule)
     seen = evaluate(truth, shown(found, outcome.min_score), rule=job.rule)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from converters import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, read_project, write_project
-from converters.supplement import write_supplement
+from converters.supplement import supplemented, write_supplement
 from smp_plugin import comparison
 from smp_plugin.baselines import Job, Outcome, curve_point, own
 from smp_plugin.cli.compare import main
@@ -57,7 +57,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Job]]:
             ]
             off = PredictedInstance(np.full((len(labels.skeleton), 2), 500.0) + np.arange(2), score=far)
             frames[0] = replace(frames[0], predicted=[*frames[0].predicted, off])
-            write_project(job.predictions, replace(labels, frames=frames))
+            write_project(job.predictions, replace(labels, frames=frames), predicted=True)
             outcome = Outcome("pretended 1", 7, 120.0, 2.0, len(frames), peak_memory=3 * 10**9, min_score=0.5)
             (job.folder / "outcome.json").write_text(json.dumps(outcome.to_dict()))
             if job.folder.name in unreadable:
@@ -536,6 +536,72 @@ def test_what_an_earlier_run_left_is_not_taken_for_the_new_one(child: Callable[[
     for path in (job.predictions, job.everything, job.folder / "outcome.json"):
         path.touch()
     assert comparison._run(job, lambda _: None) is None
+
+
+@pytest.fixture
+def coco(make_blobs: Callable[..., Any], tmp_path: Path) -> Path:
+    """COCO labels of 14 images in two folders, the last two without labels: some animals partly labelled or not, hidden keypoints, an image
+    marked as empty, a model's animal, a crowd, and a symmetry.
+    """
+    made = make_blobs(counts=(2,) * 14, labelled=range(12), negative=(5,), images=True, hide=lambda i, p: None if i == 5 else p)
+    write_project(tmp_path / "labels.json", read_project(made.project))
+    content = json.loads((tmp_path / "labels.json").read_text())
+    (tmp_path / "more").mkdir()
+    for image in content["images"][::2]:
+        name = Path(image["file_name"]).name
+        (tmp_path / image["file_name"]).rename(tmp_path / "more" / name)
+        image["file_name"] = f"more/{name}"
+    first, second, third = content["annotations"][:3]
+    first["keypoints"][2], first["keypoints"][3:6] = 1, [0, 0, 0]
+    crowd = {"id": 97, "image_id": second["image_id"], "category_id": 1, "iscrowd": 1, "bbox": [70, 70, 20, 20]}
+    guess = {**third, "id": 98, "score": 0.75, "track": "bob", "keypoints": [30, 30, 0.25, 0, 0, 0, 40, 60, 1]}
+    content["annotations"] += [crowd, guess]
+    content["categories"][0]["symmetries"] = [[1, 3]]
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    return tmp_path / "labels.json"
+
+
+def contents(labels: Labels) -> list[Any]:
+    """All that training may see of labels."""
+    frames = [
+        (
+            f.index, f.negative, [i.points.tolist() for i in f.instances], [box.tolist() for box in f.unposed],
+            [(p.points.tolist(), p.point_scores.tolist(), p.score, p.track) for p in f.predicted],
+        )
+        for f in labels.frames
+    ]  # fmt: skip
+    return [labels.skeleton, [(v.paths, v.original) for v in labels.videos], repr(frames)]
+
+
+def test_coco_labels_stay_coco_and_lose_nothing(coco: Path, tmp_path: Path, pretend: Callable[..., list[Job]]) -> None:
+    done, source = pretend(), read_project(coco)
+    compare(coco, val=coco, out=tmp_path / "out", methods=("smp", "sleap-topdown"), steps=3)
+    smp, topdown = done
+    assert (smp.train.name, smp.val.name, smp.predictions.name) == ("train_12_0.json", "val.json", "predictions.json")
+    assert any(f.unposed for f in source.frames) and any(f.predicted for f in source.frames) and any(f.negative for f in source.frames)
+    assert contents(supplemented(read_project(smp.train), str(smp.supplement))) == contents(source)
+    assert contents(smp.truth()) == contents(replace(source, frames=[replace(f, predicted=[]) for f in source.frames]))
+    assert topdown.predictions.name == "predictions.slp" and len(rows_of(tmp_path / "out")) == 2
+    assert len({row["ap_s2_0.1"] for row in rows_of(tmp_path / "out")}) == 1
+    assert not any("are not in" in each for each in Outcome.read(smp.folder).warnings), "an image without a predicted animal is not lacking"
+    compare(coco, val=coco, out=tmp_path / "out", methods=("smp", "sleap-topdown"), steps=3)
+    assert len(done) == 2
+
+
+def test_our_methods_are_compared_on_coco_without_sleap_io(
+    coco: Path, tmp_path: Path, tiny: dict[str, str], monkeypatch: pytest.MonkeyPatch, listener: Any
+) -> None:
+    (tmp_path / "absent").mkdir()
+    (tmp_path / "absent" / "sleap_io.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "absent"))  # of the runs
+    monkeypatch.setitem(sys.modules, "sleap_io", None)
+    with pytest.raises(FormatError, match="sleap-io"):
+        write_project(tmp_path / "labels.slp", read_project(coco))
+    page = compare(coco, out=tmp_path / "out", methods=("smp",), steps=2, device="cpu", settings=tiny, reporter=listener)
+    (row,) = rows_of(tmp_path / "out")
+    assert (row["steps"], row["labels"]) == ("2", "9") and not [*(tmp_path / "out").rglob("*.slp")]
+    text = page.read_text()
+    assert "Labels</b>" in text and "No predictions could be read" not in text
 
 
 def test_what_lies_on_a_held_out_box_without_keypoints_is_not_judged(tmp_path: Path, make_images: Callable[..., list[Path]]):
