@@ -48,6 +48,7 @@ from converters.video import open_video
 Id = int | str
 
 VIDEO_STEP = MOST_FRAMES  # between the image ids of two videos
+_LEAST_SCORE = 1e-6  # of a keypoint; 0 would say that it is absent
 
 
 def read_coco(
@@ -332,7 +333,7 @@ def _any_keypoint(entry: dict[str, Any]) -> bool:
 # --- writing ---
 
 
-def write_coco(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -> list[str]:
+def write_coco(path: Path, labels: Labels, inputs: Iterable[Path] = (), predicted: bool = False) -> list[str]:
     """Write a person's labels as COCO keypoints, whole or not at all.
 
     Images are referred to: relative to the json file where they lie below its folder, else by absolute path; those without labels are
@@ -343,6 +344,8 @@ def write_coco(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -> list[
         path: the json file; an existing one is replaced.
         labels: what to write; every labelled point gets visibility 2.
         inputs: further files that must not be overwritten; images and videos never are.
+        predicted: write a model's animals too, among the others and with a ``score``, as `read_coco` reads them. Other programs may take
+            them for labels.
 
     Returns:
         What COCO cannot hold, a sentence each.
@@ -350,10 +353,14 @@ def write_coco(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -> list[
     Raises:
         FormatError: ``path`` is an input or not writable, the folder for images exists, or a video cannot be read.
     """
+
+    def animals(frame: LabeledFrame) -> list[Instance]:
+        return [*frame.instances, *(frame.predicted if predicted else [])]
+
     path = Path(path).absolute()
     frames: dict[tuple[int, int], list[LabeledFrame]] = {}
     for frame in labels.frames:
-        if frame.negative or any(i.labelled.any() for i in frame.instances):
+        if frame.negative or any(i.labelled.any() for i in animals(frame)):
             frames.setdefault((frame.video, frame.index), []).append(frame)
     folder = path.with_name(f"{path.stem}_images")
     wanted = [number for number, video in enumerate(labels.videos) if video.kind != "images" and any(v == number for v, _ in frames)]
@@ -368,18 +375,18 @@ def write_coco(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -> list[
             for index, image in listed:
                 empty = {"negative": True} if any(f.negative for f in frames.get((number, index), [])) else {}
                 images.append({"id": number * VIDEO_STEP + index, **image, **empty})
-        written = [(v * VIDEO_STEP + i, one) for (v, i), some in sorted(frames.items()) for f in some for one in f.instances]
+        written = [(v * VIDEO_STEP + i, one) for (v, i), some in sorted(frames.items()) for f in some for one in animals(f)]
         annotations = [_annotation(*each) for each in written if each[1].labelled.any()]
         for number, annotation in enumerate(annotations, start=1):
             annotation["id"] = number  # from 1: pycocotools takes 0 for "no animal"
         content = {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": [_category(labels.skeleton)]}
         with temporary.open("w", encoding="utf-8") as file:
             file.write(json.dumps(content, ensure_ascii=False))  # json.dump is ten times slower
-    return _lost(path, labels, folder if wanted else None, sum("width" not in image for image in images))
+    left_out = 0 if predicted else sum(len(frame.predicted) for frame in labels.frames)
+    return _lost(path, labels, folder if wanted else None, sum("width" not in image for image in images), left_out)
 
 
-def _lost(path: Path, labels: Labels, folder: Path | None, unseen: int) -> list[str]:
-    predictions = sum(len(frame.predicted) for frame in labels.frames)
+def _lost(path: Path, labels: Labels, folder: Path | None, unseen: int, predictions: int) -> list[str]:
     negative = sum(frame.negative for frame in labels.frames)
     said = {
         f"the labelled frames were written as images into {folder}, for COCO knows no videos.": folder is not None,
@@ -466,4 +473,13 @@ def _annotation(image: int, instance: Instance) -> dict[str, Any]:
         "bbox": [x, y, width, height],
         "area": width * height,
         "segmentation": [],
+        **(scored(instance) if isinstance(instance, PredictedInstance) else {}),
     } | ({"track": instance.track} if instance.track is not None else {})
+
+
+def scored(instance: PredictedInstance) -> dict[str, Any]:
+    """What COCO says of a predicted animal, in results and among labels: the third number of a keypoint is its score."""
+    scores = np.maximum(np.nan_to_num(instance.point_scores), _LEAST_SCORE)
+    table = np.where(instance.labelled[:, None], np.column_stack([instance.points, scores]), 0.0)
+    result = {"keypoints": table.ravel().tolist(), "score": float(np.nan_to_num(instance.score))}
+    return result | ({"track": instance.track} if instance.track is not None else {})

@@ -14,13 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-import numpy as np
-
-from converters.coco import VIDEO_STEP, Id, as_id, entries, load_json, read_images, read_labels
+from converters.coco import VIDEO_STEP, Id, as_id, entries, load_json, read_images, read_labels, scored
 from converters.files import written_whole
-from converters.labels import FormatError, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, files_of
-
-_LEAST_SCORE = 1e-6  # 0 would say that the keypoint is absent
+from converters.labels import FormatError, LabeledFrame, Labels, Skeleton, VideoSource, files_of
 
 
 def read_coco_results(
@@ -100,18 +96,11 @@ def write_coco_results(
             count += 1
             image = image_id(frame)
             for instance in frame.predicted:
-                result = {"image_id": image, "category_id": category, **_result(instance)}
+                result = {"image_id": image, "category_id": category, **scored(instance)}
                 file.write(f"{comma}\n{json.dumps(result, ensure_ascii=False)}")
                 comma = ","
         file.write("\n]\n")
     return count
-
-
-def _result(instance: PredictedInstance) -> dict[str, Any]:
-    scores = np.maximum(np.nan_to_num(instance.point_scores), _LEAST_SCORE)
-    table = np.where(instance.labelled[:, None], np.column_stack([instance.points, scores]), 0.0)
-    result = {"keypoints": table.ravel().tolist(), "score": float(np.nan_to_num(instance.score))}
-    return result | ({"track": instance.track} if instance.track is not None else {})
 
 
 def _numbering(skeleton: Skeleton, videos: Sequence[VideoSource], inputs: Iterable[Path]) -> tuple[Callable[[LabeledFrame], Id], Id]:

@@ -161,13 +161,14 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def write_project(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -> list[str]:
+def write_project(path: Path, labels: Labels, inputs: Iterable[Path] = (), *, predicted: bool = False) -> list[str]:
     """Write a labelled project, whole or not at all.
 
     Args:
         path: ``.slp``, ``.pkg.slp``, ``.json`` (COCO), ``.analysis.h5``, or a folder or ``config.yaml`` (DeepLabCut). A file is replaced.
         labels: what to write. SLEAP's formats take predictions, too; the others hold labels only.
         inputs: files that must not be overwritten, such as the project that was read; the videos never are.
+        predicted: COCO: write predictions too, as `read_project` reads them, though other programs may take them for labels.
 
     Returns:
         What a labels-only format cannot hold, a sentence each.
@@ -188,7 +189,7 @@ def write_project(path: Path, labels: Labels, inputs: Iterable[Path] = ()) -> li
     elif kind == COCO:
         from converters.coco import write_coco
 
-        return write_coco(path, labels, inputs)
+        return write_coco(path, labels, inputs, predicted)
     elif kind == DLC_PREDICTIONS:
         raise FormatError(f"{path} would hold DeepLabCut predictions, not labels; to write labels, name a folder for a DeepLabCut project.")
     else:

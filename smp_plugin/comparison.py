@@ -20,8 +20,22 @@ import numpy as np
 
 from converters import FormatError, LabeledFrame, Labels, read_project, write_project
 from converters.files import refuse_links
+from converters.project import COCO, format_of
 from converters.supplement import write_supplement
-from smp_plugin.baselines import DEFAULT, DLC, METHODS, OWN, SAID_OTHERWISE, SLEAP, Job, Outcome, budget_in_words, own_settings
+from smp_plugin.baselines import (
+    DEFAULT,
+    DLC,
+    METHODS,
+    MINUTES,
+    OWN,
+    SAID_OTHERWISE,
+    SLEAP,
+    Job,
+    Outcome,
+    budget_in_words,
+    own_settings,
+    read_predictions,
+)
 from smp_plugin.baselines.__main__ import REFUSED, UNAVAILABLE
 from smp_plugin.comparison_report import write_comparison
 from smp_plugin.comparison_results import append_result, cell_folder, read_results, said_by, shown
@@ -30,7 +44,7 @@ from smp_plugin.config import Config, set_value
 from smp_plugin.evaluation import evaluate
 from smp_plugin.pairing import frame_pairs
 from smp_plugin.peer_figures import installed, remedy
-from smp_plugin.progress import Reporter
+from smp_plugin.progress import Reporter, duration
 from smp_plugin.similarity import MEDIUM_S2, PAPER_S2, SLEAP_S2
 
 CAMPS = (OWN, SLEAP, DLC)  # what is not available for one method is not for its camp
@@ -65,7 +79,7 @@ def compare(
         val: a project whose labelled frames are predicted and measured, or the share of the labelled frames that are.
         out: the folder for ``results.csv``, ``report.html`` and the runs.
         methods: of ``baselines.METHODS``.
-        minutes: wall-clock budget of each training; or
+        minutes: wall-clock budget of each training, ``baselines.MINUTES`` where there are no steps; or
         steps: optimiser steps of each network.
         seeds: one run each. A seed also draws which labelled frames are learnt from.
         fractions: how many labelled frames are learnt from: "all", a number, or a percentage such as "20%"; the others are unlabelled.
@@ -85,15 +99,16 @@ def compare(
         raise FormatError(f"--methods names none; choose from {', '.join(METHODS)}.")
     if not fractions:
         raise FormatError("--labels-fraction names none; write numbers of labelled frames, percentages or all, such as 5,20%,all.")
-    if not minutes and not steps:
-        raise FormatError("--minutes or --steps is missing: the budget that every method gets.")
+    if minutes and steps:
+        raise FormatError("Give --minutes or --steps, not both: the budget that each training gets.")
+    if not steps:
+        minutes = minutes or MINUTES
     chosen = Config()
     for key, value in own_settings(settings or {}).items():  # a wrong one is better said now than in every run
         set_value(chosen, key, value)
         if how := SAID_OTHERWISE.get(key):
             raise FormatError(f"--set {key} would have no effect in a comparison: {how}; leave it out.")
     rule = chosen.data.labels  # one for the curves and figures of all methods
-    steps = 0 if minutes else steps
     budget = budget_in_words(minutes, steps)
     labels = read_project(project, video_root)
     held = read_project(val, video_root) if isinstance(val, Path) else None
@@ -109,7 +124,7 @@ def compare(
     _claim(out, project, val, (train, judged), budget, preset, settings or {}, device)
     for note in notes:
         reporter.warn(note)
-    val_file = out / "data" / "val.slp"
+    val_file = out / "data" / f"val.{_ending(val if isinstance(val, Path) else project, judged)}"
     val_file.parent.mkdir(exist_ok=True)
     _write(val_file, judged)
     beside = val_file.with_name("supplement.json").absolute()
@@ -122,7 +137,7 @@ def compare(
     settings = {**({"predict.max_animals": "1"} if train.one_animal else {}), **(settings or {})}
     jobs: list[tuple[str, int, Job]] = []
     for fraction, seed in itertools.product(fractions, seeds):
-        train_file = out / "data" / f"train_{counts[fraction]}_{seed}.slp"
+        train_file = out / "data" / f"train_{counts[fraction]}_{seed}.{_ending(project, train)}"
         _write(train_file, drawn(train, counts[fraction], seed))
         for method in sorted(set(methods), key=METHODS.index):
             folder = cell_folder(out, method, fraction, seed)
@@ -181,11 +196,15 @@ def _do(jobs: Sequence[tuple[str, int, Job]], out: Path, reporter: Reporter) -> 
         reporter.warn(sentence)
 
     finished = {cell.key for cell in read_results(out)}
-    wanted = {job.method for fraction, _, job in jobs if (job.method, fraction, job.seed) not in finished and not _finished(job)}
+    wanted = [job for fraction, _, job in jobs if (job.method, fraction, job.seed) not in finished and not _finished(job)]
     for camp, package in ((SLEAP, "sleap-nn"), (DLC, "deeplabcut")):  # our own methods may train for hours before it is their turn
-        if (lacking := [method for method in camp if method in wanted]) and package not in installed():
+        if (lacking := [method for method in camp if any(job.method == method for job in wanted)]) and package not in installed():
             tell(f"{', '.join(lacking)}: {remedy(package)}; left out.")
             left_out.update(camp)
+    trainings = [job for job in wanted if job.method not in left_out]
+    if seconds := 60 * sum(job.minutes for job in trainings):
+        what = f"{len(trainings)} {'training' if len(trainings) == 1 else 'trainings'} of {budget_in_words(trainings[0].minutes, 0)}"
+        reporter.say(f"{what}: about {duration(seconds)} at least, as start-up, curves and predictions come on top")
     with reporter.task("comparing", len(jobs), "runs") as task:
         for number, (fraction, labels, job) in enumerate(jobs):
             task.update(number, method=job.method, labels=fraction, seed=job.seed)
@@ -361,7 +380,12 @@ def _write(path: Path, labels: Labels) -> None:
     with contextlib.suppress(FormatError):  # damaged
         if path.exists() and _paths(read_project(path, require_videos=False)) == _paths(labels):
             return
-    write_project(path, labels)
+    write_project(path, labels, predicted=True)
+
+
+def _ending(source: Path, labels: Labels) -> str:
+    """Of a file for labels from ``source``: that of COCO where these are, so that it needs no sleap-io, and else SLEAP's."""
+    return "json" if format_of(source) == COCO and all(video.kind == "images" for video in labels.videos) else "slp"
 
 
 def _paths(labels: Labels) -> list[tuple[list[str], list[str]]]:
@@ -436,7 +460,7 @@ def _environment() -> dict[str, str]:
 def _row(job: Job, labels: int, fraction: str) -> dict[str, object]:
     """AP over all predictions, which AP weighs by score; counts and pixel errors over those that a person would be shown."""
     outcome = Outcome.read(job.folder)
-    found, truth = read_project(job.predictions, require_videos=False), job.truth()
+    found, truth = read_predictions(job.predictions), job.truth()
     every = read_project(job.everything, require_videos=False) if job.everything.exists() else found
     full = evaluate(truth, every, rule=job.rule)
     seen = evaluate(truth, shown(found, outcome.min_score), rule=job.rule)

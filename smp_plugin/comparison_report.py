@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from converters.labels import FormatError, Labels
-from converters.project import read_project
 from smp_plugin.baselines import DLC, OWN, Job, budget_in_words, own_settings
 from smp_plugin.comparison_pictures import (
     Look,
@@ -31,6 +30,7 @@ from smp_plugin.comparison_results import (
     in_words,
     mean_and_error,
     paired_differences,
+    predictions_of,
     read_outcome,
     read_results,
     said_by,
@@ -113,7 +113,7 @@ def write_comparison(folder: Path, *, title: str, val: Labels, facts: Mapping[st
     """Write ``folder/report.html`` from the finished cells in ``folder``.
 
     Args:
-        folder: of the comparison: ``results.csv``, and ``cells/<method>_<fraction>_<seed>`` with ``outcome.json`` and ``predictions.slp``.
+        folder: of the comparison: ``results.csv``, and ``cells/<method>_<fraction>_<seed>`` with ``outcome.json`` and predictions.
             Cells without these two still have their figures in the table.
         title: of the page.
         val: the labels that the methods were measured on; its videos may be absent.
@@ -313,7 +313,7 @@ def _frames(folder: Path, cells: Sequence[Cell], methods: Sequence[str], ours: s
     predicted, failed = {}, {}
     for method, cell in chosen.items():
         try:
-            found, outcome = read_project(cell.folder(folder) / "predictions.slp", require_videos=False), read_outcome(folder, cell)
+            found, outcome = predictions_of(folder, cell), read_outcome(folder, cell)
             predicted[method] = aligned(val, shown(found, outcome.min_score if outcome else 0.0))
         except FormatError as error:
             failed[method] = str(error)

@@ -18,7 +18,7 @@ from scipy.special import stdtrit
 
 from converters.files import written_whole
 from converters.labels import FormatError, Labels
-from smp_plugin.baselines import METHODS, Outcome
+from smp_plugin.baselines import METHODS, Outcome, read_predictions
 
 COLUMNS = (
     "method", "labels", "fraction", "seed", "steps", "train_minutes", "ap_s2_1", "ap_s2_0.1", "ap_s2_0.0025", "ar_s2_1",
@@ -151,6 +151,13 @@ def shown(found: Labels, min_score: float) -> Labels:
     """The predictions that a person would be shown: not those that are kept for AP alone, which weighs them by their low scores."""
     frames = [replace(frame, predicted=[p for p in frame.predicted if p.score >= min_score]) for frame in found.frames]
     return replace(found, frames=frames)
+
+
+def predictions_of(folder: Path, cell: Cell) -> Labels:
+    """What a cell predicted. FormatError where that can't be read."""
+    place = cell.folder(folder)
+    results = place / "predictions.json"
+    return read_predictions(results if results.exists() else place / "predictions.slp")
 
 
 def read_outcome(folder: Path, cell: Cell) -> Outcome | None:

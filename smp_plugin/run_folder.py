@@ -26,6 +26,7 @@ from smp_plugin.datasets import Batch, TrainingSteps
 from smp_plugin.diagnosis import few_to_validate
 from smp_plugin.frame_reader import FrameReader
 from smp_plugin.inference import FramePoses, infer
+from smp_plugin.machine import machine, memory_in_words
 from smp_plugin.metrics import Evaluation, evaluate_poses
 from smp_plugin.model import PoseModel
 from smp_plugin.preparation import Material, frame_names
@@ -333,7 +334,10 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
     may_choose = material.val_frames and config.train.keep == "best"
     frames = spread(material.val_frames or material.frames, config.train.val_frames)
     reader = FrameReader(material.videos, 1.0, config.data.cache_gb * 1e9)
+    predict_frames(kept.model, frames[:1], FrameReader(material.videos, 1.0), kept.config, kept.typical_length)  # warms up, not timed
+    started = time.perf_counter()
     found = predict_frames(kept.model, frames, reader, _uncut(kept.config), kept.typical_length)
+    rate = len(frames) / (time.perf_counter() - started)
     truth = truth_of(frames)
     if kept.config.predict.min_score == 0:
         partial = material.val_partial if may_choose else material.partial
@@ -364,6 +368,7 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
     if (out / "metrics.csv").exists():
         write_curves(out / "metrics.csv", out / "curves.png")
     write_gallery(out / "val_predictions.png", items, material.skeleton)
+    what = "validation frames" if material.val_frames else "training frames"
     data = {
         "Projects": ", ".join(map(str, kept.facts["projects"])),  # type: ignore[call-overload]
         "Keypoints": ", ".join(material.skeleton.keypoints),
@@ -371,8 +376,11 @@ def finish(out: Path, config: Config, material: Material, device: torch.device, 
         "Validation frames": len(material.val_frames),
         "Unlabelled frames": f"{len(material.pool):,}",
         "Model kept": f"of step {kept.facts['step']}, after {kept.facts['minutes']} min of training",
+        "Machine": machine(),
+        "Prediction": f"{rate:.1f} frames/s of {len(frames)} {what}, one by one and reading included (smp-predict takes several at once)",
+        "Memory at its peak, training included": memory_in_words(),
     }
-    judged = "validation frames" if material.val_frames else "training frames (there are no validation frames, so these figures flatter)"
+    judged = what if material.val_frames else f"{what} (there are no validation frames, so these figures flatter)"
     write_report(out, title=out.name, data=data, choices=choices, evaluation=result, warnings=warnings, on=judged)
     ap = judged_ap(result)
     rule = " by the rule for partial labels" if material.val_partial else ""

@@ -1,7 +1,7 @@
 """Methods that ``smp-compare`` sets side by side: ours and its ablations, SLEAP's, DeepLabCut's, each through its own API.
 
 One module per camp has ``run(job) -> Outcome``: train on ``job.train`` for the budget, predict the labelled frames of ``job.val`` into
-``job.folder / "predictions.slp"``. Each runs in a process of its own (``python -m smp_plugin.baselines FOLDER``), so that peak memory,
+``job.predictions``. Each runs in a process of its own (``python -m smp_plugin.baselines FOLDER``), so that peak memory,
 threads and crashes are one method's alone and no peer is imported into ours.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ SAID_OTHERWISE = {  # settings of ours that a comparison makes, and how it is to
 PEERS = ("sleap.", "dlc.")  # how the names of their settings begin
 METHODS = (*OWN, *SLEAP, *DLC)
 DEFAULT = (*OWN, *SLEAP)  # what is compared unless others are named
+MINUTES = 20.0  # wall-clock budget of each training where neither minutes nor steps are asked for
 
 
 def own_settings(settings: Mapping[str, str]) -> dict[str, str]:
@@ -64,9 +65,9 @@ class Job:
 
     Attributes:
         method: one of ``METHODS``.
-        train: SLEAP project with the labelled frames to learn from; frames without a label may be used as such.
-        val: SLEAP project with the frames to predict. Its labels choose nothing: no early stopping, no best checkpoint.
-        folder: for everything the method writes; ``predictions.slp`` above all.
+        train: project (SLEAP's, or COCO labels) with the labelled frames to learn from; frames without a label may be used as such.
+        val: project with the frames to predict. Its labels choose nothing: no early stopping, no best checkpoint.
+        folder: for everything the method writes; the predictions above all.
         seed: of everything random.
         minutes: wall-clock budget of training, start-up not counted; 0 where ``steps`` count.
         steps: optimiser steps (of a top-down method: of each of its networks).
@@ -94,8 +95,10 @@ class Job:
 
     @property
     def predictions(self) -> Path:
-        """Where the poses on the frames of ``val`` go, as the method's package shows them to its users."""
-        return self.folder / "predictions.slp"
+        """Where the poses on the frames of ``val`` go, as the method's package shows them to its users. Ours are COCO where ``val`` is, and
+        need no sleap-io either.
+        """
+        return self.folder / ("predictions.json" if self.method in OWN and self.val.suffix == ".json" else "predictions.slp")
 
     @property
     def everything(self) -> Path:
@@ -133,7 +136,7 @@ class CurvePoint:
 
 @dataclass
 class Outcome:
-    """How a method did its job; the poses themselves are in ``predictions.slp``.
+    """How a method did its job; the poses themselves are in ``job.predictions``.
 
     Attributes:
         version: name and version of the package, e.g. ``sleap-nn 0.3.5``.
@@ -183,6 +186,17 @@ class Outcome:
 
 class Unavailable(Exception):
     """The method can't run here; the message says what is missing and how to get it."""
+
+
+def read_predictions(path: Path) -> Labels:
+    """What a method predicted on the frames of ``val``. Of COCO's images, those without an animal were looked at, too."""
+    from converters.labels import LabeledFrame
+    from converters.project import read_project
+
+    found = read_project(path, require_videos=False)
+    seen = {frame.index for frame in found.frames}
+    images = len(found.videos[0].paths) if path.suffix == ".json" else 0
+    return replace(found, frames=[*found.frames, *(LabeledFrame(0, index) for index in range(images) if index not in seen)])
 
 
 def curve_point(job: Job, predictions: Path, seconds: float, step: int, phase: str = "") -> CurvePoint:

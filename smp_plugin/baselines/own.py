@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from converters import LabeledFrame, PredictedInstance, read_project, write_predictions
+from converters import LabeledFrame, Labels, PredictedInstance, VideoSource, read_project, write_predictions, write_project
 from converters.video import open_video
 from smp_plugin import __version__
 from smp_plugin.baselines import CurvePoint, Job, Outcome, own_settings
@@ -84,7 +85,12 @@ def _predict(job: Job, checkpoint: Checkpoint, run_folder: Path) -> tuple[float,
                     for p, s, q in zip(found.poses, found.scores, found.point_scores, strict=True)
                 ]
                 predicted.append(LabeledFrame(number, index, predicted=animals))
-    write_predictions(job.predictions, checkpoint.skeleton, labels.videos, predicted, {"model": str(run_folder)})
+    if job.predictions.suffix == ".json":  # which then lists the images that were predicted, and no others
+        images = VideoSource(tuple(labels.videos[frame.video].paths[frame.index] for frame in predicted))
+        listed = [replace(frame, video=0, index=index) for index, frame in enumerate(predicted)]
+        write_project(job.predictions, Labels(checkpoint.skeleton, [images], listed), predicted=True)
+    else:
+        write_predictions(job.predictions, checkpoint.skeleton, labels.videos, predicted, {"model": str(run_folder)})
     return time.monotonic() - started, len(frames), cut
 
 

@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from converters import FormatError, Labels, read_project
+from converters import FormatError, Labels, read_project, write_project
 from converters.video import open_video
 from smp_plugin.baselines import CurvePoint, Job, Outcome, Unavailable, curve_point, peer_settings
 
@@ -51,6 +51,7 @@ def run(job: Job) -> Outcome:
 
     _hush()
     job = replace(job, device=str(choose_device(job.device)[0]))  # once, for training and prediction
+    job = replace(job, train=_as_slp(job.train, job.folder), val=_as_slp(job.val, job.folder))
     shutil.rmtree(_models(job), ignore_errors=True)  # of a run that was interrupted
     on_cpu = job.device == "cpu"
     scale = _scale(read_project(job.train), on_cpu) if job.method == "sleap-bottomup" else 1.0
@@ -79,6 +80,15 @@ def run(job: Job) -> Outcome:
     if len(parts) == 2:
         notes.append("the centroid network has a third of the time, the network of the pose the rest" if job.minutes else "")
     return Outcome(f"sleap-nn {sleap_nn.__version__}", steps, seconds, predict_seconds, frames, [n for n in notes if n], curve)
+
+
+def _as_slp(path: Path, folder: Path) -> Path:
+    """The same labels as a SLEAP project, the only format that sleap-nn reads; in ``folder``, unless they are one."""
+    if path.suffix == ".slp":
+        return path
+    converted = folder / f"{path.stem}.slp"
+    write_project(converted, read_project(path))
+    return converted
 
 
 def _models(job: Job) -> Path:

@@ -10,12 +10,12 @@ from typing import Any
 import rich_click as click
 
 from converters.labels import FormatError
-from smp_plugin.baselines import DEFAULT, METHODS
+from smp_plugin.baselines import DEFAULT, METHODS, MINUTES
 from smp_plugin.cli import _common
 from smp_plugin.cli._common import FILE
 from smp_plugin.progress import Reporter
 
-EPILOG = "Example:  smp-compare --slp flies.slp --val heldout.slp --minutes 20 --labels-fraction 5,25,all --seeds 3 -o comparison"
+EPILOG = "Example:  smp-compare --slp flies.slp --val heldout.slp --labels-fraction 5,25,all --seeds 3 -o comparison"
 
 
 @click.command("smp-compare", epilog=EPILOG, context_settings=_common.UNNAMED)
@@ -29,7 +29,12 @@ EPILOG = "Example:  smp-compare --slp flies.slp --val heldout.slp --minutes 20 -
 @click.option("--labels-fraction", "fractions", metavar="LIST", default="all", help="Labelled frames to learn from, e.g. 5,20%,all.")
 @click.option("--methods", metavar="LIST", default=",".join(DEFAULT), help=f"Of {', '.join(METHODS)}.")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, metavar="N", help="Runs of each, with seeds 0 to N-1 (default 1).")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="M", help="Wall-clock budget of each training.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="M",
+    help=f"Wall-clock budget of each training (default {MINUTES:g}, without --steps).",
+)
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Optimiser steps of each network, in place of minutes.")
 @click.option("-o", "--output", type=FILE, default=Path("comparison"), metavar="DIR", help="Folder; goes on where it was interrupted.")
 @click.option("--preset", type=click.Choice(["auto", "small", "gpu", "paper"]), default="auto", help="Of our own methods (default auto).")
@@ -49,8 +54,6 @@ def command(state: _common.State, **options: Any) -> None:
     named = [options[kind] for kind in ("slp", "dlc", "coco") if options[kind]]
     if len(named) != 1:
         raise click.UsageError("Name one labelled project, with --slp, --dlc or --coco.")
-    if (options["minutes"] is None) == (options["steps"] is None):
-        raise click.UsageError("Give --minutes or --steps: the budget that each training gets.")
     methods = [m.strip() for m in options["methods"].split(",") if m.strip()]
     if unknown := [m for m in methods if m not in METHODS]:
         raise FormatError(f"--methods {unknown[0]}: there is no such method; choose from {', '.join(METHODS)}.")

@@ -6,6 +6,7 @@ import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from converters import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, read_project
+from converters import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, read_project, write_project
 from converters.coco import read_coco, write_coco
 from converters.coco_results import is_coco_results, read_coco_results, write_coco_results
 from converters.sleap import read_slp
@@ -342,6 +343,20 @@ def test_write_and_read_back(tmp_path: Path, make_images: Callable[..., list[Pat
     assert [image["file_name"] for image in written["images"]] == [f"photös/img{n}.png" for n in range(5)]
     assert {(image["width"], image["height"]) for image in written["images"]} == {(64, 48)}
     assert all(type(v) is int for a in written["annotations"] for v in a["keypoints"][2::3])
+
+
+def test_predictions_are_written_among_the_labels_if_asked_for(tmp_path: Path, make_images: Callable[..., list[Path]]) -> None:
+    made = project([VideoSource(tuple(make_images(tmp_path, 5)))])
+    sure, unsure = PredictedInstance(SOME, "bob", 0.75, np.array([0.5, 0.0, 1.0])), PredictedInstance(np.full_like(SOME, np.nan))
+    made.frames[0].predicted, made.frames[2].predicted = [sure], [replace(sure, track=None), unsure]
+    assert not any("left out" in note for note in write_project(tmp_path / "labels.json", made, predicted=True))
+    back = read_project(tmp_path / "labels.json")
+    assert [(f.index, len(f.instances), len(f.predicted), f.negative) for f in back.frames] == [(0, 2, 1, 0), (2, 0, 0, 1), (3, 0, 1, 0)]
+    for animal, track in zip((back.frames[0].predicted[0], back.frames[2].predicted[0]), ("bob", None), strict=True):
+        np.testing.assert_array_equal(animal.points, SOME)
+        np.testing.assert_allclose(animal.point_scores, [0.5, 0, 1], atol=2e-6)
+        assert (animal.score, animal.track) == (0.75, track)
+    assert back.notes == []
 
 
 def test_pycocotools_loads_it(tmp_path: Path, make_images: Callable[..., list[Path]]) -> None:

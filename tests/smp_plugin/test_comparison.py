@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from converters import FormatError, Instance, LabeledFrame, Labels, PredictedInstance, Skeleton, VideoSource, read_project, write_project
-from converters.supplement import write_supplement
+from converters.supplement import supplemented, write_supplement
 from smp_plugin import comparison
 from smp_plugin.baselines import Job, Outcome, curve_point, own
 from smp_plugin.cli.compare import main
@@ -57,7 +57,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Job]]:
             ]
             off = PredictedInstance(np.full((len(labels.skeleton), 2), 500.0) + np.arange(2), score=far)
             frames[0] = replace(frames[0], predicted=[*frames[0].predicted, off])
-            write_project(job.predictions, replace(labels, frames=frames))
+            write_project(job.predictions, replace(labels, frames=frames), predicted=True)
             outcome = Outcome("pretended 1", 7, 120.0, 2.0, len(frames), peak_memory=3 * 10**9, min_score=0.5)
             (job.folder / "outcome.json").write_text(json.dumps(outcome.to_dict()))
             if job.folder.name in unreadable:
@@ -262,6 +262,25 @@ def test_a_folder_holds_one_comparison(blobs: Any, tmp_path: Path, pretend: Call
         compare(blobs.project, out=tmp_path, methods=("smp",), minutes=2)
 
 
+def test_a_training_gets_20_minutes_by_default_and_what_is_left_is_said_in_advance(
+    blobs: Any, tmp_path: Path, pretend: Callable[..., list[Job]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = pretend(broken=("smp_all_1",))
+    monkeypatch.setattr(comparison, "installed", lambda: ["deeplabcut"])
+    arguments = ["--slp", str(blobs.project), "--methods", "directpose,smp,sleap-topdown", "--seeds", "2", "-o", str(tmp_path)]
+    said = []
+    for _ in range(2):
+        assert main(arguments) == 0
+        said.append(" ".join(capsys.readouterr().err.split()))
+    assert {(job.minutes, job.steps) for job in done} == {(20.0, 0)} and "20 minutes each" in said[0]
+    assert "4 trainings of 20 minutes: about 1 h 20 min at least" in said[0], "without the method that is not installed"
+    assert "1 training of 20 minutes: about 20 min 0 s at least" in said[1]
+    compare(blobs.project, out=tmp_path / "python", methods=("smp",))
+    assert done[-1].minutes == 20
+    compare(blobs.project, out=tmp_path / "steps", methods=("smp",), steps=3)
+    assert (done[-1].minutes, done[-1].steps) == (0, 3)
+
+
 def test_devices_are_not_mixed(blobs: Any, tmp_path: Path, pretend: Callable[..., list[Job]]) -> None:
     pretend()
     arguments: dict[str, Any] = {"out": tmp_path, "methods": ("smp",), "steps": 3}
@@ -409,7 +428,7 @@ def test_smaller_draws_are_part_of_larger_ones(blobs: Any) -> None:
     ("arguments", "sentence"),
     [
         (["--steps", "3"], "Name one labelled project"),
-        (["--slp", "{project}"], "Give --minutes or --steps"),
+        (["--slp", "{project}", "--steps", "3", "--minutes", "2"], "Give --minutes or --steps, not both"),
         (["--slp", "{project}", "--steps", "3", "--methods", "smp,magic"], "there is no such method"),
         (["--slp", "{project}", "--steps", "3", "--methods", ""], "--methods names none; choose from directpose"),
         (["--slp", "{project}", "--steps", "3", "--labels-fraction", " ,"], "--labels-fraction names none; write"),
@@ -517,6 +536,72 @@ def test_what_an_earlier_run_left_is_not_taken_for_the_new_one(child: Callable[[
     for path in (job.predictions, job.everything, job.folder / "outcome.json"):
         path.touch()
     assert comparison._run(job, lambda _: None) is None
+
+
+@pytest.fixture
+def coco(make_blobs: Callable[..., Any], tmp_path: Path) -> Path:
+    """COCO labels of 14 images in two folders, the last two without labels: some animals partly labelled or not, hidden keypoints, an image
+    marked as empty, a model's animal, a crowd, and a symmetry.
+    """
+    made = make_blobs(counts=(2,) * 14, labelled=range(12), negative=(5,), images=True, hide=lambda i, p: None if i == 5 else p)
+    write_project(tmp_path / "labels.json", read_project(made.project))
+    content = json.loads((tmp_path / "labels.json").read_text())
+    (tmp_path / "more").mkdir()
+    for image in content["images"][::2]:
+        name = Path(image["file_name"]).name
+        (tmp_path / image["file_name"]).rename(tmp_path / "more" / name)
+        image["file_name"] = f"more/{name}"
+    first, second, third = content["annotations"][:3]
+    first["keypoints"][2], first["keypoints"][3:6] = 1, [0, 0, 0]
+    crowd = {"id": 97, "image_id": second["image_id"], "category_id": 1, "iscrowd": 1, "bbox": [70, 70, 20, 20]}
+    guess = {**third, "id": 98, "score": 0.75, "track": "bob", "keypoints": [30, 30, 0.25, 0, 0, 0, 40, 60, 1]}
+    content["annotations"] += [crowd, guess]
+    content["categories"][0]["symmetries"] = [[1, 3]]
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    return tmp_path / "labels.json"
+
+
+def contents(labels: Labels) -> list[Any]:
+    """All that training may see of labels."""
+    frames = [
+        (
+            f.index, f.negative, [i.points.tolist() for i in f.instances], [box.tolist() for box in f.unposed],
+            [(p.points.tolist(), p.point_scores.tolist(), p.score, p.track) for p in f.predicted],
+        )
+        for f in labels.frames
+    ]  # fmt: skip
+    return [labels.skeleton, [(v.paths, v.original) for v in labels.videos], repr(frames)]
+
+
+def test_coco_labels_stay_coco_and_lose_nothing(coco: Path, tmp_path: Path, pretend: Callable[..., list[Job]]) -> None:
+    done, source = pretend(), read_project(coco)
+    compare(coco, val=coco, out=tmp_path / "out", methods=("smp", "sleap-topdown"), steps=3)
+    smp, topdown = done
+    assert (smp.train.name, smp.val.name, smp.predictions.name) == ("train_12_0.json", "val.json", "predictions.json")
+    assert any(f.unposed for f in source.frames) and any(f.predicted for f in source.frames) and any(f.negative for f in source.frames)
+    assert contents(supplemented(read_project(smp.train), str(smp.supplement))) == contents(source)
+    assert contents(smp.truth()) == contents(replace(source, frames=[replace(f, predicted=[]) for f in source.frames]))
+    assert topdown.predictions.name == "predictions.slp" and len(rows_of(tmp_path / "out")) == 2
+    assert len({row["ap_s2_0.1"] for row in rows_of(tmp_path / "out")}) == 1
+    assert not any("are not in" in each for each in Outcome.read(smp.folder).warnings), "an image without a predicted animal is not lacking"
+    compare(coco, val=coco, out=tmp_path / "out", methods=("smp", "sleap-topdown"), steps=3)
+    assert len(done) == 2
+
+
+def test_our_methods_are_compared_on_coco_without_sleap_io(
+    coco: Path, tmp_path: Path, tiny: dict[str, str], monkeypatch: pytest.MonkeyPatch, listener: Any
+) -> None:
+    (tmp_path / "absent").mkdir()
+    (tmp_path / "absent" / "sleap_io.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "absent"))  # of the runs
+    monkeypatch.setitem(sys.modules, "sleap_io", None)
+    with pytest.raises(FormatError, match="sleap-io"):
+        write_project(tmp_path / "labels.slp", read_project(coco))
+    page = compare(coco, out=tmp_path / "out", methods=("smp",), steps=2, device="cpu", settings=tiny, reporter=listener)
+    (row,) = rows_of(tmp_path / "out")
+    assert (row["steps"], row["labels"]) == ("2", "9") and not [*(tmp_path / "out").rglob("*.slp")]
+    text = page.read_text()
+    assert "Labels</b>" in text and "No predictions could be read" not in text
 
 
 def test_what_lies_on_a_held_out_box_without_keypoints_is_not_judged(tmp_path: Path, make_images: Callable[..., list[Path]]):

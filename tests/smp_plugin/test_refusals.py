@@ -27,9 +27,9 @@ from smp_plugin.training import train as learn
 pytestmark = pytest.mark.usefixtures("thin_backbone")
 
 
-def test_a_comparison_needs_a_budget_and_labels(blobs: Any, make_blobs: Callable[..., Any], tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="--minutes or --steps is missing"):
-        compare(blobs.project, out=tmp_path / "out")
+def test_a_comparison_needs_one_budget_and_labels(blobs: Any, make_blobs: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="Give --minutes or --steps, not both"):
+        compare(blobs.project, out=tmp_path / "out", minutes=1, steps=3)
     bare = make_blobs("bare", counts=[0] * 4, labelled=range(4)).project
     with pytest.raises(FormatError, match=r"bare\.slp: no animal is labelled in it; label some frames"):
         compare(bare, out=tmp_path / "out", steps=3)

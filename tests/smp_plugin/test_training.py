@@ -91,6 +91,8 @@ def test_the_run_folder(trained: Path):
     assert report.count("data:image/png;base64") == 2
     for text in ("input scale: 1", "labels: taken as complete", "validation: 3 of 12", "Labelled frames, animals", "head, middle, tail"):
         assert text in report, text
+    for fact in (r"\d+\.\d frames/s of 3 validation frames, one by one", r"\d\.\d\d GB of the process<", r"CPU, \d+ processor core"):
+        assert re.search(fact, report), fact
     assert yaml.safe_load((trained / "config.yaml").read_text())["data"]["labels"] == "complete"  # what auto stood for
     assert "validation: 3 of 12" in (trained / "log.txt").read_text()
 

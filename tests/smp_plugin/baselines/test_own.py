@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from smp_plugin.baselines import Job, __main__, own
+from smp_plugin.baselines import Job, own
 from smp_plugin.config import Config, write_config
 
 
@@ -64,21 +61,6 @@ def test_the_users_settings_do_not_change_the_budget(
     with pytest.raises(_Seen):
         own.run(Job("smp", blobs.project, blobs.project, tmp_path / "cell", device="cpu", settings=asked, **budget))
     assert (seen[0].train.minutes, seen[0].train.steps) == (minutes, steps)
-
-
-@pytest.mark.parametrize(("held", "machine", "peak"), [([0, 5], "H200, ", 5), ([0, 0], "CPU, ", None)])
-def test_an_outcome_says_what_it_was_made_on(held: list[int], machine: str, peak: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = SimpleNamespace(
-        is_available=lambda: True,
-        device_count=lambda: 2,
-        get_device_name=["A100", "H200"].__getitem__,
-        max_memory_reserved=held.__getitem__,
-    )
-    mps = SimpleNamespace(is_available=lambda: False)
-    torch = SimpleNamespace(cuda=cuda, backends=SimpleNamespace(mps=mps), get_num_threads=lambda: 1)
-    monkeypatch.setitem(sys.modules, "torch", torch)
-    assert re.fullmatch(machine + r"\d+ processor cores?, 1 thread", __main__.machine())
-    assert peak is None or __main__.peak_memory() == peak
 
 
 def test_a_run_without_unlabelled_frames_says_so(

@@ -15,7 +15,7 @@ import torch
 
 from converters import FormatError, VideoSource, read_project, write_project
 from smp_plugin.baselines import Job, Unavailable, peer_settings, sleap
-from smp_plugin.baselines.sleap import CENTROID_SHARE, _Clock, _networks, _scale, _settings, run
+from smp_plugin.baselines.sleap import CENTROID_SHARE, _as_slp, _Clock, _networks, _scale, _settings, run
 from smp_plugin.evaluation import evaluate
 
 HERE = importlib.util.find_spec("sleap_nn") is not None
@@ -51,6 +51,16 @@ def test_settings_of_peers_are_yaml_with_numbers_as_people_write_them() -> None:
     given = {"sleap.lr": "1e-4", "sleap.size": "8", "sleap.name": "adam", "sleap.text": "'1e-4'", "sleap.flat": "[1, x]", "dlc.lr": "2e-3"}
     assert peer_settings(given, "sleap.") == {"lr": 1e-4, "size": 8, "name": "adam", "text": "1e-4", "flat": [1, "x"]}
     assert peer_settings(given, "dlc.") == {"lr": 2e-3}
+
+
+def test_labels_of_another_format_become_a_sleap_project_of_the_runs_own(make_blobs: Callable[..., Any], tmp_path: Path) -> None:
+    made = make_blobs(counts=(1,) * 3, labelled=range(2), images=True)
+    assert _as_slp(made.project, tmp_path / "run") == made.project
+    write_project(tmp_path / "train_2_0.json", read_project(made.project))
+    (tmp_path / "run").mkdir()
+    found, expected = (read_project(path) for path in (_as_slp(tmp_path / "train_2_0.json", tmp_path / "run"), made.project))
+    assert found.path == tmp_path / "run" / "train_2_0.slp" and found.videos == expected.videos
+    assert [f.instances[0].points.tolist() for f in found.frames] == [f.instances[0].points.tolist() for f in expected.frames]
 
 
 @needs_sleap
