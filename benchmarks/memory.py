@@ -40,7 +40,7 @@ else:
     for key, value in {"train.steps": 10, **unlabelled, "model.weights": "none", "train.device": "cpu"}.items():
         set_value(config, key, value)
     smp_plugin.train([model], config=config, out=output, unlabeled=[video])
-from smp_plugin.baselines.__main__ import peak_memory
+from smp_plugin.machine import peak_memory
 print("PEAK", peak_memory() / 2**20)
 """
 

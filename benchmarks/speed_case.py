@@ -160,7 +160,7 @@ def main() -> None:
     ready = time.time()
     work()
     done = time.time()
-    from smp_plugin.baselines.__main__ import peak_memory  # now, since start-up is timed
+    from smp_plugin.machine import peak_memory  # now, since start-up is timed
 
     figures = {"startup_seconds": ready - case.get("launched", begun), "frames_per_second": case["frames"] / (done - ready)}
     print("RESULT " + json.dumps({**figures, "peak_memory_gb": peak_memory() / 2**30, **afterwards()}))
