@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -647,13 +648,28 @@ def test_processes_go_by_the_first_ones_clock():
     assert first.progress(34) == other.progress(34) == pytest.approx(37 / 60)
 
 
-def in_processes(*command: str, folder: Path, environment: dict[str, str]) -> str:
-    """What a program said that starts processes of its own."""
+def in_processes(*command: str, folder: Path, environment: dict[str, str], nodes: int = 1) -> str:
+    """What a program said that starts processes of its own, or that is started once on each of so many machines: this one."""
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)
-    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    if nodes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    started = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            cwd=folder,
+            env=environment | ({"NODE_RANK": str(node)} if nodes > 1 else {}),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        for node in range(nodes)
+    ]
+    said = [process.communicate()[1] for process in started]
+    assert not any(process.returncode for process in started), said
+    return "".join(said)
 
 
 NOTING = """
@@ -689,16 +705,19 @@ def test_two_processes_take_the_same_steps_whatever_their_clocks_say(blobs: Any,
     assert first == second and len(first) == 12
 
 
-def test_two_processes(blobs: Any, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch):
-    """Two processes step along the mean of their gradients.
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_two_processes(nodes: int, blobs: Any, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch):
+    """Two processes, of one machine or of two, step along the mean of their gradients.
 
     Their losses are not those of one process with the batch of both, though the crops are the same: each term is a mean over the animals or
     points of a batch (losses.py), and a mean over all is not the mean over two shards with different numbers of them. So one process is
-    made to take the mean of two shards' losses, and the first one's losses must be the same, also in the step after the update.
+    made to take the mean of two shards' losses, and the first one's losses must be the same, also in steps after the first update and with
+    unlabelled frames.
     """
     sets = [argument for text in [*TINY, "train.val_every=2", "train.unlabeled_fusion_start=0.5"] for argument in ("--set", text)]
-    arguments = ["--slp", str(blobs.project), "--steps", "4", "--weights", "none", "--device", "cpu", "--devices", "2", *sets]
-    said = in_processes("-m", "smp_plugin.cli.train", *arguments, folder=tmp_path, environment=environment)
+    arguments = ["--slp", str(blobs.project), "--steps", "4", "--weights", "none", "--device", "cpu", *sets]
+    arguments += ["--devices", str(2 // nodes), "--num-nodes", str(nodes)]
+    said = in_processes("-m", "smp_plugin.cli.train", *arguments, folder=tmp_path, environment=environment, nodes=nodes)
     (run,) = (tmp_path / "runs").iterdir()  # the second process made no folder of its own
     assert {path.name for path in run.iterdir()} == RUN_FILES
     assert [row["step"] for row in rows_of(run)] == ["2", "4"]
@@ -706,18 +725,22 @@ def test_two_processes(blobs: Any, tmp_path: Path, environment: dict[str, str], 
 
     class Shards(TrainingSteps):
         def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            self.second = TrainingSteps(*arguments)
-            self.rank, self.second.rank, self.world, self.second.world = 0, 1, 2, 2
+            first, second = ([*arguments[:6], rank, 2, *arguments[8:]] for rank in (0, 1))
+            super().__init__(*first)
+            self.second = TrainingSteps(*second)
             self.second.first_unlabeled_step = self.first_unlabeled_step
 
         def __getitem__(self, step: int) -> Any:
             return [super().__getitem__(step), self.second[step]]
 
     def step_on_both(module: training.PoseTraining, shards: Any, _: int) -> torch.Tensor:
+        before = module.confidence.clone()
         first = step_on_one(module, shards[0], 0)
         terms = {name: list(values) for name, values in module.terms.items()}
+        after = module.confidence.clone()
+        module.confidence.copy_(before)  # each process goes on from the first one's
         mean = (first + step_on_one(module, shards[1], 0)) / 2
+        module.confidence.copy_(after)
         module.terms.clear()
         module.terms.update(terms)
         return mean
@@ -727,7 +750,10 @@ def test_two_processes(blobs: Any, tmp_path: Path, environment: dict[str, str], 
     monkeypatch.setattr(training, "TrainingSteps", Shards)
     monkeypatch.setattr(training.PoseTraining, "training_step", step_on_both)
     config = read_config(run / "config.yaml")
-    config.train.devices = 1
+    config.train.devices = config.train.num_nodes = 1
     alone = rows_of(train([blobs.project], config=config, out=tmp_path / "alone"))
-    for name in ("loss", "loss_box", "loss_heatmap"):
-        assert float(rows_of(run)[0][name]) == pytest.approx(float(alone[0][name]), rel=1e-4)
+    for together, by_itself in zip(rows_of(run), alone, strict=True):
+        losses = {name for name, value in together.items() if name.startswith("loss") and value}
+        assert losses >= {"loss", "loss_heatmap"}
+        assert {n: float(together[n]) for n in losses} == pytest.approx({n: float(by_itself[n]) for n in losses}, rel=1e-3)
+    assert float(alone[1]["loss_agreement"]) > 0 and float(alone[1]["loss_fusion_unlabeled"]) > 0
