@@ -1,9 +1,9 @@
 """How long a device that takes a step in T milliseconds waits for its crops, with the next unlabelled frames read ahead and without.
 
-    python benchmarks/loading.py PROJECT.slp --step 120 --workers 2 --steps 300 -o benchmarks/results/loading.json
+    python benchmarks/loading.py PROJECT.slp --step 600 --workers 1 --steps 120 -o benchmarks/results/loading.json
 
 No device is there: between two batches the process sleeps for T, which leaves the processor to the loader processes as a GPU does.
-Rounds with and without take turns; the first step, for which the processes start, is left out.
+Rounds with and without take turns; the first steps, in which processes start and the first frames are read, are left out.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from smp_plugin.preparation import Material, prepare
 from smp_plugin.progress import Reporter
 from smp_plugin.training import loader
 
+FIRST = 20  # steps that are left out
+
 
 def waits(material: Material, settings: dict[str, object], count: int, step: float) -> list[float]:
-    """Seconds waited for each of ``count`` steps but the first, with unlabelled frames in all of them."""
+    """Seconds waited for each of ``count`` steps but the `FIRST`, with unlabelled frames in all of them."""
     config, _ = preset("gpu", cuda=True)
     for key, value in settings.items():
         set_value(config, key, value)
@@ -47,7 +49,7 @@ def waits(material: Material, settings: dict[str, object], count: int, step: flo
             found.append(time.perf_counter() - started)
             position += 1
             time.sleep(step)
-    return found[1:count]
+    return found[FIRST:count]
 
 
 def main() -> None:
@@ -55,9 +57,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("project", type=Path)
     parser.add_argument("-o", "--output", type=Path)
-    parser.add_argument("--step", type=float, default=120.0, help="milliseconds that a step takes")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--step", type=float, default=600.0, help="milliseconds that a step takes")
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
     settings: dict[str, object] = {
