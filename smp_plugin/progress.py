@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from converters.labels import printable
 
@@ -98,11 +98,11 @@ class Reporter:
         if self.mute:
             return
         if self.json:
-            print(jsonlib.dumps(record), flush=True)
+            _print_line(jsonlib.dumps(record), sys.stdout)
         elif self.terminal:
             self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, file=sys.stderr, flush=True)
+            _print_line(text, sys.stderr)
 
     @property
     def terminal(self) -> bool:
@@ -178,7 +178,7 @@ class Task:
         if reporter.json:
             if last or now >= self._next["json"]:
                 self._next["json"] = now + JSON_EVERY
-                print(jsonlib.dumps(self._record()), flush=True)
+                _print_line(jsonlib.dumps(self._record()), sys.stdout)
         elif self._owns_bar and reporter._bar is not None:
             reporter._bar.update(
                 self._bar_task, completed=self.done, info="  ".join(self._shown_info), rate=f"{self.rate:.3g}/s", left=self._left()
@@ -227,6 +227,11 @@ def duration(seconds: float) -> str:
     if whole < 60:
         return f"{whole} s"
     return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _print_line(text: str, file: TextIO) -> None:
+    """In one piece: while one thread predicts, another may write files, and both speak."""
+    print(f"{text}\n", end="", file=file, flush=True)
 
 
 def _plain(value: float) -> float:
