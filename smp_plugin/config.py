@@ -165,7 +165,7 @@ class PredictConfig:
     shrink: float = 1.0  # frames are read at this share of the size that the model learnt them at; smp-predict --fast chooses it
     track: bool = False  # follow animals: one name for each in all frames of a video
     runtime: Literal["pytorch", "compile", "onnx"] = "pytorch"  # what computes the network; the others only where they prove faster
-    batch: int = 0  # frames a batch; 0: as measured on an NVIDIA GPU, 4 on others; a CPU works on several batches at once
+    batch: int = 0  # frames a batch; 0: as measured on an NVIDIA GPU (16 for other runtimes), 4 on others; a CPU takes several at once
 
 
 @dataclass

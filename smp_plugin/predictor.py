@@ -56,7 +56,7 @@ class Predictor:
         self.model = for_prediction(checkpoint.model, device, self.config.train.precision)
         if device.type == "cpu":
             keep_freed()
-        self.batch = self.config.predict.batch or 4
+        self.batch = self.config.predict.batch or (16 if device.type == "cuda" else 4)
         self._measure = device.type == "cuda" and not self.config.predict.batch and runtime == "pytorch"  # others are made for one size
         threads = torch.get_num_threads()
         on_cpu = max(n for n in range(1, MOST_LANES + 1) if threads % n == 0)

@@ -327,6 +327,27 @@ def test_frames_are_copied_once_on_their_way_to_a_card(untrained: Checkpoint, mo
     assert images.shape == (3, 3, 4, 6) and [int(image.unique()) for image in images] == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("device", "runtime", "asked", "batch", "measured"),
+    [
+        ("cuda", "pytorch", 0, 16, True),
+        ("cuda", "compile", 0, 16, False),
+        ("cuda", "pytorch", 3, 3, False),
+        ("cpu", "pytorch", 0, 4, False),
+    ],
+)
+def test_only_a_card_that_pytorch_uses_as_it_is_tries_batches(
+    device: str, runtime: Any, asked: int, batch: int, measured: bool, untrained: Checkpoint, monkeypatch: pytest.MonkeyPatch
+):
+    """What is compiled is made for one size; and nobody who asks for a size gets another."""
+    for name in ("for_prediction", "check_runtime", "Runtime"):
+        monkeypatch.setattr(f"smp_plugin.predictor.{name}", lambda model, *_: model)
+    monkeypatch.setattr(untrained.config.predict, "runtime", runtime)
+    monkeypatch.setattr(untrained.config.predict, "batch", asked)
+    made = Predictor(untrained, torch.device(device))
+    assert (made.batch, made._measure) == (batch, measured)
+
+
 # --- disks ---
 
 
